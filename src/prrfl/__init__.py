@@ -1,0 +1,1 @@
+"""Personalised, retrogress-resilient federated learning on medical images (PRR-FL)."""
