@@ -136,5 +136,20 @@ class ScoreRecord:
     kind: Literal["score"] = field(default="score", init=False)
 
 
-RoundRecord = TrainRecord | ScoreRecord
+@dataclass(frozen=True)
+class ExchangeRecord:
+    """The end of a round: who took part, and how many bytes travelled.
+
+    Attributes:
+        bytes_up: per participating site, the bytes of its share.
+        bytes_down: bytes of the mean, which every one of them received.
+    """
+
+    round: int
+    bytes_up: Mapping[ClientId, int]
+    bytes_down: int
+    kind: Literal["exchange"] = field(default="exchange", init=False)
+
+
+RoundRecord = TrainRecord | ScoreRecord | ExchangeRecord
 """What a run yields, in the order in which it happens."""

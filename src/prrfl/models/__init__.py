@@ -1,0 +1,56 @@
+"""Networks by name: VGG16-slim, and MONAI's two-dimensional classifiers."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from prrfl.errors import ConfigError, nearest
+from prrfl.models.vgg16_slim import VGG16Slim, vgg16_slim
+
+__all__ = ["NETWORKS", "VGG16Slim", "build_network", "vgg16_slim"]
+
+
+def _monai(name: str, **settings: object) -> Callable[[int], nn.Module]:
+    def build(num_classes: int) -> nn.Module:
+        # MONAI takes seconds to import, which those who do not use it should not wait for.
+        from monai.networks import nets
+
+        module: nn.Module = getattr(nets, name)(**settings, **{_classes_argument(name): num_classes})
+        return module
+
+    return build
+
+
+def _classes_argument(name: str) -> str:
+    return "out_channels" if name.startswith("DenseNet") else "num_classes"
+
+
+NETWORKS: dict[str, Callable[[int], nn.Module]] = {
+    "vgg16_slim": vgg16_slim,
+    "vgg_nb": vgg16_slim,
+    "vgg_b": lambda num_classes: vgg16_slim(num_classes, bias=True),
+    "resnet18": _monai("resnet18", spatial_dims=2, n_input_channels=3),
+    "resnet34": _monai("resnet34", spatial_dims=2, n_input_channels=3),
+    "resnet50": _monai("resnet50", spatial_dims=2, n_input_channels=3),
+    "densenet121": _monai("DenseNet121", spatial_dims=2, in_channels=3),
+    "seresnet50": _monai("SEResNet50", spatial_dims=2, in_channels=3),
+    "efficientnet-b0": _monai(
+        "EfficientNetBN", model_name="efficientnet-b0", pretrained=False, spatial_dims=2, in_channels=3
+    ),
+}
+
+
+def build_network(name: str, num_classes: int = 3, seed: int = 0) -> nn.Module:
+    """Return a network with fresh weights, the same for the same seed; the global generator is left alone.
+
+    Raises:
+        ConfigError: if no network has that name.
+    """
+    if name not in NETWORKS:
+        raise ConfigError(
+            f"unknown network '{name}'{nearest(name, NETWORKS)}; known: {', '.join(sorted(NETWORKS))}"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return NETWORKS[name](num_classes)

@@ -1,0 +1,70 @@
+"""PRR-FL: a personalised network that stays, a deputy that travels, PFA between deputies, DET at each site."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from prrfl.algorithms.base import MeanOfShares
+from prrfl.det import Stage, det_epoch
+from prrfl.pfa import low_band_amplitudes, low_frequency_ratio, rebuild
+from prrfl.tensors import detached
+from prrfl.training import Learner, Site
+from prrfl.types import RoundContext, Share, Tensors
+
+
+@dataclass(frozen=True, eq=False)
+class PRRFLState:
+    """What a site keeps: both networks, and the DET stage of the last local epoch."""
+
+    personalised: Learner
+    deputy: Learner
+    stage: Stage | None = None
+
+
+@dataclass(frozen=True)
+class PRRFL:
+    """Personalised retrogress-resilient federated learning (Chen et al., MICCAI 2021).
+
+    Attributes:
+        r0: low-frequency ratio of the first round.
+        r1: low-frequency ratio approached in the last.
+        alpha1: below this share of the personalised network's F1 the deputy recovers.
+        alpha2: below this share both networks exchange.
+    """
+
+    r0: float = 0.7
+    r1: float = 0.95
+    alpha1: float = 0.7
+    alpha2: float = 0.9
+
+    def start(self, initial: Tensors) -> PRRFLState:
+        """Give the site two networks with the common initial weights."""
+        return PRRFLState(Learner(detached(initial)), Learner(detached(initial)))
+
+    def train(
+        self, client: PRRFLState, site: Site, ctx: RoundContext
+    ) -> tuple[PRRFLState, Mapping[str, float]]:
+        """Run one DET epoch."""
+        after = det_epoch(
+            client.personalised, client.deputy, client.stage, site, ctx, self.alpha1, self.alpha2
+        )
+        return PRRFLState(after.personalised, after.deputy, after.stage), after.metrics
+
+    def share(self, client: PRRFLState, ctx: RoundContext) -> Share:
+        """Send the low-band amplitudes of the deputy; the personalised network never leaves."""
+        return Share(low_band_amplitudes(client.deputy.weights, self._ratio(ctx), ctx.norm_keys))
+
+    def aggregator(self, ctx: RoundContext) -> MeanOfShares:
+        """Average the amplitudes, every site counting the same."""
+        return MeanOfShares()
+
+    def receive(self, client: PRRFLState, mean: Tensors, ctx: RoundContext) -> PRRFLState:
+        """Rebuild the deputy from the mean amplitudes; the personalised network is untouched."""
+        rebuilt = rebuild(client.deputy.weights, mean, self._ratio(ctx), ctx.norm_keys)
+        return replace(client, deputy=Learner(rebuilt), stage=None)
+
+    def models(self, client: PRRFLState) -> Mapping[str, Tensors]:
+        """Return both networks; the personalised one is deployed."""
+        return {"personalised": client.personalised.weights, "deputy": client.deputy.weights}
+
+    def _ratio(self, ctx: RoundContext) -> float:
+        return low_frequency_ratio(ctx.round, ctx.rounds, self.r0, self.r1)

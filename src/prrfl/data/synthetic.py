@@ -1,0 +1,539 @@
+"""Generated dermoscopy-like images of any number of sites, so that the package runs with no download.
+
+Each image is a drawing, not a sample of anyone's data: a lesion of pigment that absorbs the light of a
+textured skin, with the habits of one site's camera on top. The class shows in the lesion only; the site
+shows in colours, magnification, artefacts and class shares, as it does in the real sites. Every image
+also leans towards the other classes by a random amount, so that the classes overlap as real ones do.
+"""
+
+import csv
+import os
+import shutil
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from prrfl.errors import DataError, nearest
+from prrfl.types import Examples, SiteData, Split
+
+CLASSES = ("nv", "bkl", "mel")
+"""Names of the labels 0, 1, 2: melanocytic nevus, benign keratosis, melanoma."""
+
+MIN_PER_SPLIT = 2
+"""Images of each class in each split, at least: one says nothing of a spread, none leaves F1 undefined."""
+
+_MIN_PER_CLASS = 3 * MIN_PER_SPLIT
+_MIN_IMAGES = len(CLASSES) * _MIN_PER_CLASS
+_MIN_SIZE = 16
+_VERSION = "v1"  # raise it whenever the drawings change, lest an old cache be taken for the new data
+_CHUNK = 32  # images drawn at a time: the planes of a chunk at 64 px stay within a core's cache
+
+Planes = NDArray[np.float32]
+"""One float per pixel, (N, H, W); or three per pixel, (N, 3, H, W)."""
+
+
+@dataclass(frozen=True)
+class GeneratedData:
+    """What to generate.
+
+    Attributes:
+        sites: number of sites, at least 1.
+        images: images per site over all three splits, at least 18 (2 per class and split).
+        size: side of the square images in pixels, at least 16.
+        seed: source of all randomness, at least 0.
+
+    Raises:
+        DataError: if a number is below its least value.
+    """
+
+    sites: int = 4
+    images: int = 240
+    size: int = 64
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        least = {"sites": 1, "images": _MIN_IMAGES, "size": _MIN_SIZE, "seed": 0}
+        for name, bound in least.items():
+            given = getattr(self, name)
+            if given < bound:
+                raise DataError(
+                    f"generated data: {name} is {given}, expected at least {bound}; set {name} to {bound} or more"
+                )
+
+
+@dataclass(frozen=True)
+class SiteStyle:
+    """How one site's pictures differ from another's, apart from the lesions themselves.
+
+    Attributes:
+        shares: relative frequency of nv, bkl, mel; counts will do, they need not sum to 1.
+        cast: gain of the red, green and blue channel.
+        drift: spread of the per-image cast about the site's (standard deviation of the log gain).
+        magnification: size of lesions relative to the picture, 1 for half its width.
+        vignette: darkening towards the corners, 0 (none) to 1 (black).
+        hair: share of images with hairs, in [0, 1].
+        bubbles: share of images with gel bubbles, in [0, 1].
+        ruler: share of images with ruler marks, in [0, 1].
+    """
+
+    shares: tuple[float, float, float]
+    cast: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    drift: float = 0.04
+    magnification: float = 1.0
+    vignette: float = 0.0
+    hair: float = 0.0
+    bubbles: float = 0.0
+    ruler: float = 0.0
+
+
+# The shares are the counts of nv, bkl, mel in the published split (train, valid and test together).
+STYLES = (
+    # A: HAM10000, vidir_modern
+    SiteStyle((1832, 475, 680), (0.92, 0.96, 1.12), 0.05, 0.95, vignette=0.6, hair=0.25, bubbles=0.15),
+    # B: HAM10000, vidir_molemax
+    SiteStyle((3720, 124, 24), (1.12, 0.84, 0.86), 0.03, 1.15, vignette=0.05, hair=0.35, bubbles=0.05),
+    # C: HAM10000, rosendahl
+    SiteStyle((803, 490, 342), (0.99, 1.01, 1.05), 0.08, 1.25, vignette=0.1, hair=0.1, bubbles=0.3),
+    # D: ISIC 2017
+    SiteStyle((1372, 254, 374), (0.95, 1.06, 0.96), 0.06, 0.9, vignette=0.4, hair=0.4, bubbles=0.2, ruler=0.45),
+)
+"""The first four sites, each after the real site of its letter."""
+
+# What each class typically looks like: the value of every trait for nv, bkl, mel.
+_TRAITS = {
+    "pigment": (0.95, 0.60, 1.25),  # optical density of melanin
+    "asymmetry": (0.08, 0.15, 0.60),  # of outline and of pigment
+    "ragged": (0.05, 0.09, 0.24),  # notches of the border, in lesion radii
+    "blur": (0.090, 0.028, 0.055),  # width of the border, in lesion radii
+    "network": (0.45, 0.05, 0.25),  # honeycomb of pigment
+    "blotches": (0.15, 0.22, 0.75),  # uneven pigment
+    "wax": (0.05, 0.62, 0.06),  # dull yellow-grey cover
+    "dots": (0.02, 0.60, 0.06),  # milia-like cysts and comedo-like openings
+    "veil": (0.02, 0.06, 0.75),  # blue-grey and white patches
+    "redness": (0.15, 0.12, 0.60),  # vessels and regression
+}
+_TYPICALITY = (2.4, 1.3)  # Beta distribution of how far an image shows its own class, not the others
+_TRAIT_SPREAD = 0.35  # standard deviation of each trait's log over the images of one class
+
+_SKIN = (0.86, 0.67, 0.60)
+_MELANIN = (0.60, 1.05, 1.45)  # absorption of red, green, blue: thin pigment is tan, thick is black-brown
+_BLOOD = (0.10, 0.75, 0.60)
+_WAX = (0.66, 0.56, 0.42)
+_BLUE_GREY = (0.36, 0.41, 0.53)
+_WHITE = (0.86, 0.79, 0.79)
+_MILIUM = (0.95, 0.91, 0.80)
+_COMEDO = (0.22, 0.15, 0.10)
+_HAIR = (0.16, 0.11, 0.09)
+_INK = (0.10, 0.10, 0.12)
+
+
+def draw_images(
+    labels: NDArray[np.int64], style: SiteStyle, size: int, rng: np.random.Generator
+) -> NDArray[np.uint8]:
+    """Draw one picture per label in a site's style.
+
+    Args:
+        labels: (N,) class indices 0, 1, 2 for nv, bkl, mel.
+        style: the site's habits; its class shares play no part here.
+        size: side of the pictures in pixels.
+        rng: source of all randomness; it is advanced.
+
+    Returns:
+        (N, size, size, 3) RGB in 0...255.
+    """
+    images = np.empty((len(labels), size, size, 3), np.uint8)
+    for start in range(0, len(labels), _CHUNK):
+        chunk = labels[start : start + _CHUNK]
+        colours = _skin(len(chunk), size, rng)
+        colours = _lesion(colours, _traits(chunk, rng), style.magnification, rng)
+        colours = _artefacts(colours, style, rng)
+        colours = _camera(colours, style, rng)
+        images[start : start + _CHUNK] = np.moveaxis(colours * 255 + 0.5, 1, -1).clip(0, 255)
+    return images
+
+
+def site_name(index: int) -> str:
+    """Return the name of a site by its index from 0: clientA ... clientZ, clientAA, clientAB ..."""
+    letters = ""
+    index += 1
+    while index:
+        index, digit = divmod(index - 1, 26)
+        letters = chr(ord("A") + digit) + letters
+    return f"client{letters}"
+
+
+def site_style(spec: GeneratedData, index: int) -> SiteStyle:
+    """Return the style of a site by its index: a named one for the first four, else drawn from the seed."""
+    if index < len(STYLES):
+        return STYLES[index]
+    rng = _site_rng(spec, index, "style")
+    nv, bkl, mel = rng.dirichlet((6.0, 2.0, 2.0)).tolist()
+    red, green, blue = np.exp(rng.normal(0.0, 0.09, 3)).tolist()
+    return SiteStyle(
+        shares=(nv, bkl, mel),
+        cast=(red, green, blue),
+        drift=rng.uniform(0.03, 0.08),
+        magnification=rng.uniform(0.85, 1.3),
+        vignette=rng.uniform(0.0, 0.7),
+        hair=rng.uniform(0.0, 0.5),
+        bubbles=rng.uniform(0.0, 0.4),
+        ruler=rng.uniform(0.0, 0.5),
+    )
+
+
+def generate(spec: GeneratedData, site: str) -> SiteData:
+    """Generate all the data of one site, from the seed and the site alone.
+
+    The other sites have no influence: a federation with more sites begins with the same ones. Classes
+    follow the style's shares, but each split of each class holds ``MIN_PER_SPLIT`` images at least, so a
+    rare class of a small site is less rare than its share says. The split is 70/10/20 within each class.
+
+    Args:
+        spec: what to generate.
+        site: the site's name, as of ``site_name``.
+
+    Returns:
+        The site's three splits; inputs are (N, 3, size, size) uint8, ids are like ``GEN_A_000123``.
+
+    Raises:
+        DataError: if the specification has no site of that name.
+    """
+    names = [site_name(index) for index in range(spec.sites)]
+    if site not in names:
+        raise DataError(
+            f"generated data: no site {site!r}{nearest(site, names)}; expected {names[0]} ... {names[-1]}; "
+            "name one of these or set sites higher"
+        )
+    index = names.index(site)
+    style = site_style(spec, index)
+    rng = _site_rng(spec, index, "images")
+    labels = np.repeat(np.arange(len(CLASSES)), _class_counts(style.shares, spec.images))
+    rng.shuffle(labels)  # so that an image's number does not tell its class
+    images = draw_images(labels, style, spec.size, rng)
+    prefix = f"GEN_{site.removeprefix('client')}"
+    parts = _stratify(labels)
+
+    def examples(split: Split) -> Examples:
+        rows = parts[split]
+        inputs = torch.from_numpy(np.ascontiguousarray(images[rows].transpose(0, 3, 1, 2)))
+        return Examples(inputs, torch.from_numpy(labels[rows]), tuple(f"{prefix}_{row:06d}" for row in rows))
+
+    return SiteData(site, examples("train"), examples("valid"), examples("test"))
+
+
+def write_generated(spec: GeneratedData, folder: Path) -> Path:
+    """Generate every site and write it in the layout of the published data.
+
+    Images go to ``data/<site>/img_resize<size>/<image_id>.png``, tables with the columns image_id, label
+    and dx to ``csv_folder/<site>/<split>_<site>.csv``. The folder appears at once and complete, or not
+    at all.
+
+    Args:
+        spec: what to generate.
+        folder: where to write; it must not exist yet. Its parents are made as needed.
+
+    Returns:
+        The folder.
+
+    Raises:
+        DataError: if the folder exists already or cannot be written.
+    """
+    if folder.exists():
+        raise DataError(f"{folder}: exists already, expected a new folder; name another or remove this one")
+    draft = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
+    try:
+        draft.mkdir(parents=True)
+        for index in range(spec.sites):
+            _write_site(generate(spec, site_name(index)), draft)
+        draft.rename(folder)
+    except OSError as error:
+        raise DataError(
+            f"{folder}: cannot be written ({error.strerror}), expected a new folder in a writable place with "
+            "room; name another"
+        ) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return folder
+
+
+def cached(spec: GeneratedData, cache: Path | None = None) -> Path:
+    """Return the folder of the generated data, generating it on first use only.
+
+    Processes may race for it: whoever finishes first has made it, and the others use theirs.
+
+    Args:
+        spec: what to generate.
+        cache: folder of all generated data; by default ``prrfl`` under ``$XDG_CACHE_HOME`` or ``~/.cache``.
+
+    Returns:
+        A folder in the layout of ``write_generated``.
+
+    Raises:
+        DataError: if the folder cannot be written.
+    """
+    root = cache or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "prrfl"
+    folder = root / f"generated-{spec.sites}x{spec.images}-{spec.size}px-seed{spec.seed}-{_VERSION}"
+    if not folder.is_dir():
+        try:
+            write_generated(spec, folder)
+        except DataError:
+            if not folder.is_dir():
+                raise
+    return folder
+
+
+def _site_rng(spec: GeneratedData, index: int, purpose: str) -> np.random.Generator:
+    """Return a stream of its own for each purpose at each site, whatever the number of sites."""
+    stream = ("images", "style").index(purpose)
+    return np.random.default_rng(np.random.SeedSequence(spec.seed, spawn_key=(index, stream)))
+
+
+def _class_counts(shares: Iterable[float], images: int) -> NDArray[np.int64]:
+    """Return whole numbers near the shares that sum to ``images``, none below the least of a class."""
+    wanted = np.array(list(shares), np.float64)
+    wanted *= images / wanted.sum()
+    counts = np.full(len(wanted), _MIN_PER_CLASS, np.int64)
+    for _ in range(images - counts.sum()):
+        counts[np.argmax(wanted - counts)] += 1
+    return counts
+
+
+def _stratify(labels: NDArray[np.int64]) -> dict[Split, NDArray[np.int64]]:
+    """Return the rows of each split, in order: 70/10/20 of each class, two at least."""
+    train, valid, test = [], [], []
+    for label in range(len(CLASSES)):
+        rows = np.flatnonzero(labels == label)
+        n_valid = max(MIN_PER_SPLIT, round(0.1 * len(rows)))
+        n_test = max(MIN_PER_SPLIT, round(0.2 * len(rows)))
+        valid.append(rows[:n_valid])
+        test.append(rows[n_valid : n_valid + n_test])
+        train.append(rows[n_valid + n_test :])
+    return {
+        "train": np.sort(np.concatenate(train)),
+        "valid": np.sort(np.concatenate(valid)),
+        "test": np.sort(np.concatenate(test)),
+    }
+
+
+def _write_site(data: SiteData, folder: Path) -> None:
+    """Write one site's images and tables under the data set's folder."""
+    tables = folder / "csv_folder" / data.name
+    pictures = folder / "data" / data.name / f"img_resize{data.train.inputs.shape[-1]}"
+    tables.mkdir(parents=True)
+    pictures.mkdir(parents=True)
+    splits: tuple[Split, ...] = ("train", "valid", "test")
+    for split in splits:
+        examples = data.split(split)
+        labels = examples.labels.tolist()
+        with (tables / f"{split}_{data.name}.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(("image_id", "label", "dx"))
+            writer.writerows(zip(examples.ids, labels, (CLASSES[label] for label in labels), strict=True))
+        for name, picture in zip(examples.ids, examples.inputs.permute(0, 2, 3, 1).numpy(), strict=True):
+            Image.fromarray(picture).save(pictures / f"{name}.png", compress_level=1)
+
+
+def _traits(labels: NDArray[np.int64], rng: np.random.Generator) -> dict[str, Planes]:
+    """Draw every trait of every lesion, (N, 1, 1) each: mostly of its own class, partly of the others."""
+    typicality = rng.beta(*_TYPICALITY, size=(len(labels), 1))
+    others = rng.dirichlet((0.5,) * len(CLASSES), size=len(labels))  # mostly a single other class
+    mixture = typicality * np.eye(len(CLASSES))[labels] + (1 - typicality) * others
+    values = mixture @ np.array(list(_TRAITS.values())).T
+    values *= np.exp(rng.normal(0.0, _TRAIT_SPREAD, values.shape))
+    return {name: _each(column) for name, column in zip(_TRAITS, values.T, strict=True)}
+
+
+def _skin(n: int, size: int, rng: np.random.Generator) -> Planes:
+    """Draw (n, 3, size, size) of bare skin: a tone per image, mottling, blood and fine furrows."""
+    tone = np.exp(rng.normal(0.0, 0.05, (n, 1)) + rng.normal(0.0, 0.025, (n, 3)))
+    texture = 1 + 0.025 * _noise(n, size, 5, rng) + 0.018 * _noise(n, size, size // 3, rng)
+    blood = 0.10 * np.maximum(_noise(n, size, 9, rng) + 0.3, 0)
+    light = (tone * _SKIN).astype(np.float32)[:, :, None, None] * texture[:, None]
+    return _absorb(light, blood, _BLOOD)
+
+
+def _lesion(skin: Planes, traits: dict[str, Planes], magnification: float, rng: np.random.Generator) -> Planes:
+    """Draw a lesion with the given traits on each skin."""
+    n, _, size, _ = skin.shape
+    u, v = _lesion_frame(n, size, magnification, rng)
+    mask, depth = _outline(u, v, traits, rng)
+
+    lean = _each(rng.uniform(0, 2 * np.pi, n))
+    slope = (u * np.cos(lean) + v * np.sin(lean)).clip(-1.2, 1.2)
+    evenness = 1 + 0.25 * depth + traits["asymmetry"] * slope
+    evenness += traits["blotches"] * _noise(n, size, 6, rng) + traits["network"] * _honeycomb(u, v, rng)
+    pigment = mask * traits["pigment"] * np.maximum(evenness, 0.12)
+    redness = mask * traits["redness"] * _patches(n, size, 5, rng)
+
+    colours = _absorb(_absorb(skin, pigment, _MELANIN), redness, _BLOOD)
+    cover = mask * traits["wax"].clip(0, 0.85) * (0.85 + 0.15 * _noise(n, size, size // 4, rng)).clip(0, 1)
+    colours = _blend(colours, cover, _WAX)
+    colours = _blend(colours, mask * _dots(u, v, size, 7.0, 0.8 * traits["dots"], rng), _COMEDO)
+    colours = _blend(colours, mask * _dots(u, v, size, 6.0, 0.6 * traits["dots"], rng), _MILIUM)
+    veil = mask * traits["veil"].clip(0, 1)
+    colours = _blend(colours, 0.85 * veil * _patches(n, size, 4, rng), _BLUE_GREY)
+    return _blend(colours, 0.45 * veil * _patches(n, size, 6, rng), _WHITE)
+
+
+def _lesion_frame(
+    n: int, size: int, magnification: float, rng: np.random.Generator
+) -> tuple[Planes, Planes]:
+    """Return the coordinates (n, size, size) of each pixel in its lesion's axes, in lesion radii."""
+    y, x = _square(size)
+    x = x - _each(rng.normal(0.0, 0.09, n))
+    y = y - _each(rng.normal(0.0, 0.09, n))
+    angle = _each(rng.uniform(0, np.pi, n))
+    long = _each(0.52 * magnification * np.exp(rng.normal(0.0, 0.22, n)))
+    short = long * _each(rng.uniform(0.72, 1.0, n))
+    return (x * np.cos(angle) + y * np.sin(angle)) / long, (y * np.cos(angle) - x * np.sin(angle)) / short
+
+
+def _outline(
+    u: Planes, v: Planes, traits: dict[str, Planes], rng: np.random.Generator
+) -> tuple[Planes, Planes]:
+    """Return the lesion's cover in [0, 1] and the depth below its border, 1 at the centre."""
+    n, size, _ = u.shape
+    radius, theta = np.hypot(u, v), np.arctan2(v, u)
+    distance = radius - 1
+    for order in (2, 3, 4, 5):
+        # Waves of odd order break the symmetry; those of even order keep it.
+        height = 0.05 if order % 2 == 0 else 0.35 * traits["asymmetry"]
+        wave = _each(rng.normal(0.0, 1.0, n)) * np.cos(order * theta + _each(rng.uniform(0, 2 * np.pi, n)))
+        distance += height * wave
+    distance += traits["ragged"] * (_noise(n, size, 8, rng) + 0.7 * _noise(n, size, 16, rng))
+    mask = 0.5 - 0.5 * np.tanh(distance / np.maximum(traits["blur"], 1 / size))
+    return mask, np.clip(-distance, -0.5, 1)
+
+
+def _artefacts(colours: Planes, style: SiteStyle, rng: np.random.Generator) -> Planes:
+    """Lay hairs, gel bubbles and ruler marks over the images that have them."""
+    n, _, size, _ = colours.shape
+    y, x = _square(size)
+    pixel = 2 / size
+    colours = colours.copy()
+
+    hairy = np.flatnonzero(rng.random(n) < style.hair)
+    for _ in range(7):
+        along, across = _line_frame(x, y, len(hairy), rng)
+        across = across - _each(rng.normal(0.0, 0.25, len(hairy))) * along**2
+        strength = _each(rng.uniform(0.0, 0.85, len(hairy)))
+        colours[hairy] = _blend(colours[hairy], strength * np.exp(-((across / (0.7 * pixel)) ** 2)), _HAIR)
+
+    wet = np.flatnonzero(rng.random(n) < style.bubbles)
+    for _ in range(5):
+        centre_x, centre_y = (_each(rng.uniform(-1, 1, len(wet))) for _ in range(2))
+        rim = np.hypot(x - centre_x, y - centre_y) - _each(rng.uniform(0.05, 0.16, len(wet)))
+        colours[wet] = _blend(colours[wet], 0.5 * np.exp(-((rim / pixel) ** 2)) + 0.12 * (rim < 0), _WHITE)
+
+    ruled = np.flatnonzero(rng.random(n) < style.ruler)
+    along, across = _each(rng.uniform(-0.1, 0.1, len(ruled))), _each(rng.uniform(0.7, 0.9, len(ruled)))
+    gap = (x - along) % (5 * pixel)
+    ticks = (np.abs(y - across) < 2.2 * pixel) & (gap < pixel)
+    ticks |= (np.abs(y - across - 2.5 * pixel) < 0.5 * pixel)
+    colours[ruled] = _blend(colours[ruled], 0.75 * (ticks & (np.abs(x - along) < 0.45)), _INK)
+    return colours
+
+
+def _camera(colours: Planes, style: SiteStyle, rng: np.random.Generator) -> Planes:
+    """Apply the vignette, the colour cast, the exposure and the sensor's noise."""
+    n, _, size, _ = colours.shape
+    y, x = _square(size)
+    edge = np.hypot(x, y) - _each(rng.normal(1.12, 0.06, n))
+    shade = 1 - style.vignette * _each(rng.uniform(0.3, 1.4, n)).clip(0, 1) * (0.5 + 0.5 * np.tanh(edge / 0.06))
+    gains = np.exp(rng.normal(0.0, style.drift, (n, 3)) + rng.normal(0.0, 0.05, (n, 1))) * style.cast
+    noise = rng.standard_normal((n, 1, size, size), np.float32)
+    return colours * gains.astype(np.float32)[:, :, None, None] * shade[:, None] + 0.008 * noise
+
+
+def _each(values: NDArray[np.float64]) -> Planes:
+    """Turn one value per image, (N,), into (N, 1, 1), to be spread over its pixels."""
+    return values.astype(np.float32)[:, None, None]
+
+
+def _square(size: int) -> tuple[Planes, Planes]:
+    """Return the y, (1, size, 1), and the x, (1, 1, size), of the pixels in a picture from -1 to 1."""
+    axis = ((np.arange(size) + 0.5) * (2 / size) - 1).astype(np.float32)
+    return axis[None, :, None], axis[None, None, :]
+
+
+def _line_frame(x: Planes, y: Planes, n: int, rng: np.random.Generator) -> tuple[Planes, Planes]:
+    """Return the coordinates of each pixel along and across n random lines through the picture."""
+    angle, offset = _each(rng.uniform(0, np.pi, n)), _each(rng.uniform(-0.9, 0.9, n))
+    return x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle) - offset
+
+
+def _noise(n: int, size: int, cells: int, rng: np.random.Generator) -> Planes:
+    """Draw smooth noise with mean 0 and variance near 1: a cubic B-spline through random knots."""
+    knots = rng.standard_normal((n, cells + 3, cells + 3), np.float32)
+    spline = _spline(size, cells)
+    return spline @ knots @ spline.T
+
+
+def _spline(size: int, cells: int) -> NDArray[np.float32]:
+    """Return the weights (size, cells + 3) of the knots at each pixel, each row of unit length."""
+    place = (np.arange(size) + 0.5) * cells / size
+    distance = np.abs(place[:, None] + 1 - np.arange(cells + 3))
+    near = 2 / 3 - distance**2 + distance**3 / 2
+    far = np.maximum(2 - distance, 0) ** 3 / 6
+    weights = np.where(distance < 1, near, far)
+    weights /= np.linalg.norm(weights, axis=1, keepdims=True)
+    return weights.astype(np.float32)
+
+
+def _patches(n: int, size: int, cells: int, rng: np.random.Generator) -> Planes:
+    """Draw soft patches in [0, 1] that cover about a third of the picture."""
+    return 0.5 + 0.5 * np.tanh(3 * (_noise(n, size, cells, rng) - 0.4))
+
+
+def _honeycomb(u: Planes, v: Planes, rng: np.random.Generator) -> Planes:
+    """Draw a pigment network about 0 in lesion axes: three crossing waves, bent by noise."""
+    n, size, _ = u.shape
+    bend = 0.9 * _noise(n, size, 6, rng)
+    pitch = _each(rng.uniform(13.0, 18.0, n))
+    # Three waves at 120 degrees sum to round bright holes between dark lines.
+    waves = [np.cos(pitch * (u * np.cos(a) + v * np.sin(a)) + bend) for a in np.array((0, 2, 4), np.float32) * np.pi / 3]
+    holes: Planes = (waves[0] + waves[1] + waves[2]) / 1.5
+    return -holes.clip(-1, 1.5)
+
+
+def _dots(
+    u: Planes, v: Planes, size: int, density: float, frequency: Planes, rng: np.random.Generator
+) -> Planes:
+    """Draw round dots in [0, 1], at most one in each cell of a grid in lesion axes.
+
+    Args:
+        u: first lesion coordinate, (N, H, W).
+        v: second lesion coordinate, (N, H, W).
+        size: side of the picture in pixels; no dot is narrower than a pixel or so.
+        density: cells per lesion radius.
+        frequency: share of the cells with a dot, (N, 1, 1).
+        rng: source of randomness.
+    """
+    cells = 32
+    column, row = np.floor(density * u).astype(np.int64), np.floor(density * v).astype(np.int64)
+    image = np.arange(len(u))[:, None, None]
+    # The grid repeats outside of the lesion, where no dot is seen anyway.
+    chance, shift_u, shift_v, width = rng.random((4, len(u), cells, cells), np.float32)[
+        :, image, row % cells, column % cells
+    ]
+    off_u = density * u - column - (0.3 + 0.4 * shift_u)
+    off_v = density * v - row - (0.3 + 0.4 * shift_v)
+    radius = np.maximum(0.15 + 0.15 * width, 1.4 * density / size)
+    return (chance < frequency) * np.exp(-((off_u**2 + off_v**2) / radius**2) ** 2)
+
+
+def _absorb(colours: Planes, density: Planes, absorption: tuple[float, float, float]) -> Planes:
+    """Dim (N, 3, H, W) light by a pigment of the given density (N, H, W), after Beer and Lambert."""
+    return colours * np.exp(-density[:, None] * np.array(absorption, np.float32)[:, None, None])
+
+
+def _blend(colours: Planes, weight: NDArray[np.floating], colour: tuple[float, float, float]) -> Planes:
+    """Paint one colour over (N, 3, H, W) with an opacity (N, H, W)."""
+    paint = np.array(colour, np.float32)[:, None, None]
+    return colours + weight[:, None].astype(np.float32) * (paint - colours)

@@ -1,0 +1,140 @@
+"""Deputy-Enhanced Transfer (DET): Chen et al., MICCAI 2021, section 2.3.
+
+At each site two networks learn from the same batches. The deputy has just come from the server and may be
+weak on this site's images; the personalised network is the one to keep. A stage, chosen before every local
+epoch, says who teaches whom: the deputy *recovers* by learning from the personalised network, both
+*exchange*, and at last the deputy's knowledge *sublimates* into the personalised network.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+from torch import Tensor
+from torch.nn import functional
+
+from prrfl.evaluation import macro_f1
+from prrfl.training import Learner, Site, predict, site_generator, train_epoch
+from prrfl.types import RoundContext
+
+
+class Stage(IntEnum):
+    """Who teaches whom during a local epoch."""
+
+    RECOVER = 1
+    """The personalised network teaches the deputy."""
+    EXCHANGE = 2
+    """Each teaches the other."""
+    SUBLIMATE = 3
+    """The deputy teaches the personalised network."""
+
+
+def next_stage(
+    stage: Stage | None,
+    f1_deputy: float,
+    f1_personalised: float,
+    alpha1: float = 0.7,
+    alpha2: float = 0.9,
+) -> Stage:
+    """Return the stage of the coming local epoch (MICCAI 2021, section 2.3).
+
+    Args:
+        stage: the stage before in this round, ``None`` at the round's first epoch.
+        f1_deputy: macro-F1 of the deputy on the site's training set.
+        f1_personalised: macro-F1 of the personalised network there, on the same scale.
+        alpha1: below this share of the personalised network's score the deputy recovers.
+        alpha2: below this share both exchange. After RECOVER comes EXCHANGE at best.
+    """
+    if stage is None or f1_deputy < alpha1 * f1_personalised:
+        return Stage.RECOVER
+    if stage is Stage.RECOVER or f1_deputy < alpha2 * f1_personalised:
+        return Stage.EXCHANGE
+    return Stage.SUBLIMATE
+
+
+def transfer_losses(
+    stage: Stage, personalised: Tensor, deputy: Tensor
+) -> tuple[Tensor | float, Tensor | float]:
+    """Return the distillation terms of the personalised network and of the deputy.
+
+    Args:
+        stage: who learns: the personalised network unless RECOVER, the deputy unless SUBLIMATE.
+        personalised: (N, C) logits.
+        deputy: (N, C) logits.
+
+    Returns:
+        KL(softmax d ‖ softmax p) with d detached, and KL(softmax p ‖ softmax d) with p detached; summed over
+        classes, mean over the batch; 0.0 where the stage has no such term.
+    """
+    log_p, log_d = personalised.log_softmax(1), deputy.log_softmax(1)
+    return (
+        0.0 if stage is Stage.RECOVER else distillation(log_p, log_d),
+        0.0 if stage is Stage.SUBLIMATE else distillation(log_d, log_p),
+    )
+
+
+def distillation(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return KL(teacher ‖ student) of (N, C) log-probabilities, mean over the batch, the teacher detached."""
+    return functional.kl_div(student, teacher.detach(), reduction="batchmean", log_target=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Transfer:
+    """What one DET epoch left behind: both networks, the stage it ran in, and what was measured."""
+
+    personalised: Learner
+    deputy: Learner
+    stage: Stage
+    metrics: dict[str, float]
+
+
+def det_epoch(
+    personalised: Learner,
+    deputy: Learner,
+    stage: Stage | None,
+    site: Site,
+    ctx: RoundContext,
+    alpha1: float = 0.7,
+    alpha2: float = 0.9,
+) -> Transfer:
+    """Run one local epoch of DET: score both networks, choose the stage, train both on the same batches.
+
+    With a single local epoch per round there is no time to recover first: the stage is EXCHANGE.
+
+    Differs from the published code: that ends in an error where a last batch has one image, and where a
+    round has one local epoch. Both networks are scored on the same augmented images.
+
+    Args:
+        personalised: the network to keep.
+        deputy: the network that travels.
+        stage: the stage before; ignored at epoch 0, where a round begins.
+        site: data and recipe.
+        ctx: the moment.
+        alpha1: see :func:`next_stage`.
+        alpha2: see :func:`next_stage`.
+    """
+    data = site.data.train
+    logits_p, logits_d = predict(
+        [personalised.weights, deputy.weights], data, site.recipe, site_generator(site, ctx, "score")
+    )
+    f1_personalised, f1_deputy = macro_f1(logits_p, data.labels), macro_f1(logits_d, data.labels)
+    if ctx.epochs == 1:
+        stage = Stage.EXCHANGE
+    else:
+        before = None if ctx.epoch == 0 else stage
+        stage = next_stage(before, f1_deputy, f1_personalised, alpha1, alpha2)
+    epoch = train_epoch(
+        [personalised, deputy], site, ctx, lambda _, logits: transfer_losses(stage, logits[0], logits[1])
+    )
+    return Transfer(
+        personalised=epoch.learners[0],
+        deputy=epoch.learners[1],
+        stage=stage,
+        metrics={
+            "stage": float(stage),
+            "f1_personalised": f1_personalised,
+            "f1_deputy": f1_deputy,
+            "loss_personalised": epoch.losses[0],
+            "loss_deputy": epoch.losses[1],
+            "train_f1": macro_f1(epoch.logits[0], epoch.labels),
+        },
+    )

@@ -1,0 +1,69 @@
+"""The only round loop. It knows no algorithm's inside, and an engine only as an exchange of shares."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from prrfl.algorithms.base import Algorithm
+from prrfl.errors import ParticipationError
+from prrfl.tensors import count_bytes
+from prrfl.types import ClientId, ExchangeRecord, RoundContext, RoundRecord, Share, Tensors
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A site's share, on its way to the aggregate."""
+
+    client: ClientId
+    share: Share
+
+
+class Exchange(Protocol):
+    """An engine: it brings the algorithm to the sites, in this process or over a network."""
+
+    def train(self, ctx: RoundContext) -> Iterator[RoundRecord | Arrival]:
+        """Let every present site train for one round; its records first, then its share."""
+
+    def receive(self, mean: Tensors, ctx: RoundContext) -> Iterator[RoundRecord]:
+        """Hand the mean to every site that shared in this round."""
+
+
+def run_rounds(
+    algorithm: Algorithm[Any],
+    exchange: Exchange,
+    *,
+    rounds: int,
+    epochs: int,
+    seed: int = 0,
+    norm_keys: frozenset[str] = frozenset(),
+    first: int = 0,
+) -> Iterator[RoundRecord]:
+    """Run a federation and yield its records as they arise.
+
+    Args:
+        algorithm: the method.
+        exchange: the engine.
+        rounds: number T of communication rounds.
+        epochs: number E of local epochs in each.
+        seed: source of all randomness.
+        norm_keys: names of the network's normalisation tensors, see :func:`prrfl.tensors.norm_keys`.
+        first: the round to begin with, when earlier ones are done.
+
+    Raises:
+        ParticipationError: if no site shares anything in a round.
+    """
+    for index in range(first, rounds):
+        ctx = RoundContext(index, rounds, 0, epochs, seed, norm_keys)
+        aggregator = algorithm.aggregator(ctx)
+        bytes_up: dict[ClientId, int] = {}
+        for event in exchange.train(ctx):
+            if isinstance(event, Arrival):
+                aggregator.add(event.client, event.share)
+                bytes_up[event.client] = count_bytes(event.share.tensors)
+            else:
+                yield event
+        if not bytes_up:
+            raise ParticipationError(f"round {index}: no site took part, expected at least one share")
+        mean = aggregator.result()
+        yield from exchange.receive(mean, ctx)
+        yield ExchangeRecord(index, bytes_up, count_bytes(mean))

@@ -1,0 +1,50 @@
+"""From logits to scores, as scikit-learn defines them."""
+
+import numpy as np
+import torch
+from sklearn.metrics import confusion_matrix, f1_score, roc_auc_score
+from torch import Tensor
+from torch.nn import functional
+
+from prrfl.types import Scores
+
+
+def macro_f1(logits: Tensor, labels: Tensor) -> float:
+    """Return the unweighted mean over classes of F1 for (N, C) logits and (N,) labels, in [0, 1].
+
+    As in scikit-learn, a class that is neither present nor predicted does not count.
+    """
+    predicted = logits.argmax(1).cpu().numpy()
+    return float(f1_score(labels.cpu().numpy(), predicted, average="macro", zero_division=0.0))
+
+
+def score(logits: Tensor, labels: Tensor) -> Scores:
+    """Return all scores of (N, C) logits against (N,) labels."""
+    classes = logits.shape[1]
+    logits, labels = logits.detach().double().cpu(), labels.cpu()
+    truth, predicted = labels.numpy(), logits.argmax(1).numpy()
+    confusion = confusion_matrix(truth, predicted, labels=np.arange(classes))
+    present = confusion.sum(1)
+    return Scores(
+        n=len(truth),
+        loss=functional.cross_entropy(logits, labels).item(),
+        macro_f1=macro_f1(logits, labels),
+        auc=macro_auc(logits.softmax(1), labels),
+        accuracy=float((truth == predicted).mean()),
+        recall=tuple(
+            float(confusion[c, c] / present[c]) if present[c] else None for c in range(classes)
+        ),
+        confusion=tuple(tuple(int(cell) for cell in row) for row in confusion),
+    )
+
+
+def macro_auc(probabilities: Tensor, labels: Tensor) -> float | None:
+    """Return the unweighted mean over classes of the one-vs-rest AUC of (N, C) probabilities.
+
+    The mean runs over the classes that the labels show; ``None`` where they show a single one.
+    """
+    truth, values = labels.numpy(), probabilities.to(torch.float64).numpy()
+    present = np.unique(truth)
+    if len(present) < 2 or not np.isfinite(values).all():
+        return None
+    return float(np.mean([roc_auc_score(truth == c, values[:, c]) for c in present]))

@@ -1,0 +1,76 @@
+"""VGG16-slim, the network of the paper: thirteen narrow convolutions and two linear layers."""
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+WIDTHS = ((32, 32), (64, 64), (128, 128, 128), (128, 128, 128), (256, 256, 256))
+
+
+class _ConvBlock(nn.Module):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, kernel_size=3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.relu(self.bn(self.conv(x)), inplace=True)
+
+
+class _Hidden(nn.Module):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs, outputs, bias=False)
+        self.bn = nn.BatchNorm1d(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.relu(self.bn(self.linear(x)), inplace=True)
+
+
+class _Output(nn.Module):
+    def __init__(self, inputs: int, outputs: int, bias: bool) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs, outputs, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.linear(x)
+        return output
+
+
+class VGG16Slim(nn.Module):
+    """(N, 3, H, W) images to (N, num_classes) logits; H and W at least 32.
+
+    The names of its tensors are those of the published checkpoints, which therefore load.
+    """
+
+    def __init__(self, num_classes: int = 3, bias: bool = False) -> None:
+        """Create the network with He-normal weights, drawn from torch's global generator.
+
+        Args:
+            num_classes: number of logits.
+            bias: whether the last layer has a bias (``vgg_b``) or not (``vgg_nb``).
+        """
+        super().__init__()
+        inputs = 3
+        for index, widths in enumerate(WIDTHS, start=1):
+            blocks = []
+            for width in widths:
+                blocks.append(_ConvBlock(inputs, width))
+                inputs = width
+            self.add_module(f"layer{index}", nn.Sequential(*blocks))
+        self.fc1 = _Hidden(inputs, 64)
+        self.fc2 = _Output(64, num_classes, bias)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits."""
+        for index in range(1, len(WIDTHS) + 1):
+            x = functional.max_pool2d(self.get_submodule(f"layer{index}")(x), kernel_size=2)
+        output: Tensor = self.fc2(self.fc1(x.mean(dim=(2, 3))))
+        return output
+
+
+def vgg16_slim(num_classes: int = 3, bias: bool = False) -> VGG16Slim:
+    """Return VGG16-slim with fresh weights."""
+    return VGG16Slim(num_classes, bias)

@@ -1,0 +1,285 @@
+"""Progressive Fourier Aggregation (PFA): Chen et al., MICCAI 2021, section 2.2.
+
+Sites average the low-frequency amplitudes of their deputies' weights and keep everything else: the high
+frequencies, all phases, and the normalisation layers. The band widens as the rounds go by.
+
+Two forms of the same mathematics:
+
+- :func:`progressive_fourier_aggregation`, the *server form*, reads like the paper: it takes whole state
+  dicts and returns one per client.
+- The *split form* is what runs. Weights are real, so F(-u) is the conjugate of F(u), and taking the real part
+  after the inverse transform averages the band with its mirror image. With the gain
+  m(u) = (band(u) + band(-u)) / 2 on the half-plane of ``rfft2``,
+
+      w'_k = irfft2(G_k F_k),    G_k(u) = 1 - m(u) + m(u) mean_j A_j(u) / A_k(u),
+
+  so that a site needs nothing of the others but mean_j A_j(u) inside the band:
+  :func:`low_band_amplitudes` is what it sends, :func:`rebuild` is what it does with the mean.
+"""
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from prrfl.errors import ConfigError, ParticipationError
+from prrfl.tensors import WeightedMean, check_same_layout
+from prrfl.types import Tensors
+
+Treatment = Literal["fourier", "mean", "local"]
+
+
+def low_frequency_ratio(round_index: int, rounds: int, r0: float = 0.7, r1: float = 0.95) -> float:
+    """Return the share r(t) = r0 + (t/T)(r1 - r0) of the spectrum's sides that is averaged in round t.
+
+    Args:
+        round_index: t, from 0 to T - 1. The ratio r1 itself is approached, never reached.
+        rounds: T.
+        r0: ratio of the first round, in [0, 1].
+        r1: ratio approached at the end, in [0, 1].
+    """
+    return r0 + (round_index / rounds) * (r1 - r0)
+
+
+def treatment(key: str, tensor: Tensor, local_keys: Collection[str]) -> Treatment:
+    """Say what PFA does with one tensor of a state dict.
+
+    ``fourier``: convolution (rank 4) and linear (rank 2) weights; ``local``: normalisation layers (given by
+    ``local_keys``) and integer tensors, which no spectrum or mean suits; ``mean``: all others (biases).
+    """
+    if key in local_keys or not tensor.is_floating_point():
+        return "local"
+    return "fourier" if tensor.ndim in (2, 4) else "mean"
+
+
+def progressive_fourier_aggregation(
+    states: Sequence[Tensors], ratio: float, local_keys: Collection[str] = ()
+) -> list[dict[str, Tensor]]:
+    """PFA at the server, step by step as in the paper (MICCAI 2021, equations 1 to 3).
+
+    Args:
+        states: one state dict per client, all with the same names and shapes.
+        ratio: low-frequency ratio r in [0, 1].
+        local_keys: names that stay as each client has them: :func:`prrfl.tensors.norm_keys` of the network.
+
+    Returns:
+        One new state dict per client, in the same order; inputs are left as they are.
+
+    Raises:
+        ParticipationError: if no state is given.
+        StateMismatchError: if names or shapes differ between clients.
+        ConfigError: if the ratio is outside [0, 1].
+    """
+    if not states:
+        raise ParticipationError("PFA needs at least one client's state, got none")
+    _check_ratio(ratio)
+    for index, state in enumerate(states):
+        check_same_layout(states[0], state, f"client {index}")
+    results: list[dict[str, Tensor]] = [{} for _ in states]
+    for key, first in states[0].items():
+        match treatment(key, first, local_keys):
+            case "local":
+                updated = [state[key].clone() for state in states]
+            case "mean":
+                updated = [torch.stack([state[key] for state in states]).mean(0)] * len(states)
+            case "fourier":
+                updated = _mix_low_band([state[key] for state in states], ratio)
+        for result, tensor in zip(results, updated, strict=True):
+            result[key] = tensor.clone()
+    return results
+
+
+def _mix_low_band(weights: Sequence[Tensor], ratio: float) -> list[Tensor]:
+    spectra = [torch.fft.fftshift(torch.fft.fft2(_as_matrix(weight))) for weight in weights]
+    mean_amplitude = torch.stack([spectrum.abs() for spectrum in spectra]).mean(0)
+    height, width = mean_amplitude.shape
+    rows, columns = _half_side(height, ratio), _half_side(width, ratio)
+    band = (
+        slice(height // 2 - rows, height // 2 + rows),
+        slice(width // 2 - columns, width // 2 + columns),
+    )
+    results = []
+    for weight, spectrum in zip(weights, spectra, strict=True):
+        amplitude, phase = spectrum.abs(), spectrum.angle()
+        amplitude[band] = mean_amplitude[band]
+        mixed = torch.fft.ifft2(torch.fft.ifftshift(torch.polar(amplitude, phase))).real
+        results.append(_from_matrix(mixed, weight.shape))
+    return results
+
+
+def low_band_amplitudes(
+    state: Tensors, ratio: float, local_keys: Collection[str] = ()
+) -> dict[str, Tensor]:
+    """Return all that a site sends in the split form of PFA.
+
+    Args:
+        state: the deputy's state dict.
+        ratio: low-frequency ratio r in [0, 1].
+        local_keys: names that never leave the site.
+
+    Returns:
+        For each Fourier-treated name, a vector of the spectrum's amplitudes inside the band, each conjugate
+        pair once (about r²/2 of the weights' count); for each mean-treated name, the tensor itself.
+
+    Raises:
+        ConfigError: if the ratio is outside [0, 1].
+    """
+    _check_ratio(ratio)
+    sent = {}
+    for key, tensor in state.items():
+        match treatment(key, tensor, local_keys):
+            case "fourier":
+                matrix = _as_matrix(tensor)
+                band = _low_band(*matrix.shape, ratio).to(tensor.device)
+                sent[key] = torch.fft.rfft2(matrix).flatten()[band.sent].abs()
+            case "mean":
+                sent[key] = tensor.clone()
+    return sent
+
+
+def rebuild(
+    state: Tensors, mean: Tensors, ratio: float, local_keys: Collection[str] = ()
+) -> dict[str, Tensor]:
+    """Return a site's deputy after PFA, from its own state and the mean of all sites' low-band amplitudes.
+
+    Args:
+        state: the deputy's state dict, the one whose amplitudes were sent.
+        mean: mean over sites of :func:`low_band_amplitudes`, at the same ratio.
+        ratio: low-frequency ratio r in [0, 1].
+        local_keys: names that stay as they are.
+
+    Raises:
+        StateMismatchError: if a shape of the mean does not fit the state and the ratio.
+    """
+    _check_ratio(ratio)
+    check_same_layout(_sent_layout(state, ratio, local_keys), mean, "the mean received")
+    rebuilt = {}
+    for key, tensor in state.items():
+        match treatment(key, tensor, local_keys):
+            case "local":
+                rebuilt[key] = tensor.clone()
+            case "mean":
+                rebuilt[key] = mean[key].to(tensor.dtype).clone()
+            case "fourier":
+                rebuilt[key] = _rebuild_weight(tensor, mean[key], ratio)
+    return rebuilt
+
+
+def _rebuild_weight(weight: Tensor, mean_amplitude: Tensor, ratio: float) -> Tensor:
+    matrix = _as_matrix(weight)
+    band = _low_band(*matrix.shape, ratio).to(weight.device)
+    spectrum = torch.fft.rfft2(matrix)
+    flat = spectrum.flatten()
+    own = flat[band.filled]
+    amplitude = own.abs()
+    # A zero has no phase; the reference takes it as 0, which makes the rebuilt value real and positive.
+    direction = torch.where(amplitude > 0, own / amplitude, torch.ones_like(own))
+    target = mean_amplitude.to(amplitude.dtype)[band.source] * direction
+    flat[band.filled] = torch.lerp(own, target, band.gain.to(own.dtype))
+    mixed = torch.fft.irfft2(flat.view(spectrum.shape), s=list(matrix.shape))
+    return _from_matrix(mixed, weight.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class _LowBand:
+    """Where the band lies on the flattened half-plane of an (h, w) matrix's ``rfft2``.
+
+    Attributes:
+        sent: (n,) positions whose amplitude travels, each conjugate pair once.
+        filled: (p,) positions whose amplitude changes; p exceeds n by the pairs inside the half-plane.
+        source: (p,) for each filled position, the index of the sent amplitude that it takes.
+        gain: (p,) m(u), one half on the border that only one of u and -u shares.
+    """
+
+    sent: Tensor
+    filled: Tensor
+    source: Tensor
+    gain: Tensor
+
+    def to(self, device: torch.device) -> "_LowBand":
+        if device.type == "cpu":
+            return self
+        return _LowBand(*(t.to(device) for t in (self.sent, self.filled, self.source, self.gain)))
+
+
+@lru_cache(maxsize=64)
+def _low_band(height: int, width: int, ratio: float) -> _LowBand:
+    columns = width // 2 + 1
+    # Frequencies run 0 ... n-1 here; a frequency f and f - n are the same.
+    row_in, row_mirror_in = _inside(height, ratio)
+    column_in, column_mirror_in = _inside(width, ratio)
+    band = torch.outer(row_in, column_in[:columns])
+    mirrored = torch.outer(row_mirror_in, column_mirror_in[:columns])
+    gain = ((band + mirrored) / 2).flatten()
+    filled = gain.nonzero().squeeze(1)
+    row, column = filled // columns, filled % columns
+    # Column 0, and column w/2 of an even width, hold u and -u both; the pair shares one sent amplitude.
+    paired = (column == 0) | (2 * column == width)
+    twin = torch.where(paired, (-row) % height, row) * columns + column
+    representative = torch.minimum(filled, twin)
+    sent, source = representative.unique(return_inverse=True)
+    return _LowBand(sent=sent, filled=filled, source=source, gain=gain[filled])
+
+
+def _inside(size: int, ratio: float) -> tuple[Tensor, Tensor]:
+    """Return, per frequency f = 0 ... size-1, whether f and whether -f lies in the half-open band."""
+    frequency = torch.arange(size)
+    half = _half_side(size, ratio)
+    # Half-open: from -half to half - 1. Seen from the shifted spectrum, frequency 0 sits at size // 2.
+    inside = (frequency + size // 2) % size
+    inside = (inside >= size // 2 - half) & (inside < size // 2 + half)
+    return inside.float(), inside[(-frequency) % size].float()
+
+
+def _sent_layout(state: Tensors, ratio: float, local_keys: Collection[str]) -> dict[str, Tensor]:
+    """Return empty-memory stand-ins for what :func:`low_band_amplitudes` would send."""
+    layout = {}
+    for key, tensor in state.items():
+        match treatment(key, tensor, local_keys):
+            case "fourier":
+                layout[key] = _low_band(*_matrix_shape(tensor.shape), ratio).sent
+            case "mean":
+                layout[key] = tensor
+    return layout
+
+
+def mean_of_amplitudes(shares: Sequence[Tensors]) -> dict[str, Tensor]:
+    """Return the mean over clients of their low-band amplitudes: all that the server computes in PFA."""
+    mean = WeightedMean()
+    for index, share in enumerate(shares):
+        mean.add(share, whose=f"client {index}")
+    return mean.result()
+
+
+def _half_side(size: int, ratio: float) -> int:
+    return math.floor(size * ratio / 2)
+
+
+def _matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
+    if len(shape) == 2:
+        return shape[0], shape[1]
+    n, c, d1, d2 = shape
+    return c * d1, d2 * n
+
+
+def _as_matrix(weight: Tensor) -> Tensor:
+    """Unfold (N, C, d1, d2) to (C·d1, d2·N), as the paper does; a matrix stays as it is."""
+    if weight.ndim == 2:
+        return weight
+    return weight.permute(1, 2, 3, 0).reshape(_matrix_shape(weight.shape))
+
+
+def _from_matrix(matrix: Tensor, shape: torch.Size) -> Tensor:
+    if len(shape) == 2:
+        return matrix.contiguous()
+    n, c, d1, d2 = shape
+    return matrix.reshape(c, d1, d2, n).permute(3, 0, 1, 2).contiguous()
+
+
+def _check_ratio(ratio: float) -> None:
+    if not 0 <= ratio <= 1:
+        raise ConfigError(f"low-frequency ratio is {ratio}, expected a number in [0, 1]")

@@ -1,0 +1,108 @@
+"""Arithmetic on named tensors: which ones belong to norm layers, their sizes, their weighted mean."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from prrfl.errors import StateMismatchError
+from prrfl.types import Tensors
+
+NORM_TYPES: tuple[type[nn.Module], ...] = (
+    nn.modules.batchnorm._NormBase,  # BatchNorm, SyncBatchNorm and InstanceNorm of every rank
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.RMSNorm,
+)
+
+
+def norm_keys(network: nn.Module, types: Sequence[type[nn.Module]] = NORM_TYPES) -> frozenset[str]:
+    """Return the state_dict names of all tensors that belong to normalisation layers.
+
+    Layers are found by type, not by name, so that nested and oddly named ones are found as well.
+
+    Args:
+        network: any module.
+        types: the module types that count as normalisation; extend it for layers of your own.
+    """
+    known = network.state_dict(keep_vars=True).keys()
+    return frozenset(
+        key
+        for prefix, module in network.named_modules()
+        if isinstance(module, tuple(types))
+        for name in module.state_dict(keep_vars=True)
+        if (key := f"{prefix}.{name}" if prefix else name) in known
+    )
+
+
+def detached(tensors: Tensors) -> dict[str, Tensor]:
+    """Return copies that share no memory with the given tensors, on the CPU, without a graph."""
+    return {key: tensor.detach().to("cpu", copy=True) for key, tensor in tensors.items()}
+
+
+def count_bytes(tensors: Tensors) -> int:
+    """Return the number of bytes that the tensors' elements take."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def non_finite(tensors: Tensors) -> list[str]:
+    """Return the names of the tensors that hold NaN or infinity."""
+    return [
+        key for key, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()
+    ]
+
+
+def check_same_layout(expected: Tensors, found: Tensors, whose: str) -> None:
+    """Raise unless both hold the same names with the same shapes.
+
+    Raises:
+        StateMismatchError: naming the first tensor that differs and whose it is.
+    """
+    for key in expected.keys() | found.keys():
+        if key not in found or key not in expected:
+            lacking, side = ("lacks", expected) if key not in found else ("has the unexpected", found)
+            raise StateMismatchError(f"{whose} {lacking} tensor '{key}' {tuple(side[key].shape)}")
+        if expected[key].shape != found[key].shape:
+            raise StateMismatchError(
+                f"{whose}: tensor '{key}' has shape {tuple(found[key].shape)}, "
+                f"expected {tuple(expected[key].shape)}"
+            )
+
+
+class WeightedMean:
+    """The mean of shares, summed as they come, so that memory does not grow with the number of sites.
+
+    Sums run in float64 and the result returns to each tensor's own type.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._like: Tensors = {}
+        self._weight = 0.0
+
+    def add(self, tensors: Tensors, weight: float = 1.0, whose: str = "a share") -> None:
+        """Add one site's tensors.
+
+        Raises:
+            StateMismatchError: if names or shapes differ from those of the first site.
+        """
+        if not self._sums:
+            self._like = {key: tensor.new_empty(0).expand(0) for key, tensor in tensors.items()}
+            self._sums = {
+                key: torch.zeros_like(t, dtype=torch.float64, memory_format=torch.contiguous_format)
+                for key, t in tensors.items()
+            }
+        check_same_layout(self._sums, tensors, whose)
+        for key, total in self._sums.items():
+            total.add_(tensors[key].to(torch.float64), alpha=weight)
+        self._weight += weight
+
+    def result(self) -> dict[str, Tensor]:
+        """Return the weighted mean of all that was added; no tensors where nothing was."""
+        return {
+            key: _as_type(total / self._weight, self._like[key].dtype) for key, total in self._sums.items()
+        }
+
+
+def _as_type(mean: Tensor, dtype: torch.dtype) -> Tensor:
+    return mean.to(dtype) if dtype.is_floating_point else mean.round().to(dtype)

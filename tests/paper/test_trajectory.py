@@ -1,0 +1,97 @@
+"""The whole method in float64, epoch by epoch, against the authors' code."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from prrfl import PRRFL, Examples, InProcess, Recipe, SiteData, norm_keys, run_rounds, vgg16_slim
+from prrfl.types import ScoreRecord, TrainRecord
+from tests.reference import REFERENCE, needs_reference, reference_weights
+
+pytestmark = [needs_reference, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def outcome():
+    arrays = np.load(REFERENCE / "trajectory_data.npz")
+
+    def examples(split, k):
+        return Examples(
+            torch.from_numpy(arrays[f"{split}_x_{k}"]).double(),
+            torch.from_numpy(arrays[f"{split}_y_{k}"]).long(),
+        )
+
+    sites = [SiteData(f"{k}", examples("train", k), examples("test", k), examples("test", k)) for k in range(4)]
+    network = vgg16_slim().double()
+    network.load_state_dict(reference_weights())
+    recipe = Recipe(network, shuffle=False, normalise=lambda x: x, precision="float64")
+    algorithm = PRRFL()
+    engine = InProcess(algorithm, reversed(sites), recipe)
+    records = list(
+        run_rounds(algorithm, engine, rounds=3, epochs=5, seed=0, norm_keys=norm_keys(network))
+    )
+    return records, engine.models()
+
+
+def test_every_stage_loss_and_score(outcome):
+    records, _ = outcome
+    trained = {(r.round, r.epoch, r.client): r.metrics for r in records if isinstance(r, TrainRecord)}
+    scored = {
+        (r.round, r.epoch, r.client): r.scores
+        for r in records
+        if isinstance(r, ScoreRecord) and r.moment == "epoch"
+    }
+    rows = json.loads((REFERENCE / "trajectory_log.json").read_text())
+    assert len(rows) == len(trained) == len(scored) == 60
+    for row in rows:
+        key = (row["round"], row["epoch"], str(row["client"]))
+        ours, scores = trained[key], scored[key]
+        assert ours["stage"] == row["stage"], key
+        found = [
+            100 * ours["f1_personalised"], 100 * ours["f1_deputy"], ours["loss_personalised"],
+            ours["loss_deputy"], 100 * ours["train_f1"], 100 * scores.macro_f1, 100 * scores.auc,
+        ]  # fmt: skip
+        wanted = [
+            row[name]
+            for name in (
+                "f1_personal", "f1_deputy", "loss_personal", "loss_deputy", "train_f1",
+                "test_f1", "test_auc",
+            )
+        ]  # fmt: skip
+        np.testing.assert_allclose(found, wanted, atol=1e-9, rtol=1e-9, err_msg=str(key))
+
+
+def test_final_tensors(outcome):
+    _, models = outcome
+    final = np.load(REFERENCE / "trajectory_final.npz")
+    checked = 0
+    for client, networks in models.items():
+        for role, tensors in networks.items():
+            for key, tensor in tensors.items():
+                name = f"{'personal' if role == 'personalised' else role}_{client}_{key}"
+                if name not in final.files:
+                    continue
+                flat = tensor.double().flatten()
+                ours = [flat.sum().item(), flat.norm().item(), *flat[:6].tolist()]
+                np.testing.assert_allclose(ours, final[name][: len(ours)], atol=1e-9, rtol=1e-9, err_msg=name)
+                checked += 1
+    assert checked == len(final.files)
+
+
+def test_the_reference_averages_its_test_loss_over_batches(outcome):
+    # Ours is the mean over images; fed the final networks batch by batch, it gives the reference's figure.
+    _, models = outcome
+    arrays = np.load(REFERENCE / "trajectory_data.npz")
+    last = json.loads((REFERENCE / "trajectory_log.json").read_text())[-4:]
+    network = vgg16_slim().double().eval()
+    for row in last:
+        k = row["client"]
+        network.load_state_dict(dict(models[str(k)]["personalised"]))
+        with torch.inference_mode():
+            logits = network(torch.from_numpy(arrays[f"test_x_{k}"]).double())
+        labels = torch.from_numpy(arrays[f"test_y_{k}"]).long()
+        parts = zip(logits.split(16), labels.split(16), strict=True)
+        loss = np.mean([torch.nn.functional.cross_entropy(a, b).item() for a, b in parts])
+        np.testing.assert_allclose(loss, row["test_loss"], atol=1e-9)
