@@ -31,9 +31,7 @@ def score(logits: Tensor, labels: Tensor) -> Scores:
         macro_f1=macro_f1(logits, labels),
         auc=macro_auc(logits.softmax(1), labels),
         accuracy=float((truth == predicted).mean()),
-        recall=tuple(
-            float(confusion[c, c] / present[c]) if present[c] else None for c in range(classes)
-        ),
+        recall=tuple(float(confusion[c, c] / present[c]) if present[c] else None for c in range(classes)),
         confusion=tuple(tuple(int(cell) for cell in row) for row in confusion),
     )
 

@@ -111,9 +111,7 @@ def _mix_low_band(weights: Sequence[Tensor], ratio: float) -> list[Tensor]:
     return results
 
 
-def low_band_amplitudes(
-    state: Tensors, ratio: float, local_keys: Collection[str] = ()
-) -> dict[str, Tensor]:
+def low_band_amplitudes(state: Tensors, ratio: float, local_keys: Collection[str] = ()) -> dict[str, Tensor]:
     """Return all that a site sends in the split form of PFA.
 
     Args:

@@ -239,9 +239,7 @@ def _optimiser(network: nn.Module, recipe: Recipe, round_index: int) -> torch.op
 
 
 def _weights(network: nn.Module) -> dict[str, Tensor]:
-    return {
-        key: tensor.detach().to("cpu").contiguous() for key, tensor in network.state_dict().items()
-    }
+    return {key: tensor.detach().to("cpu").contiguous() for key, tensor in network.state_dict().items()}
 
 
 def _memory(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """The words that every other module speaks: tensors by name, shares, contexts and records."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
@@ -112,7 +112,7 @@ class TrainRecord:
     epoch: int
     client: ClientId
     metrics: Mapping[str, float]
-    kind: Literal["train"] = field(default="train", init=False)
+    kind: Literal["train"] = "train"
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class ScoreRecord:
     deployed: bool
     moment: Moment
     scores: Scores
-    kind: Literal["score"] = field(default="score", init=False)
+    kind: Literal["score"] = "score"
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class ExchangeRecord:
     round: int
     bytes_up: Mapping[ClientId, int]
     bytes_down: int
-    kind: Literal["exchange"] = field(default="exchange", init=False)
+    kind: Literal["exchange"] = "exchange"
 
 
 RoundRecord = TrainRecord | ScoreRecord | ExchangeRecord

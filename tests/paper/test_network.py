@@ -15,7 +15,9 @@ from tests.reference import REFERENCE, needs_reference, reference_weights
 
 @needs_reference
 def test_names_and_shapes_are_the_published_ones():
-    expected = [(key, tuple(shape)) for key, shape in json.loads((REFERENCE / "vgg16_slim_keys.json").read_text())]
+    expected = [
+        (key, tuple(shape)) for key, shape in json.loads((REFERENCE / "vgg16_slim_keys.json").read_text())
+    ]
     assert [(key, tuple(t.shape)) for key, t in vgg16_slim().state_dict().items()] == expected
 
 

@@ -27,7 +27,9 @@ def test_both_forms_agree_with_the_authors_code(form):
         for j, ratio in enumerate(vectors["rates"]):
             expected = vectors[f"out_{name[3:]}_{j}"]
             for result, wanted in zip(form(states, float(ratio)), expected, strict=True):
-                np.testing.assert_allclose(result["weight"].numpy(), wanted, atol=1e-5, err_msg=f"{name} at {ratio}")
+                np.testing.assert_allclose(
+                    result["weight"].numpy(), wanted, atol=1e-5, err_msg=f"{name} at {ratio}"
+                )
 
 
 shapes = st.one_of(
@@ -111,7 +113,7 @@ def test_errors_name_the_cause():
         pfa.progressive_fourier_aggregation([], 0.5)
     with pytest.raises(ConfigError, match=r"1\.5"):
         pfa.low_band_amplitudes({"w": torch.ones(2, 2)}, 1.5)
-    with pytest.raises(StateMismatchError, match="client 1.*'w'"):
+    with pytest.raises(StateMismatchError, match=r"client 1.*'w'"):
         pfa.progressive_fourier_aggregation([{"w": torch.ones(2, 2)}, {"w": torch.ones(3, 2)}], 0.5)
     with pytest.raises(StateMismatchError, match="'w'"):
         pfa.rebuild({"w": torch.ones(4, 4)}, {"w": torch.ones(3)}, 0.9)

@@ -23,15 +23,15 @@ def outcome():
             torch.from_numpy(arrays[f"{split}_y_{k}"]).long(),
         )
 
-    sites = [SiteData(f"{k}", examples("train", k), examples("test", k), examples("test", k)) for k in range(4)]
+    sites = [
+        SiteData(f"{k}", examples("train", k), examples("test", k), examples("test", k)) for k in range(4)
+    ]
     network = vgg16_slim().double()
     network.load_state_dict(reference_weights())
     recipe = Recipe(network, shuffle=False, normalise=lambda x: x, precision="float64")
     algorithm = PRRFL()
     engine = InProcess(algorithm, reversed(sites), recipe)
-    records = list(
-        run_rounds(algorithm, engine, rounds=3, epochs=5, seed=0, norm_keys=norm_keys(network))
-    )
+    records = list(run_rounds(algorithm, engine, rounds=3, epochs=5, seed=0, norm_keys=norm_keys(network)))
     return records, engine.models()
 
 

@@ -1,0 +1,1 @@
+"""Where examples come from: folders of images, generated images, and their augmentation."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from prrfl.errors import DataError, nearest
@@ -63,7 +63,7 @@ class GeneratedData:
             given = getattr(self, name)
             if given < bound:
                 raise DataError(
-                    f"generated data: {name} is {given}, expected at least {bound}; set {name} to {bound} or more"
+                    f"generated data: {name} is {given}, expected at least {bound}; set a larger {name}"
                 )
 
 
@@ -95,26 +95,26 @@ class SiteStyle:
 # The shares are the counts of nv, bkl, mel in the published split (train, valid and test together).
 STYLES = (
     # A: HAM10000, vidir_modern
-    SiteStyle((1832, 475, 680), (0.92, 0.96, 1.12), 0.05, 0.95, vignette=0.6, hair=0.25, bubbles=0.15),
+    SiteStyle((1832, 475, 680), (0.93, 0.97, 1.14), 0.03, 0.95, vignette=0.5, hair=0.25, bubbles=0.1),
     # B: HAM10000, vidir_molemax
-    SiteStyle((3720, 124, 24), (1.12, 0.84, 0.86), 0.03, 1.15, vignette=0.05, hair=0.35, bubbles=0.05),
+    SiteStyle((3720, 124, 24), (1.10, 0.85, 0.93), 0.025, 1.2, vignette=0.03, hair=0.3, bubbles=0.05),
     # C: HAM10000, rosendahl
-    SiteStyle((803, 490, 342), (0.99, 1.01, 1.05), 0.08, 1.25, vignette=0.1, hair=0.1, bubbles=0.3),
+    SiteStyle((803, 490, 342), (1.02, 1.05, 1.10), 0.045, 1.3, vignette=0.06, hair=0.1, bubbles=0.25),
     # D: ISIC 2017
-    SiteStyle((1372, 254, 374), (0.95, 1.06, 0.96), 0.06, 0.9, vignette=0.4, hair=0.4, bubbles=0.2, ruler=0.45),
+    SiteStyle((1372, 254, 374), (0.97, 1.06, 0.97), 0.035, 0.9, 0.25, hair=0.3, bubbles=0.15, ruler=0.4),
 )
 """The first four sites, each after the real site of its letter."""
 
 # What each class typically looks like: the value of every trait for nv, bkl, mel.
 _TRAITS = {
     "pigment": (0.95, 0.60, 1.25),  # optical density of melanin
-    "asymmetry": (0.08, 0.15, 0.60),  # of outline and of pigment
-    "ragged": (0.05, 0.09, 0.24),  # notches of the border, in lesion radii
+    "asymmetry": (0.08, 0.15, 0.55),  # of outline and of pigment
+    "ragged": (0.04, 0.07, 0.15),  # notches of the border, in lesion radii
     "blur": (0.090, 0.028, 0.055),  # width of the border, in lesion radii
-    "network": (0.45, 0.05, 0.25),  # honeycomb of pigment
+    "network": (0.30, 0.03, 0.20),  # honeycomb of pigment
     "blotches": (0.15, 0.22, 0.75),  # uneven pigment
     "wax": (0.05, 0.62, 0.06),  # dull yellow-grey cover
-    "dots": (0.02, 0.60, 0.06),  # milia-like cysts and comedo-like openings
+    "dots": (0.02, 0.50, 0.05),  # milia-like cysts and comedo-like openings
     "veil": (0.02, 0.06, 0.75),  # blue-grey and white patches
     "redness": (0.15, 0.12, 0.60),  # vessels and regression
 }
@@ -351,14 +351,16 @@ def _traits(labels: NDArray[np.int64], rng: np.random.Generator) -> dict[str, Pl
 
 def _skin(n: int, size: int, rng: np.random.Generator) -> Planes:
     """Draw (n, 3, size, size) of bare skin: a tone per image, mottling, blood and fine furrows."""
-    tone = np.exp(rng.normal(0.0, 0.05, (n, 1)) + rng.normal(0.0, 0.025, (n, 3)))
+    tone = np.exp(rng.normal(0.0, 0.05, (n, 1)) + rng.normal(0.0, 0.015, (n, 3)))
     texture = 1 + 0.025 * _noise(n, size, 5, rng) + 0.018 * _noise(n, size, size // 3, rng)
-    blood = 0.10 * np.maximum(_noise(n, size, 9, rng) + 0.3, 0)
+    blood = 0.035 * np.maximum(_noise(n, size, 9, rng) + 0.3, 0)
     light = (tone * _SKIN).astype(np.float32)[:, :, None, None] * texture[:, None]
     return _absorb(light, blood, _BLOOD)
 
 
-def _lesion(skin: Planes, traits: dict[str, Planes], magnification: float, rng: np.random.Generator) -> Planes:
+def _lesion(
+    skin: Planes, traits: dict[str, Planes], magnification: float, rng: np.random.Generator
+) -> Planes:
     """Draw a lesion with the given traits on each skin."""
     n, _, size, _ = skin.shape
     u, v = _lesion_frame(n, size, magnification, rng)
@@ -366,7 +368,7 @@ def _lesion(skin: Planes, traits: dict[str, Planes], magnification: float, rng: 
 
     lean = _each(rng.uniform(0, 2 * np.pi, n))
     slope = (u * np.cos(lean) + v * np.sin(lean)).clip(-1.2, 1.2)
-    evenness = 1 + 0.25 * depth + traits["asymmetry"] * slope
+    evenness = 0.9 + 0.4 * depth + traits["asymmetry"] * slope
     evenness += traits["blotches"] * _noise(n, size, 6, rng) + traits["network"] * _honeycomb(u, v, rng)
     pigment = mask * traits["pigment"] * np.maximum(evenness, 0.12)
     redness = mask * traits["redness"] * _patches(n, size, 5, rng)
@@ -377,13 +379,11 @@ def _lesion(skin: Planes, traits: dict[str, Planes], magnification: float, rng: 
     colours = _blend(colours, mask * _dots(u, v, size, 7.0, 0.8 * traits["dots"], rng), _COMEDO)
     colours = _blend(colours, mask * _dots(u, v, size, 6.0, 0.6 * traits["dots"], rng), _MILIUM)
     veil = mask * traits["veil"].clip(0, 1)
-    colours = _blend(colours, 0.85 * veil * _patches(n, size, 4, rng), _BLUE_GREY)
+    colours = _blend(colours, 0.75 * veil * _patches(n, size, 4, rng), _BLUE_GREY)
     return _blend(colours, 0.45 * veil * _patches(n, size, 6, rng), _WHITE)
 
 
-def _lesion_frame(
-    n: int, size: int, magnification: float, rng: np.random.Generator
-) -> tuple[Planes, Planes]:
+def _lesion_frame(n: int, size: int, magnification: float, rng: np.random.Generator) -> tuple[Planes, Planes]:
     """Return the coordinates (n, size, size) of each pixel in its lesion's axes, in lesion radii."""
     y, x = _square(size)
     x = x - _each(rng.normal(0.0, 0.09, n))
@@ -403,10 +403,11 @@ def _outline(
     distance = radius - 1
     for order in (2, 3, 4, 5):
         # Waves of odd order break the symmetry; those of even order keep it.
-        height = 0.05 if order % 2 == 0 else 0.35 * traits["asymmetry"]
+        height = 0.04 if order % 2 == 0 else 0.22 * traits["asymmetry"]
         wave = _each(rng.normal(0.0, 1.0, n)) * np.cos(order * theta + _each(rng.uniform(0, 2 * np.pi, n)))
         distance += height * wave
-    distance += traits["ragged"] * (_noise(n, size, 8, rng) + 0.7 * _noise(n, size, 16, rng))
+    notches = _noise(n, size, 8, rng) + 0.8 * _noise(n, size, 16, rng) + 0.5 * _noise(n, size, 28, rng)
+    distance += traits["ragged"] * notches
     mask = 0.5 - 0.5 * np.tanh(distance / np.maximum(traits["blur"], 1 / size))
     return mask, np.clip(-distance, -0.5, 1)
 
@@ -419,10 +420,10 @@ def _artefacts(colours: Planes, style: SiteStyle, rng: np.random.Generator) -> P
     colours = colours.copy()
 
     hairy = np.flatnonzero(rng.random(n) < style.hair)
-    for _ in range(7):
+    for _ in range(6):
         along, across = _line_frame(x, y, len(hairy), rng)
         across = across - _each(rng.normal(0.0, 0.25, len(hairy))) * along**2
-        strength = _each(rng.uniform(0.0, 0.85, len(hairy)))
+        strength = _each(rng.uniform(-0.4, 0.8, len(hairy)).clip(0, 1))
         colours[hairy] = _blend(colours[hairy], strength * np.exp(-((across / (0.7 * pixel)) ** 2)), _HAIR)
 
     wet = np.flatnonzero(rng.random(n) < style.bubbles)
@@ -435,7 +436,7 @@ def _artefacts(colours: Planes, style: SiteStyle, rng: np.random.Generator) -> P
     along, across = _each(rng.uniform(-0.1, 0.1, len(ruled))), _each(rng.uniform(0.7, 0.9, len(ruled)))
     gap = (x - along) % (5 * pixel)
     ticks = (np.abs(y - across) < 2.2 * pixel) & (gap < pixel)
-    ticks |= (np.abs(y - across - 2.5 * pixel) < 0.5 * pixel)
+    ticks |= np.abs(y - across - 2.5 * pixel) < 0.5 * pixel
     colours[ruled] = _blend(colours[ruled], 0.75 * (ticks & (np.abs(x - along) < 0.45)), _INK)
     return colours
 
@@ -444,16 +445,18 @@ def _camera(colours: Planes, style: SiteStyle, rng: np.random.Generator) -> Plan
     """Apply the vignette, the colour cast, the exposure and the sensor's noise."""
     n, _, size, _ = colours.shape
     y, x = _square(size)
-    edge = np.hypot(x, y) - _each(rng.normal(1.12, 0.06, n))
-    shade = 1 - style.vignette * _each(rng.uniform(0.3, 1.4, n)).clip(0, 1) * (0.5 + 0.5 * np.tanh(edge / 0.06))
+    edge = np.hypot(x, y) - _each(rng.normal(1.2, 0.08, n))
+    depth = _each(style.vignette * rng.uniform(0.2, 2.0, n)).clip(0, 1)
+    shade = 1 - depth * (0.5 + 0.5 * np.tanh(edge / 0.08))
     gains = np.exp(rng.normal(0.0, style.drift, (n, 3)) + rng.normal(0.0, 0.05, (n, 1))) * style.cast
     noise = rng.standard_normal((n, 1, size, size), np.float32)
-    return colours * gains.astype(np.float32)[:, :, None, None] * shade[:, None] + 0.008 * noise
+    colours = colours * gains.astype(np.float32)[:, :, None, None] * shade[:, None]
+    return colours + np.float32(0.008) * noise
 
 
-def _each(values: NDArray[np.float64]) -> Planes:
+def _each(values: ArrayLike) -> Planes:
     """Turn one value per image, (N,), into (N, 1, 1), to be spread over its pixels."""
-    return values.astype(np.float32)[:, None, None]
+    return np.asarray(values, np.float32)[:, None, None]
 
 
 def _square(size: int) -> tuple[Planes, Planes]:
@@ -472,7 +475,8 @@ def _noise(n: int, size: int, cells: int, rng: np.random.Generator) -> Planes:
     """Draw smooth noise with mean 0 and variance near 1: a cubic B-spline through random knots."""
     knots = rng.standard_normal((n, cells + 3, cells + 3), np.float32)
     spline = _spline(size, cells)
-    return spline @ knots @ spline.T
+    noise: Planes = spline @ knots @ spline.T
+    return noise
 
 
 def _spline(size: int, cells: int) -> NDArray[np.float32]:
@@ -494,12 +498,13 @@ def _patches(n: int, size: int, cells: int, rng: np.random.Generator) -> Planes:
 def _honeycomb(u: Planes, v: Planes, rng: np.random.Generator) -> Planes:
     """Draw a pigment network about 0 in lesion axes: three crossing waves, bent by noise."""
     n, size, _ = u.shape
-    bend = 0.9 * _noise(n, size, 6, rng)
-    pitch = _each(rng.uniform(13.0, 18.0, n))
+    pitch = _each(rng.uniform(17.0, 25.0, n))
     # Three waves at 120 degrees sum to round bright holes between dark lines.
-    waves = [np.cos(pitch * (u * np.cos(a) + v * np.sin(a)) + bend) for a in np.array((0, 2, 4), np.float32) * np.pi / 3]
-    holes: Planes = (waves[0] + waves[1] + waves[2]) / 1.5
-    return -holes.clip(-1, 1.5)
+    angles = np.arange(3) * (2 * np.pi / 3)
+    waves = [np.cos(pitch * (u * np.cos(a) + v * np.sin(a)) + _noise(n, size, 8, rng)) for a in angles]
+    strength = 0.6 + 0.4 * _noise(n, size, 5, rng)
+    lines: Planes = 0.3 - (waves[0] + waves[1] + waves[2]) / 2
+    return strength * lines
 
 
 def _dots(
@@ -525,7 +530,7 @@ def _dots(
     off_u = density * u - column - (0.3 + 0.4 * shift_u)
     off_v = density * v - row - (0.3 + 0.4 * shift_v)
     radius = np.maximum(0.15 + 0.15 * width, 1.4 * density / size)
-    return (chance < frequency) * np.exp(-((off_u**2 + off_v**2) / radius**2) ** 2)
+    return (chance < frequency) * (0.5 + 0.5 * shift_u) * np.exp(-(((off_u**2 + off_v**2) / radius**2) ** 2))
 
 
 def _absorb(colours: Planes, density: Planes, absorption: tuple[float, float, float]) -> Planes:

@@ -12,9 +12,7 @@ from prrfl.types import ClientId, RoundContext, RoundRecord, SiteData, Tensors
 
 
 class InProcess:
-    """Holds the sites' data and states. Sites are visited in order of name, so results do not depend on the
-    order in which they are given.
-    """
+    """Holds the sites' data and states, and visits them in order of name, in whatever order they are given."""
 
     def __init__(
         self,

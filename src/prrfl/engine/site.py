@@ -10,7 +10,17 @@ from prrfl.errors import NonFiniteShareError
 from prrfl.evaluation import score
 from prrfl.tensors import non_finite
 from prrfl.training import Site, predict
-from prrfl.types import Moment, RoundContext, RoundRecord, ScoreRecord, Scores, Share, Split, Tensors, TrainRecord
+from prrfl.types import (
+    Moment,
+    RoundContext,
+    RoundRecord,
+    ScoreRecord,
+    Scores,
+    Share,
+    Split,
+    Tensors,
+    TrainRecord,
+)
 
 
 @dataclass(eq=False)
@@ -46,8 +56,8 @@ class Visitor(Generic[C]):
         share = self.algorithm.share(client, ctx)
         if broken := non_finite(share.tensors):
             raise NonFiniteShareError(
-                f"site {self.site.name}, round {ctx.round}: '{broken[0]}' of its share holds NaN or infinity; "
-                "the share is not sent"
+                f"site {self.site.name}, round {ctx.round}: '{broken[0]}' of its share holds NaN or "
+                "infinity; the share is not sent"
             )
         return client, share
 
@@ -66,9 +76,7 @@ class Visitor(Generic[C]):
             deployed = index == 0
             if deployed or not deployed_only:
                 scores = self._score(name, weights, split)
-                yield ScoreRecord(
-                    ctx.round, ctx.epoch, self.site.name, split, name, deployed, moment, scores
-                )
+                yield ScoreRecord(ctx.round, ctx.epoch, self.site.name, split, name, deployed, moment, scores)
 
     def _score(self, name: str, weights: Tensors, split: Split) -> Scores:
         before = self._known.get((name, split))

@@ -1,0 +1,126 @@
+"""What every method must keep to, whatever it does inside."""
+
+from dataclasses import fields, is_dataclass
+
+import pytest
+import torch
+
+from prrfl import InProcess, NonFiniteShareError, ParticipationError, Recipe, norm_keys, run_rounds
+from prrfl.algorithms import ALGORITHMS
+from prrfl.training import Site
+from prrfl.types import RoundContext, ScoreRecord
+from tests.sites import tiny_network, tiny_sites
+
+every_method = pytest.mark.parametrize(
+    "method", [kind() for kind in ALGORITHMS.values()], ids=list(ALGORITHMS)
+)
+
+
+def run(method, sites, *, present=None, seed=3, **recipe):
+    network = tiny_network()
+    engine = InProcess(method, sites, Recipe(network, batch=8, **recipe), present)
+    records = list(run_rounds(method, engine, rounds=2, epochs=2, seed=seed, norm_keys=norm_keys(network)))
+    return records, engine.models()
+
+
+def same_bits(first, second):
+    return all(
+        torch.equal(first[client][role][key], tensor)
+        for client, roles in second.items()
+        for role, tensors in roles.items()
+        for key, tensor in tensors.items()
+    )
+
+
+def tensors_of(state):
+    """Return all tensors in a state: dataclasses and mappings, nested."""
+    if isinstance(state, torch.Tensor):
+        return [state]
+    if is_dataclass(state):
+        return [t for f in fields(state) for t in tensors_of(getattr(state, f.name))]
+    if isinstance(state, dict):
+        return [t for value in state.values() for t in tensors_of(value)]
+    return []
+
+
+@every_method
+def test_same_seed_same_bits_whatever_the_order_of_sites(method):
+    sites = tiny_sites()
+    first, second = run(method, sites), run(method, sites[::-1])
+    assert first[0] == second[0]
+    assert same_bits(first[1], second[1])
+    assert not same_bits(first[1], run(method, sites, seed=4)[1])
+
+
+@every_method
+def test_adam_keeps_its_memory_within_a_round(method):
+    assert same_bits(
+        run(method, tiny_sites(), optimizer="adam")[1], run(method, tiny_sites(), optimizer="adam")[1]
+    )
+
+
+@every_method
+def test_no_input_is_changed(method):
+    site = Site(tiny_sites()[0], Recipe(tiny_network(), batch=8))
+    ctx = RoundContext(0, 2, 0, 2, 7, norm_keys(site.recipe.network))
+    start = method.start(site.recipe.network.state_dict())
+    untouched = [t.clone() for t in tensors_of(start)]
+    trained, _ = method.train(start, site, ctx)
+    assert all(torch.equal(a, b) for a, b in zip(tensors_of(start), untouched, strict=True))
+    assert not torch.equal(tensors_of(trained)[0], untouched[0])
+    untouched = [t.clone() for t in tensors_of(trained)]
+    aggregator = method.aggregator(ctx)
+    aggregator.add("a", method.share(trained, ctx))
+    aggregator.add("b", method.share(start, ctx))
+    method.receive(trained, aggregator.result(), ctx)
+    assert all(torch.equal(a, b) for a, b in zip(tensors_of(trained), untouched, strict=True))
+
+
+@every_method
+def test_an_absent_site_keeps_what_it_has(method):
+    away = run(method, tiny_sites(), present=lambda ctx: {"s0", "s2"} if ctx.round == 0 else {"s0"})
+    initial = tiny_network().state_dict()
+    for tensors in away[1]["s1"].values():
+        assert all(torch.equal(tensors[key], initial[key]) for key in initial)
+    assert {r.client for r in away[0] if isinstance(r, ScoreRecord) and r.round == 1} == {"s0"}
+
+
+@every_method
+def test_a_batch_of_one_a_large_batch_and_one_epoch_are_no_trouble(method):
+    for n, batch, epochs in ((17, 8, 1), (9, 64, 1), (17, 16, 2)):
+        network = tiny_network()
+        engine = InProcess(method, tiny_sites(2, n), Recipe(network, batch=batch))
+        records = list(run_rounds(method, engine, rounds=1, epochs=epochs, norm_keys=norm_keys(network)))
+        assert sum(r.kind == "train" for r in records) == 2 * epochs
+
+
+@every_method
+def test_training_that_breaks_down_is_named(method):
+    with pytest.raises(NonFiniteShareError, match="s0, round 0, epoch"):
+        run(method, tiny_sites(), lr=1e30)
+
+
+def test_nobody_present_and_equal_names():
+    method = ALGORITHMS["prrfl"]()
+    with pytest.raises(ParticipationError, match="round 0"):
+        run(method, tiny_sites(), present=lambda ctx: set())
+    with pytest.raises(ParticipationError, match="s0"):
+        InProcess(method, [*tiny_sites(1), *tiny_sites(1)], Recipe(tiny_network()))
+
+
+def test_records_come_in_the_order_of_time_and_say_what_is_deployed():
+    records, _ = run(ALGORITHMS["prrfl"](), tiny_sites(2))
+    scores = [r for r in records if isinstance(r, ScoreRecord) and r.round == 1 and r.client == "s1"]
+    assert [(r.split, r.model, r.moment, r.epoch) for r in scores] == [
+        ("test", "personalised", "epoch", 0),
+        ("test", "personalised", "epoch", 1),
+        ("test", "personalised", "before", 1),
+        ("test", "deputy", "before", 1),
+        ("test", "personalised", "after", 1),
+        ("test", "deputy", "after", 1),
+        ("valid", "personalised", "after", 1),
+    ]
+    assert {r.model for r in scores if r.deployed} == {"personalised"}
+    by = {(r.model, r.moment): r.scores for r in scores if r.split == "test"}
+    assert by["personalised", "before"] == by["personalised", "after"]
+    assert by["deputy", "before"] != by["deputy", "after"]
