@@ -219,7 +219,7 @@ def _low_band(height: int, width: int, ratio: float) -> _LowBand:
     paired = (column == 0) | (2 * column == width)
     twin = torch.where(paired, (-row) % height, row) * columns + column
     representative = torch.minimum(filled, twin)
-    sent, source = representative.unique(return_inverse=True)
+    sent, source = torch.unique(representative, return_inverse=True)
     return _LowBand(sent=sent, filled=filled, source=source, gain=gain[filled])
 
 

@@ -25,13 +25,11 @@ def norm_keys(network: nn.Module, types: Sequence[type[nn.Module]] = NORM_TYPES)
         network: any module.
         types: the module types that count as normalisation; extend it for layers of your own.
     """
-    known = network.state_dict(keep_vars=True).keys()
+    norms = {name: module for name, module in network.named_modules() if isinstance(module, tuple(types))}
     return frozenset(
-        key
-        for prefix, module in network.named_modules()
-        if isinstance(module, tuple(types))
-        for name in module.state_dict(keep_vars=True)
-        if (key := f"{prefix}.{name}" if prefix else name) in known
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in norms.items()
+        for name in module.state_dict()
     )
 
 

@@ -64,7 +64,8 @@ class Recipe:
         network = copy.deepcopy(self.network)
         network.load_state_dict(dict(weights))
         dtype = torch.float64 if self.precision == "float64" else torch.float32
-        return network.to(device=self.device, dtype=dtype, memory_format=torch.channels_last)
+        network = network.to(device=self.device, dtype=dtype)
+        return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def batches(
         shuffle: whether to draw an order.
     """
     order = torch.randperm(len(data), generator=draw) if shuffle else torch.arange(len(data))
-    chunks = list(order.split(size))
+    chunks = list(torch.split(order, size))
     if len(chunks) > 1 and len(chunks[-1]) == 1:
         chunks[-2:] = [torch.cat(chunks[-2:])]
     dtype = torch.float64 if recipe.precision == "float64" else torch.float32

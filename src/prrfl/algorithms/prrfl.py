@@ -1,4 +1,4 @@
-"""PRR-FL: a personalised network that stays, a deputy that travels, PFA between deputies, DET at each site."""
+"""PRR-FL: a personalised network that stays, a deputy that travels, PFA between them, DET at each site."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

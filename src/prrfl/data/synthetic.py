@@ -7,6 +7,7 @@ also leans towards the other classes by a random amount, so that the classes ove
 """
 
 import csv
+import math
 import os
 import shutil
 import uuid
@@ -34,7 +35,7 @@ _MIN_SIZE = 16
 _VERSION = "v1"  # raise it whenever the drawings change, lest an old cache be taken for the new data
 _CHUNK = 32  # images drawn at a time: the planes of a chunk at 64 px stay within a core's cache
 
-Planes = NDArray[np.float32]
+Planes = NDArray[np.floating]
 """One float per pixel, (N, H, W); or three per pixel, (N, 3, H, W)."""
 
 
@@ -99,9 +100,9 @@ STYLES = (
     # B: HAM10000, vidir_molemax
     SiteStyle((3720, 124, 24), (1.10, 0.85, 0.93), 0.025, 1.2, vignette=0.03, hair=0.3, bubbles=0.05),
     # C: HAM10000, rosendahl
-    SiteStyle((803, 490, 342), (1.02, 1.05, 1.10), 0.045, 1.3, vignette=0.06, hair=0.1, bubbles=0.25),
+    SiteStyle((803, 490, 342), (1.05, 1.04, 1.08), 0.035, 1.3, vignette=0.06, hair=0.1, bubbles=0.25),
     # D: ISIC 2017
-    SiteStyle((1372, 254, 374), (0.97, 1.06, 0.97), 0.035, 0.9, 0.25, hair=0.3, bubbles=0.15, ruler=0.4),
+    SiteStyle((1372, 254, 374), (1.00, 1.04, 0.93), 0.025, 0.9, 0.25, hair=0.3, bubbles=0.15, ruler=0.4),
 )
 """The first four sites, each after the real site of its letter."""
 
@@ -124,7 +125,7 @@ _TRAIT_SPREAD = 0.35  # standard deviation of each trait's log over the images o
 _SKIN = (0.86, 0.67, 0.60)
 _MELANIN = (0.60, 1.05, 1.45)  # absorption of red, green, blue: thin pigment is tan, thick is black-brown
 _BLOOD = (0.10, 0.75, 0.60)
-_WAX = (0.66, 0.56, 0.42)
+_WAX = (0.68, 0.56, 0.43)
 _BLUE_GREY = (0.36, 0.41, 0.53)
 _WHITE = (0.86, 0.79, 0.79)
 _MILIUM = (0.95, 0.91, 0.80)
@@ -146,7 +147,13 @@ def draw_images(
 
     Returns:
         (N, size, size, 3) RGB in 0...255.
+
+    Raises:
+        DataError: if a label is no class.
     """
+    strange = labels[(labels < 0) | (labels >= len(CLASSES))]
+    if len(strange):
+        raise DataError(f"generated data: label {strange[0]}, expected 0, 1 or 2; mend the labels")
     images = np.empty((len(labels), size, size, 3), np.uint8)
     for start in range(0, len(labels), _CHUNK):
         chunk = labels[start : start + _CHUNK]
@@ -254,8 +261,8 @@ def write_generated(spec: GeneratedData, folder: Path) -> Path:
         draft.rename(folder)
     except OSError as error:
         raise DataError(
-            f"{folder}: cannot be written ({error.strerror}), expected a new folder in a writable place with "
-            "room; name another"
+            f"{folder}: cannot be written ({error.strerror or error}), "
+            "expected a new folder in a writable place with room; name another"
         ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -479,15 +486,15 @@ def _noise(n: int, size: int, cells: int, rng: np.random.Generator) -> Planes:
     return noise
 
 
-def _spline(size: int, cells: int) -> NDArray[np.float32]:
+def _spline(size: int, cells: int) -> Planes:
     """Return the weights (size, cells + 3) of the knots at each pixel, each row of unit length."""
     place = (np.arange(size) + 0.5) * cells / size
     distance = np.abs(place[:, None] + 1 - np.arange(cells + 3))
     near = 2 / 3 - distance**2 + distance**3 / 2
     far = np.maximum(2 - distance, 0) ** 3 / 6
     weights = np.where(distance < 1, near, far)
-    weights /= np.linalg.norm(weights, axis=1, keepdims=True)
-    return weights.astype(np.float32)
+    unit: Planes = weights / np.linalg.norm(weights, axis=1, keepdims=True)
+    return unit.astype(np.float32)
 
 
 def _patches(n: int, size: int, cells: int, rng: np.random.Generator) -> Planes:
@@ -500,11 +507,11 @@ def _honeycomb(u: Planes, v: Planes, rng: np.random.Generator) -> Planes:
     n, size, _ = u.shape
     pitch = _each(rng.uniform(17.0, 25.0, n))
     # Three waves at 120 degrees sum to round bright holes between dark lines.
-    angles = np.arange(3) * (2 * np.pi / 3)
-    waves = [np.cos(pitch * (u * np.cos(a) + v * np.sin(a)) + _noise(n, size, 8, rng)) for a in angles]
-    strength = 0.6 + 0.4 * _noise(n, size, 5, rng)
-    lines: Planes = 0.3 - (waves[0] + waves[1] + waves[2]) / 2
-    return strength * lines
+    waves = np.zeros_like(u)
+    for angle in (0, 2 * math.pi / 3, 4 * math.pi / 3):
+        place = u * math.cos(angle) + v * math.sin(angle)
+        waves += np.cos(pitch * place + _noise(n, size, 8, rng))
+    return (0.6 + 0.4 * _noise(n, size, 5, rng)) * (0.3 - waves / 2)
 
 
 def _dots(
@@ -520,22 +527,22 @@ def _dots(
         frequency: share of the cells with a dot, (N, 1, 1).
         rng: source of randomness.
     """
-    cells = 32
-    column, row = np.floor(density * u).astype(np.int64), np.floor(density * v).astype(np.int64)
+    cells = 32  # the grid repeats after them, outside of the lesion, where no dot is seen anyway
+    u, v = density * u, density * v
+    column, row = np.floor(u), np.floor(v)
     image = np.arange(len(u))[:, None, None]
-    # The grid repeats outside of the lesion, where no dot is seen anyway.
-    chance, shift_u, shift_v, width = rng.random((4, len(u), cells, cells), np.float32)[
-        :, image, row % cells, column % cells
-    ]
-    off_u = density * u - column - (0.3 + 0.4 * shift_u)
-    off_v = density * v - row - (0.3 + 0.4 * shift_v)
+    draws = rng.random((4, len(u), cells, cells), np.float32)
+    chance, shift_u, shift_v, width = draws[:, image, row.astype(int) % cells, column.astype(int) % cells]
+    distance = np.hypot(u - column - 0.3 - 0.4 * shift_u, v - row - 0.3 - 0.4 * shift_v)
     radius = np.maximum(0.15 + 0.15 * width, 1.4 * density / size)
-    return (chance < frequency) * (0.5 + 0.5 * shift_u) * np.exp(-(((off_u**2 + off_v**2) / radius**2) ** 2))
+    dots: Planes = (chance < frequency) * (0.5 + 0.5 * shift_u) * np.exp(-((distance / radius) ** 4))
+    return dots
 
 
 def _absorb(colours: Planes, density: Planes, absorption: tuple[float, float, float]) -> Planes:
     """Dim (N, 3, H, W) light by a pigment of the given density (N, H, W), after Beer and Lambert."""
-    return colours * np.exp(-density[:, None] * np.array(absorption, np.float32)[:, None, None])
+    passed: Planes = np.exp(-density[:, None] * np.array(absorption, np.float32)[:, None, None])
+    return colours * passed
 
 
 def _blend(colours: Planes, weight: NDArray[np.floating], colour: tuple[float, float, float]) -> Planes:

@@ -12,7 +12,7 @@ from prrfl.types import ClientId, RoundContext, RoundRecord, SiteData, Tensors
 
 
 class InProcess:
-    """Holds the sites' data and states, and visits them in order of name, in whatever order they are given."""
+    """Holds the sites' data and states, and visits them in order of name, however they are given."""
 
     def __init__(
         self,

@@ -1,0 +1,5 @@
+"""``python -m prrfl``."""
+
+from prrfl.cli import main
+
+main()

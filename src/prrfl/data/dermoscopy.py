@@ -1,0 +1,221 @@
+"""The published layout: ``data/<site>/img_resize<P>/<image_id>.png`` and ``csv_folder/<site>/<split>_<site>.csv``."""
+
+import csv
+import io
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from prrfl.errors import DataError, nearest
+from prrfl.types import Examples, SiteData, Split
+
+CLASSES = ("nv", "bkl", "mel")
+SUFFIXES = {".png", ".jpg", ".jpeg"}
+MAX_PIXELS = 64_000_000
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+log = logging.getLogger("prrfl")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a site's table."""
+
+    image_id: str
+    label: int
+
+
+def load_sites(
+    folder: Path, *, image_size: int, classes: Sequence[str] = CLASSES, allow_missing: bool = False
+) -> list[SiteData]:
+    """Load every site of a folder, decoding each image once.
+
+    Args:
+        folder: holds ``data/`` and ``csv_folder/``.
+        image_size: side in pixels; images of another size are resized (bilinear, antialiased).
+        classes: names of the labels 0, 1, ...
+        allow_missing: leave out images that a table names but nobody has, instead of refusing.
+
+    Raises:
+        DataError: naming the file, line or site at fault, what was expected and the mend.
+    """
+    return [
+        load_site(folder, site, image_size=image_size, classes=classes, allow_missing=allow_missing)
+        for site in find_sites(folder)
+    ]
+
+
+def find_sites(folder: Path) -> list[str]:
+    """Return the names of the sites, sorted: the folders under ``csv_folder``."""
+    for part in (folder, folder / "csv_folder", folder / "data"):
+        if not part.is_dir():
+            raise DataError(
+                f"folder {part} is not there; expected data/<site>/img_resize<P>/ and csv_folder/<site>/ "
+                f"below {folder}"
+            )
+    sites = sorted(path.name for path in (folder / "csv_folder").iterdir() if path.is_dir())
+    if not sites:
+        raise DataError(f"{folder / 'csv_folder'} holds no site; expected one folder a site, with its tables")
+    for site in sites:
+        if not (folder / "data" / site).is_dir():
+            raise DataError(f"site {site} has tables but no images: {folder / 'data' / site} is not there")
+    return sites
+
+
+def load_site(
+    folder: Path,
+    site: str,
+    *,
+    image_size: int,
+    classes: Sequence[str] = CLASSES,
+    allow_missing: bool = False,
+) -> SiteData:
+    """Load one site; see :func:`load_sites`."""
+    images = _image_folder(folder / "data" / site, image_size)
+    # One look at the folder instead of one look per image and ending.
+    files = {path.stem: path for path in images.iterdir() if path.suffix.lower() in SUFFIXES}
+    tables = {
+        split: read_table(folder / "csv_folder" / site / f"{split}_{site}.csv", classes) for split in SPLITS
+    }
+    tables = {
+        split: _present(site, split, rows, files, images, allow_missing) for split, rows in tables.items()
+    }
+    shown = Counter(row.label for row in tables["train"])
+    if len(shown) < 2 or len(tables["train"]) < 2:
+        counts = ", ".join(f"{name} {shown[k]}" for k, name in enumerate(classes))
+        raise DataError(
+            f"site {site}: its training table shows fewer than two classes ({counts}); "
+            "add images of another class, or leave the site out"
+        )
+    return SiteData(site, *(_decode(tables[split], files, image_size) for split in SPLITS))
+
+
+def read_table(path: Path, classes: Sequence[str] = CLASSES) -> list[Row]:
+    """Read a table with the columns image_id and label; further columns are left alone.
+
+    Raises:
+        DataError: naming the file and line.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(
+            f"table {path} is not there; every site needs train, valid and test: for a missing one, hold out "
+            "about 10 % of the training rows"
+        ) from None
+    except (OSError, UnicodeDecodeError) as cause:
+        raise DataError(f"table {path} cannot be read as UTF-8 text: {cause}") from None
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    rows: list[Row] = []
+    seen: dict[str, int] = {}
+    try:
+        columns = [name.strip() for name in reader.fieldnames or ()]
+        reader.fieldnames = columns
+        for needed in ("image_id", "label"):
+            if needed not in columns:
+                raise DataError(
+                    f"table {path} has no column '{needed}'{nearest(needed, columns)}; "
+                    f"its columns are {', '.join(columns) or 'none'}"
+                )
+        for cells in reader:
+            row = _row(cells, f"{path}:{reader.line_num}", classes)
+            if row.image_id in seen:
+                raise DataError(
+                    f"{path}:{reader.line_num}: image '{row.image_id}' stands on line {seen[row.image_id]} "
+                    "already; keep one of the two"
+                )
+            seen[row.image_id] = reader.line_num
+            rows.append(row)
+    except csv.Error as cause:
+        raise DataError(f"{path}:{reader.line_num} is no CSV: {cause}") from None
+    if not rows:
+        raise DataError(f"table {path} is empty; expected a header and at least one image")
+    return rows
+
+
+def _row(cells: Mapping[str | None, str | None], where: str, classes: Sequence[str]) -> Row:
+    image_id, label = (cells["image_id"] or "").strip(), (cells["label"] or "").strip()
+    known = ", ".join(f"{k} = {name}" for k, name in enumerate(classes))
+    if not (label.isascii() and label.isdigit() and int(label) < len(classes)):
+        raise DataError(f"{where}: label '{label}' is outside the classes; expected {known}")
+    if not image_id or Path(image_id).name != image_id or "\0" in image_id:
+        raise DataError(f"{where}: image_id '{image_id}' is no plain name; expected one like ISIC_0024310")
+    name = Path(image_id)
+    return Row(name.stem if name.suffix.lower() in SUFFIXES else image_id, int(label))
+
+
+def _image_folder(site: Path, image_size: int) -> Path:
+    """Return the smallest stored size that is no smaller than asked for, or else the largest."""
+    sizes = {
+        int(path.name.removeprefix("img_resize")): path
+        for path in site.iterdir()
+        if path.is_dir() and path.name.removeprefix("img_resize").isdigit()
+    }
+    if not sizes:
+        raise DataError(f"{site} holds no folder img_resize<P>; expected img_resize128, say, with the images")
+    enough = [size for size in sizes if size >= image_size]
+    return sizes[min(enough) if enough else max(sizes)]
+
+
+def _present(
+    site: str, split: str, rows: list[Row], files: Mapping[str, Path], images: Path, allow_missing: bool
+) -> list[Row]:
+    missing = [row.image_id for row in rows if row.image_id not in files]
+    if not missing:
+        return rows
+    named = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+    what = f"site {site}, {split}: {len(missing)} of {len(rows)} images missing in {images}: {named}"
+    if not allow_missing:
+        raise DataError(f"{what}; add them, or go on without them with --allow-missing")
+    if len(missing) == len(rows):
+        raise DataError(f"{what}; none is left to go on with")
+    log.warning("%s; going on without", what)
+    return [row for row in rows if row.image_id in files]
+
+
+def _decode(rows: Sequence[Row], files: Mapping[str, Path], size: int) -> Examples:
+    pixels = torch.empty(len(rows), size, size, 3, dtype=torch.uint8)
+
+    def fill(index: int) -> None:
+        pixels[index] = torch.from_numpy(read_image(files[rows[index].image_id], size))
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(fill, range(len(rows))))
+    return Examples(
+        inputs=pixels.permute(0, 3, 1, 2),
+        labels=torch.tensor([row.label for row in rows]),
+        ids=tuple(row.image_id for row in rows),
+    )
+
+
+def read_image(path: Path, size: int) -> NDArray[np.uint8]:
+    """Return an image as (size, size, 3) RGB pixels.
+
+    Raises:
+        DataError: if the file is no image, broken, or absurdly large.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise DataError(
+                    f"image {path} has {image.width} x {image.height} pixels, at most {MAX_PIXELS:,} are read"
+                )
+            rgb = image.convert("RGB")
+            if rgb.size != (size, size):
+                rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)
+            return np.array(rgb)
+    except DataError:
+        raise
+    # Pillow's decoders raise many kinds of exceptions on broken files; each means the same to the user.
+    except Exception as cause:
+        reason = " ".join(str(cause).split())
+        raise DataError(f"image {path} cannot be decoded ({reason}); replace it, or drop its row") from None

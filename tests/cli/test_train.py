@@ -1,0 +1,202 @@
+"""The command line as a user meets it: what runs, what stays on disk, and how it refuses."""
+
+import errno
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+from prrfl import cli, run
+from prrfl.config import TrainConfig
+from prrfl.engine.store import read_tensors
+from prrfl.records import read_records
+from tests.sites_on_disk import write_layout
+
+SMALL = ["--image-size", "32", "--rounds", "2", "--epochs", "2", "--batch", "8", "--precision", "float32"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_layout(tmp_path_factory.mktemp("a folder"))
+
+
+def prrfl(*arguments, capsys=None):
+    """Run the command line in this process; return (exit code, stdout, stderr)."""
+    before = sys.argv
+    sys.argv = ["prrfl", *map(str, arguments)]
+    try:
+        code = cli.guarded(cli.app)
+    finally:
+        sys.argv = before
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def refused(capsys, *arguments):
+    code, _, err = prrfl(*arguments, capsys=capsys)
+    assert code == 2
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert "Traceback" not in err
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def finished(folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "one"
+    process = subprocess.run(
+        [sys.executable, "-m", "prrfl", "train", "--data", folder, "--out", out, *SMALL],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    return out, process.stdout
+
+
+def test_a_run_leaves_everything_that_was_promised(finished):
+    out, printed = finished
+    assert {path.name for path in out.iterdir()} == {
+        "config.toml", "environment.json", "metrics.jsonl", "summary.json", "retrogress.png", "log.txt", "models",
+    }  # fmt: skip
+    for site in ("clientA", "clientB"):
+        assert site in printed
+        for name in ("best", "last"):
+            assert "fc2.linear.weight" in read_tensors(out / "models" / site / f"{name}.safetensors")
+    summary = json.loads((out / "summary.json").read_text())
+    assert set(summary["last"]["sites"]) == {"clientA", "clientB"}
+    assert summary["retrogress"]["personalised"] == {"macro_f1": 0.0, "auc": 0.0}
+    config = tomllib.loads((out / "config.toml").read_text())
+    assert config["rounds"] == 2
+    assert config["alpha1"] == 0.7
+    records = read_records(out / "metrics.jsonl")
+    assert len([r for r in records if r.kind == "train"]) == 2 * 2 * 2
+    assert "round 1 done" in (out / "log.txt").read_text()
+
+
+def test_same_settings_same_bits(finished, folder, tmp_path, capsys):
+    out, _ = finished
+    code, _, err = prrfl("train", "--config", out / "config.toml", "--out", tmp_path / "two", capsys=capsys)
+    assert code == 0, err
+    assert (tmp_path / "two" / "metrics.jsonl").read_bytes() == (out / "metrics.jsonl").read_bytes()
+    first, second = (read_tensors(f / "models/clientA/last.safetensors") for f in (out, tmp_path / "two"))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_report_remakes_the_pictures(finished, capsys):
+    out, _ = finished
+    (out / "retrogress.png").unlink()
+    code, printed, _ = prrfl("report", out, capsys=capsys)
+    assert code == 0
+    assert "clientB" in printed
+    assert (out / "retrogress.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_inspect_lists_every_treatment(capsys):
+    code, printed, _ = prrfl("inspect", "--network", "vgg_b", "--ratio", "0.95", capsys=capsys)
+    assert code == 0
+    for kind in ("fourier", "local", "mean"):
+        assert kind in printed
+    assert "of the weights" in printed
+
+
+def test_settings_from_file_and_flags(tmp_path, folder, capsys):
+    (tmp_path / "c.toml").write_text(
+        f"data = '{folder}'\nrounds = 1\nepochs = 1\nimage_size = 32\nclasses = 'a,b,c'\n"
+    )
+    code, _, err = prrfl(
+        "train", "--config", tmp_path / "c.toml", "--epochs", 2, "--out", tmp_path / "r", capsys=capsys
+    )
+    assert code == 0, err
+    config = tomllib.loads((tmp_path / "r" / "config.toml").read_text())
+    assert (config["rounds"], config["epochs"], config["classes"]) == (1, 2, ["a", "b", "c"])
+
+
+def test_every_setting_is_a_flag(capsys):
+    code, printed, _ = prrfl("train", "--help", capsys=capsys)
+    assert code == 0
+    for name in TrainConfig.model_fields:
+        assert f"--{name.replace('_', '-')}"[:20] in printed
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("alpha = 0.5", "unknown key 'alpha' (did you mean 'alpha1'?)"),
+        ("rounds = 0", "key 'rounds'"),
+        ("lr = 'fast'", "key 'lr'"),
+        ("rounds = = 3", "is not TOML"),
+        ("network = 'vgg_n'", "did you mean 'vgg_nb'?"),
+        ("classes = 'nv'", "at least two classes"),
+        ("device = 'gpu0'", "'gpu0' cannot be used here"),
+    ],
+)
+def test_bad_settings(text, said, tmp_path, capsys):
+    (tmp_path / "bad.toml").write_text(text)
+    message = refused(capsys, "train", "--config", tmp_path / "bad.toml", "--out", tmp_path / "r")
+    assert said in message
+    assert "bad.toml" in message
+    assert not (tmp_path / "r").exists()
+
+
+def test_bad_flags_and_folders(folder, tmp_path, capsys):
+    out = tmp_path / "r"
+    assert "--rounds" in refused(capsys, "train", "--data", folder, "--rounds", "0", "--out", out)
+    assert "no.toml" in refused(capsys, "train", "--config", tmp_path / "no.toml")
+    assert "nowhere" in refused(capsys, "train", "--data", tmp_path / "nowhere", "--out", out)
+    assert not out.exists()
+    out.mkdir()
+    (out / "mine.txt").write_text("keep")
+    assert "exists already" in refused(capsys, "train", "--data", folder, "--out", out)
+    assert (out / "mine.txt").read_text() == "keep"
+    assert "no run" in refused(capsys, "report", tmp_path)
+
+
+def test_one_site_alone_is_refused(tmp_path, capsys):
+    alone = write_layout(tmp_path / "alone", sites=1)
+    assert "at least 2" in refused(capsys, "train", "--data", alone, "--out", tmp_path / "r", *SMALL)
+
+
+def test_a_full_disk_ends_in_one_line_and_loses_nothing(folder, tmp_path, capsys, monkeypatch):
+    real, calls = run.write_tensors, []
+
+    def full(path, tensors, notes=None):
+        calls.append(path)
+        if len(calls) > 5:  # somewhere in the second round
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        real(path, tensors, notes)
+
+    monkeypatch.setattr(run, "write_tensors", full)
+    out = tmp_path / "r"
+    assert "No space left" in refused(capsys, "train", "--data", folder, "--out", out, *SMALL)
+    assert {r.round for r in read_records(out / "metrics.jsonl")} == {0}
+    assert not list(out.rglob(".*"))
+    for path in out.rglob("*.safetensors"):
+        read_tensors(path)
+
+
+def test_damaged_records_are_named(finished, tmp_path, capsys):
+    out, _ = finished
+    for name in ("config.toml", "metrics.jsonl"):
+        (tmp_path / name).write_bytes((out / name).read_bytes())
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "score", "rou')
+    assert "metrics.jsonl:" in refused(capsys, "report", tmp_path)
+
+
+def test_the_published_quickstart(tmp_path):
+    write_layout(tmp_path, sites=3, size=128)
+    root = Path(__file__).parents[2]
+    process = subprocess.run(
+        [sys.executable, root / "main.py", "--theme", "prrfl", "--network", "vgg_b", "--optim", "adam", "--lr", "0.001",
+         "--lr_step", "1", "--lr_gamma", "0.5", "--wd", "1e-6", "--batch", "8", "--iters", "1", "--wk_iters", "1",
+         "--l_rate", "0.6", "--alpha1", "0.6", "--alpha2", "0.8", "--seed", "1", "--save_path", "kept"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    config = tomllib.loads((tmp_path / "kept" / "prrfl" / "config.toml").read_text())
+    assert (config["r0"], config["network"], config["optimizer"]) == (0.6, "vgg_b", "adam")
