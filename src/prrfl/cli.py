@@ -211,7 +211,11 @@ def main() -> None:
 
 def guarded(command: Any) -> int:
     """Call a command; turn a user's error into one line on standard error. Return the exit code."""
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    warnings = logging.StreamHandler()
+    warnings.setFormatter(logging.Formatter("warning: %(message)s"))
+    # Errors are said once, below; they reach the log file of a run by a handler of its own.
+    warnings.addFilter(lambda record: record.levelno == logging.WARNING)
+    logging.basicConfig(handlers=[warnings], level=logging.WARNING)
     try:
         command()
     except PRRFLError as error:

@@ -21,7 +21,7 @@ Ratio = Annotated[float, Field(ge=0, le=1)]
 class TrainConfig(BaseModel):
     """The settings of one run. Defaults are the paper's."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
     data: Path | None = Field(
         None, description="folder in the published layout; generated images if not given"

@@ -25,7 +25,8 @@ def norm_keys(network: nn.Module, types: Sequence[type[nn.Module]] = NORM_TYPES)
         network: any module.
         types: the module types that count as normalisation; extend it for layers of your own.
     """
-    norms = {name: module for name, module in network.named_modules() if isinstance(module, tuple(types))}
+    kinds: tuple[type, ...] = tuple(types)
+    norms = {name: module for name, module in network.named_modules() if issubclass(type(module), kinds)}
     return frozenset(
         f"{prefix}.{name}" if prefix else name
         for prefix, module in norms.items()

@@ -191,12 +191,17 @@ def test_damaged_records_are_named(finished, tmp_path, capsys):
 def test_the_published_quickstart(tmp_path):
     write_layout(tmp_path, sites=3, size=128)
     root = Path(__file__).parents[2]
+    flags = (
+        "--theme prrfl --network vgg_b --optim adam --lr 0.001 --lr_step 1 --lr_gamma 0.5 --wd 1e-6 --batch 8 "
+        "--iters 1 --wk_iters 1 --l_rate 0.6 --alpha1 0.6 --alpha2 0.8 --seed 1 --save_path kept"
+    )
     process = subprocess.run(
-        [sys.executable, root / "main.py", "--theme", "prrfl", "--network", "vgg_b", "--optim", "adam", "--lr", "0.001",
-         "--lr_step", "1", "--lr_gamma", "0.5", "--wd", "1e-6", "--batch", "8", "--iters", "1", "--wk_iters", "1",
-         "--l_rate", "0.6", "--alpha1", "0.6", "--alpha2", "0.8", "--seed", "1", "--save_path", "kept"],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [sys.executable, root / "main.py", *flags.split()],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert process.returncode == 0, process.stderr
     config = tomllib.loads((tmp_path / "kept" / "prrfl" / "config.toml").read_text())
     assert (config["r0"], config["network"], config["optimizer"]) == (0.6, "vgg_b", "adam")
