@@ -61,8 +61,14 @@ def finished(folder, tmp_path_factory):
 def test_a_run_leaves_everything_that_was_promised(finished):
     out, printed = finished
     assert {path.name for path in out.iterdir()} == {
-        "config.toml", "environment.json", "metrics.jsonl", "summary.json", "retrogress.png", "log.txt", "models",
-    }  # fmt: skip
+        "config.toml",
+        "environment.json",
+        "metrics.jsonl",
+        "summary.json",
+        "retrogress.png",
+        "log.txt",
+        "models",
+    }
     for site in ("clientA", "clientB"):
         assert site in printed
         for name in ("best", "last"):
@@ -126,7 +132,7 @@ def test_every_setting_is_a_flag(capsys):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("alpha = 0.5", "unknown key 'alpha' (did you mean 'alpha1'?)"),
+        ("epoch = 3", "unknown key 'epoch' (did you mean 'epochs'?)"),
         ("rounds = 0", "key 'rounds'"),
         ("lr = 'fast'", "key 'lr'"),
         ("rounds = = 3", "is not TOML"),
@@ -192,8 +198,8 @@ def test_the_published_quickstart(tmp_path):
     write_layout(tmp_path, sites=3, size=128)
     root = Path(__file__).parents[2]
     flags = (
-        "--theme prrfl --network vgg_b --optim adam --lr 0.001 --lr_step 1 --lr_gamma 0.5 --wd 1e-6 --batch 8 "
-        "--iters 1 --wk_iters 1 --l_rate 0.6 --alpha1 0.6 --alpha2 0.8 --seed 1 --save_path kept"
+        "--theme prrfl --network vgg_b --optim adam --lr 0.001 --lr_step 1 --lr_gamma 0.5 --wd 1e-6 "
+        "--batch 8 --iters 1 --wk_iters 1 --l_rate 0.6 --alpha1 0.6 --alpha2 0.8 --seed 1 --save_path kept"
     )
     process = subprocess.run(
         [sys.executable, root / "main.py", *flags.split()],

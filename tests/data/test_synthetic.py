@@ -162,7 +162,7 @@ def test_layout_on_disk(tmp_path: Path) -> None:
 
 def test_an_existing_folder_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("precious")
-    with pytest.raises(DataError, match=re.escape(str(tmp_path))):
+    with pytest.raises(DataError, match=re.escape(f"{tmp_path}: exists already")):
         write_generated(SMALL, tmp_path)
     assert files(tmp_path) == {"mine.txt": b"precious"}
 
@@ -303,7 +303,7 @@ def asymmetry(images: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def test_melanomas_are_less_symmetric_than_nevi() -> None:
     nevus, melanoma = asymmetry(plain_images(0)), asymmetry(plain_images(2))
-    assert melanoma.mean() > 1.25 * nevus.mean()
+    assert melanoma.mean() > 1.4 * nevus.mean()
     assert (melanoma < np.quantile(nevus, 0.75)).any()  # yet the classes overlap
 
 
@@ -320,7 +320,7 @@ def test_melanomas_are_bluer_and_keratoses_duller_than_nevi() -> None:
         return float((1 - colours.min(axis=1) / colours.max(axis=1)).mean())
 
     assert blueness(melanoma) > blueness(nevus) + 0.1
-    assert saturation(keratosis) < saturation(nevus) - 0.05
+    assert saturation(keratosis) < saturation(nevus) - 0.1
 
 
 def test_keratoses_carry_bright_and_dark_dots() -> None:

@@ -1,4 +1,4 @@
-"""The published layout: ``data/<site>/img_resize<P>/<image_id>.png`` and ``csv_folder/<site>/<split>_<site>.csv``."""
+"""The published layout: images in ``data/<site>/img_resize<P>/``, tables in ``csv_folder/<site>/``."""
 
 import csv
 import io

@@ -493,13 +493,14 @@ def _spline(size: int, cells: int) -> Planes:
     near = 2 / 3 - distance**2 + distance**3 / 2
     far = np.maximum(2 - distance, 0) ** 3 / 6
     weights = np.where(distance < 1, near, far)
-    unit: Planes = weights / np.linalg.norm(weights, axis=1, keepdims=True)
-    return unit.astype(np.float32)
+    weights /= np.linalg.norm(weights, axis=1, keepdims=True)
+    return weights.astype(np.float32)
 
 
 def _patches(n: int, size: int, cells: int, rng: np.random.Generator) -> Planes:
     """Draw soft patches in [0, 1] that cover about a third of the picture."""
-    return 0.5 + 0.5 * np.tanh(3 * (_noise(n, size, cells, rng) - 0.4))
+    patches: Planes = 0.5 + 0.5 * np.tanh(3 * (_noise(n, size, cells, rng) - 0.4))
+    return patches
 
 
 def _honeycomb(u: Planes, v: Planes, rng: np.random.Generator) -> Planes:
