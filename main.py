@@ -31,12 +31,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="same seed, same bits")
     parser.add_argument("--theme", default="prrfl", help="name of the run")
     parser.add_argument("--save_path", type=Path, default=Path("checkpoint"), help="folder of runs")
+    parser.add_argument(
+        "--allow_missing", action="store_true", help="go on without images that are not there"
+    )
     flags = parser.parse_args()
     settings = {
         "network": flags.network, "optimizer": flags.optim, "lr": flags.lr, "lr_step": flags.lr_step,
         "lr_gamma": flags.lr_gamma, "weight_decay": flags.wd, "batch": flags.batch, "rounds": flags.iters,
         "epochs": flags.wk_iters, "r0": flags.l_rate, "alpha1": flags.alpha1, "alpha2": flags.alpha2,
-        "seed": flags.seed, "data": Path(),
+        "seed": flags.seed, "allow_missing": flags.allow_missing, "data": Path(),
     }  # fmt: skip
     run_training(load_config(None, settings), flags.save_path / flags.theme)
 

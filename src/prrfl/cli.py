@@ -49,7 +49,7 @@ def run_training(settings: TrainConfig, folder: Path) -> None:
     # Imported here so that `prrfl --help` does not wait for networks and pictures.
     from prrfl import run
 
-    run.create_folder(folder) if folder.exists() else None
+    run.check_folder_is_free(folder)  # before the data is read, which may take a while
     if settings.data is None:
         console.print(f"No --data given: {settings.sites} generated sites of {settings.images} images.")
     sites = run.load_data(settings)

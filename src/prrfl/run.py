@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from prrfl.config import TrainConfig
+from prrfl.config import TrainConfig, load_config
 from prrfl.data.augment import Augmentation
 from prrfl.data.dermoscopy import load_sites
 from prrfl.data.synthetic import GeneratedData, cached
@@ -85,7 +85,8 @@ def train(config: TrainConfig, sites: Sequence[SiteData], folder: Path) -> Itera
         ConfigError: if the folder exists and holds anything.
         NonFiniteShareError: if training breaks down; what earlier rounds gave stays in the folder.
     """
-    create_folder(folder)
+    check_folder_is_free(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(folder / "log.txt", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
@@ -154,8 +155,6 @@ def report(folder: Path) -> dict[str, Any]:
         ConfigError: if the folder holds no run.
         DataError: if its records are damaged.
     """
-    from prrfl.config import load_config
-
     if not (folder / "config.toml").is_file():
         raise ConfigError(f"{folder} holds no run: it has no config.toml")
     records = read_records(folder / "metrics.jsonl")
@@ -164,11 +163,10 @@ def report(folder: Path) -> dict[str, Any]:
     return finish(records, load_config(folder / "config.toml", {}), folder)
 
 
-def create_folder(folder: Path) -> None:
-    """Make a run's folder, refusing one that holds anything."""
+def check_folder_is_free(folder: Path) -> None:
+    """Raise unless a run may be written there: nothing is there, or an empty folder."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"run folder {folder} exists already; choose another with --out, or remove it")
-    folder.mkdir(parents=True, exist_ok=True)
+        raise ConfigError(f"run folder {folder} exists already; choose another name, or remove it")
 
 
 def last_fifth(rounds: int) -> int:

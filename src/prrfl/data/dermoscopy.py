@@ -175,7 +175,7 @@ def _present(
     named = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
     what = f"site {site}, {split}: {len(missing)} of {len(rows)} images missing in {images}: {named}"
     if not allow_missing:
-        raise DataError(f"{what}; add them, or go on without them with --allow-missing")
+        raise DataError(f"{what}; add them, or go on without them by allow_missing (--allow-missing)")
     if len(missing) == len(rows):
         raise DataError(f"{what}; none is left to go on with")
     log.warning("%s; going on without", what)

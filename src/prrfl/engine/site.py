@@ -83,6 +83,11 @@ class Visitor(Generic[C]):
         if before is None or before[0] is not weights:
             data = self.site.data.split(split)
             (logits,) = predict([weights], data, self.site.recipe)
+            if not logits.isfinite().all():
+                raise NonFiniteShareError(
+                    f"site {self.site.name}: the {name} network gives NaN or infinity on its {split} images; "
+                    "lower the learning rate, or look for broken inputs at this site"
+                )
             before = (weights, score(logits, data.labels))
             self._known[name, split] = before
         return before[1]

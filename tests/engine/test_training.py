@@ -1,0 +1,137 @@
+"""The batch loop, the schedule, optimiser memory, and files that are whole or absent."""
+
+import pytest
+import torch
+from sklearn.metrics import f1_score, roc_auc_score
+
+from prrfl import Examples, Recipe
+from prrfl.engine.store import read_tensors, write_json, write_tensors, write_text
+from prrfl.errors import StateMismatchError
+from prrfl.evaluation import score
+from prrfl.records import append_records, read_records
+from prrfl.tensors import WeightedMean
+from prrfl.training import Learner, Site, batches, generator, normalise, predict, train_epoch
+from prrfl.types import ExchangeRecord, RoundContext, TrainRecord
+from tests.sites import tiny_examples, tiny_network, tiny_sites
+
+
+def test_normalisation_is_the_papers():
+    pixels = torch.tensor([0, 51, 255], dtype=torch.uint8)
+    torch.testing.assert_close(normalise(pixels), torch.tensor([-1.0, -0.6, 1.0]))
+
+
+def test_a_lone_last_example_joins_the_batch_before():
+    data = tiny_examples(17, 0)
+    recipe = Recipe(tiny_network())
+    assert [len(y) for _, y in batches(data, recipe, 8)] == [8, 9]
+    assert [len(y) for _, y in batches(data, recipe, 16)] == [17]
+    assert [len(y) for _, y in batches(tiny_examples(16, 0), recipe, 8)] == [8, 8]
+
+
+def test_shuffling_keeps_pairs_and_shows_every_example_once():
+    data = Examples(torch.arange(50.0).view(50, 1), torch.arange(50))
+    recipe = Recipe(tiny_network(), normalise=lambda x: x)
+    seen = [(x, y) for x, y in batches(data, recipe, 7, generator(1, "x"), shuffle=True)]
+    inputs, labels = torch.cat([x for x, _ in seen]).squeeze(1), torch.cat([y for _, y in seen])
+    assert torch.equal(inputs.long(), labels)
+    assert sorted(labels.tolist()) == list(range(50))
+    assert labels.tolist() != list(range(50))
+
+
+def test_learning_rate_halves_every_five_rounds():
+    recipe = Recipe(tiny_network())
+    assert [recipe.learning_rate(t) for t in (0, 4, 5, 10)] == [0.01, 0.01, 0.005, 0.0025]
+
+
+def test_one_step_of_sgd_by_hand():
+    # One linear weight, one batch of two: loss = CE of logits (w x, 0).
+    network = torch.nn.Linear(1, 2, bias=False)
+    torch.nn.init.zeros_(network.weight)
+    data = Examples(torch.tensor([[1.0], [1.0]]), torch.tensor([0, 0]))
+    site = Site(
+        tiny_sites(1)[0].__class__("a", data, data, data),
+        Recipe(network, lr=0.1, weight_decay=0.0, normalise=lambda x: x),
+    )
+    epoch = train_epoch([Learner(network.state_dict())], site, RoundContext(0, 1, 0, 1, 0))
+    torch.testing.assert_close(epoch.learners[0].weights["weight"], torch.tensor([[0.05], [-0.05]]))
+    assert epoch.losses[0] == pytest.approx(0.6931472)
+    assert torch.equal(network.weight, torch.zeros(2, 1))
+
+
+def test_adam_remembers_within_a_round_and_forgets_between_rounds():
+    site = Site(tiny_sites(1)[0], Recipe(tiny_network(), optimizer="adam", batch=8))
+    (first,) = train_epoch(
+        [Learner(site.recipe.network.state_dict())], site, RoundContext(0, 2, 0, 2, 0)
+    ).learners
+    assert any(key.endswith("exp_avg") for key in first.memory)
+    forgotten = Learner(first.weights)
+    within = RoundContext(0, 2, 1, 2, 0)
+    kept, lost = (train_epoch([s], site, within).learners[0].weights["0.weight"] for s in (first, forgotten))
+    assert not torch.equal(kept, lost)
+    anew = RoundContext(1, 2, 0, 2, 0)
+    kept, lost = (train_epoch([s], site, anew).learners[0].weights["0.weight"] for s in (first, forgotten))
+    assert torch.equal(kept, lost)
+
+
+def test_precisions_agree_about_as_far_as_they_can():
+    data = tiny_examples(30, 1)
+    network = tiny_network()
+    exact, single, half = (
+        predict([network.state_dict()], data, Recipe(network, precision=p))[0].double()
+        for p in ("float64", "float32", "bfloat16")
+    )
+    torch.testing.assert_close(single, exact, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(half, exact, atol=0.05, rtol=0.05)
+    assert not torch.equal(half, single)
+
+
+def test_scores_are_scikit_learns():
+    draw = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(60, 3, generator=draw), torch.randint(3, (60,), generator=draw)
+    scores = score(logits, labels)
+    predicted = logits.argmax(1)
+    assert scores.macro_f1 == f1_score(labels, predicted, average="macro")
+    wanted = roc_auc_score(labels, logits.double().softmax(1), multi_class="ovr", average="macro")
+    assert scores.auc == pytest.approx(wanted, abs=1e-12)
+    assert sum(map(sum, scores.confusion)) == scores.n == 60
+    assert scores.loss == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-6)
+
+
+def test_scores_of_a_split_that_lacks_classes():
+    scores = score(torch.tensor([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0]]), torch.tensor([0, 0]))
+    assert scores.auc is None
+    assert scores.recall == (0.5, None, None)
+
+
+def test_weighted_mean_by_hand_and_its_type():
+    mean = WeightedMean()
+    mean.add({"a": torch.tensor([1.0, 2.0]), "n": torch.tensor(3)}, weight=1)
+    mean.add({"a": torch.tensor([4.0, 8.0]), "n": torch.tensor(4)}, weight=2)
+    assert mean.result()["a"].tolist() == [3.0, 6.0]
+    assert mean.result()["a"].dtype == torch.float32
+    assert mean.result()["n"].item() == 4
+    with pytest.raises(StateMismatchError, match="site b lacks tensor 'n'"):
+        mean.add({"a": torch.tensor([1.0, 2.0])}, whose="site b")
+
+
+def test_files_are_whole_or_absent(tmp_path):
+    path = tmp_path / "deep" / "w.safetensors"
+    write_tensors(path, {"a": torch.arange(4.0)}, {"round": "1"})
+    assert torch.equal(read_tensors(path)["a"], torch.arange(4.0))
+    write_text(tmp_path / "t.txt", "old")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "t.txt", {"x": float("nan")})
+    assert (tmp_path / "t.txt").read_text() == "old"
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(StateMismatchError, match="no whole safetensors file"):
+        read_tensors(path)
+    with pytest.raises(StateMismatchError, match="not there"):
+        read_tensors(tmp_path / "none")
+    assert not list(tmp_path.rglob(".*"))
+
+
+def test_records_survive_the_file(tmp_path):
+    records = [TrainRecord(0, 1, "a", {"loss": 0.25}), ExchangeRecord(0, {"a": 5}, 7)]
+    append_records(tmp_path / "m.jsonl", records[:1])
+    append_records(tmp_path / "m.jsonl", records[1:])
+    assert read_records(tmp_path / "m.jsonl") == records
