@@ -34,11 +34,21 @@ class TrainConfig(BaseModel):
     sites: int = Field(4, ge=1, description="generated data: number of sites")
     images: int = Field(320, ge=18, description="generated data: images per site")
 
-    method: str = Field("prrfl", description="federated method")
+    method: str = Field("prrfl", description=f"federated method: {', '.join(ALGORITHMS)}")
     r0: Ratio = Field(0.7, description="PFA: low-frequency ratio of the first round")
     r1: Ratio = Field(0.95, description="PFA: low-frequency ratio approached in the last round")
     alpha1: Ratio = Field(0.7, description="DET: the deputy recovers below this share of the personalised F1")
     alpha2: Ratio = Field(0.9, description="DET: both exchange below this share of the personalised F1")
+
+    aggregation: Literal["pfa", "mean"] = Field(
+        "pfa", description="prrfl ablation: plain mean instead of PFA"
+    )
+    transfer: Literal["staged", "recover", "exchange", "sublimate", "off"] = Field(
+        "staged", description="prrfl ablation: one fixed DET stage, or none"
+    )
+    mu: float = Field(0.01, ge=0, description="fedprox: strength of the pull to the weights received")
+    private_weight: Ratio = Field(0.5, description="fml: the labels' share in the private network's loss")
+    meme_weight: Ratio = Field(0.5, description="fml: the labels' share in the meme's loss")
 
     network: str = Field("vgg16_slim", description="network by name")
     rounds: int = Field(50, ge=1, description="communication rounds (T)")

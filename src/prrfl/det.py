@@ -6,6 +6,7 @@ epoch, says who teaches whom: the deputy *recovers* by learning from the persona
 *exchange*, and at last the deputy's knowledge *sublimates* into the personalised network.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -95,6 +96,7 @@ def det_epoch(
     ctx: RoundContext,
     alpha1: float = 0.7,
     alpha2: float = 0.9,
+    fixed: Stage | None = None,
 ) -> Transfer:
     """Run one local epoch of DET: score both networks, choose the stage, train both on the same batches.
 
@@ -111,20 +113,25 @@ def det_epoch(
         ctx: the moment.
         alpha1: see :func:`next_stage`.
         alpha2: see :func:`next_stage`.
+        fixed: run in this stage whatever the scores say: an ablation.
     """
     data = site.data.train
     logits_p, logits_d = predict(
         [personalised.weights, deputy.weights], data, site.recipe, site_generator(site, ctx, "score")
     )
     f1_personalised, f1_deputy = macro_f1(logits_p, data.labels), macro_f1(logits_d, data.labels)
-    if ctx.epochs == 1:
+    if fixed is not None:
+        stage = fixed
+    elif ctx.epochs == 1:
         stage = Stage.EXCHANGE
     else:
         before = None if ctx.epoch == 0 else stage
         stage = next_stage(before, f1_deputy, f1_personalised, alpha1, alpha2)
-    epoch = train_epoch(
-        [personalised, deputy], site, ctx, lambda _, logits: transfer_losses(stage, logits[0], logits[1])
-    )
+
+    def objective(_: object, logits: Sequence[Tensor], own: Sequence[Tensor]) -> list[Tensor]:
+        return [loss + term for loss, term in zip(own, transfer_losses(stage, *logits), strict=True)]
+
+    epoch = train_epoch([personalised, deputy], site, ctx, objective)
     return Transfer(
         personalised=epoch.learners[0],
         deputy=epoch.learners[1],

@@ -50,9 +50,10 @@ def load_data(config: TrainConfig) -> list[SiteData]:
         classes=config.classes,
         allow_missing=config.allow_missing,
     )
-    if len(sites) < 2:
+    if len(sites) < 2 and config.method != "local":
         raise ParticipationError(
-            f"{folder} holds one site, {sites[0].name}; federated training needs at least 2"
+            f"{folder} holds one site, {sites[0].name}; federated training needs at least 2 "
+            "(only method local trains one alone)"
         )
     return sites
 

@@ -152,15 +152,15 @@ class Epoch:
     labels: Tensor
 
 
-ExtraLosses = Callable[[Sequence[nn.Module], Sequence[Tensor]], Sequence[Tensor | float]]
-"""Given the networks in training and their logits, one further loss term per network."""
+Objective = Callable[[Sequence[nn.Module], Sequence[Tensor], Sequence[Tensor]], Sequence[Tensor]]
+"""Given the networks in training, their logits and their own losses, the loss that each one descends."""
 
 
 def train_epoch(
     learners: Sequence[Learner],
     site: Site,
     ctx: RoundContext,
-    extra: ExtraLosses | None = None,
+    objective: Objective | None = None,
 ) -> Epoch:
     """Train one or more networks for one local epoch, all on the same batches.
 
@@ -168,7 +168,7 @@ def train_epoch(
         learners: the networks; their tensors are left as they are.
         site: data and recipe.
         ctx: the moment, which fixes learning rate and randomness. At epoch 0 optimisers start afresh.
-        extra: further loss terms. A network that teaches another must be detached there.
+        objective: what each network descends, if not its own loss. Who teaches another must be detached.
     """
     recipe = site.recipe
     networks = [recipe.build(learner.weights).train() for learner in learners]
@@ -182,11 +182,11 @@ def train_epoch(
         for inputs, labels in batches(site.data.train, recipe, recipe.batch, draw, shuffle=recipe.shuffle):
             logits = forward(networks, inputs, recipe)
             own = [recipe.loss(output, labels) for output in logits]
-            more = extra(networks, logits) if extra else [0.0] * len(networks)
+            goals = objective(networks, logits, own) if objective else own
             for optimiser in optimisers:
                 optimiser.zero_grad(set_to_none=True)
             # Teachers are detached, so the sum's gradient is each network's own.
-            torch.stack([a + b for a, b in zip(own, more, strict=True)]).sum().backward()  # type: ignore[no-untyped-call]
+            torch.stack(list(goals)).sum().backward()  # type: ignore[no-untyped-call]
             for optimiser in optimisers:
                 optimiser.step()
             losses.append(torch.stack(own).detach())

@@ -5,15 +5,20 @@ from dataclasses import fields, is_dataclass
 import pytest
 import torch
 
-from prrfl import InProcess, NonFiniteShareError, ParticipationError, Recipe, norm_keys, run_rounds
+from prrfl import PRRFL, InProcess, NonFiniteShareError, ParticipationError, Recipe, norm_keys, run_rounds
 from prrfl.algorithms import ALGORITHMS
 from prrfl.training import Site
 from prrfl.types import RoundContext, ScoreRecord
 from tests.sites import tiny_network, tiny_sites
 
-every_method = pytest.mark.parametrize(
-    "method", [kind() for kind in ALGORITHMS.values()], ids=list(ALGORITHMS)
-)
+METHODS = {
+    **{name: kind() for name, kind in ALGORITHMS.items()},
+    "no pfa": PRRFL(aggregation="mean"),
+    "fixed ratio": PRRFL(r1=0.7),
+    "no det": PRRFL(transfer="off"),
+    "sublimate": PRRFL(transfer="sublimate"),
+}
+every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 
 
 def run(method, sites, *, present=None, seed=3, **recipe):

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from prrfl.algorithms.base import MeanOfShares
+from prrfl.algorithms.single import train_one, without
 from prrfl.det import Stage, det_epoch
 from prrfl.pfa import low_band_amplitudes, low_frequency_ratio, rebuild
 from prrfl.tensors import detached
@@ -26,15 +28,20 @@ class PRRFL:
 
     Attributes:
         r0: low-frequency ratio of the first round.
-        r1: low-frequency ratio approached in the last.
+        r1: low-frequency ratio approached in the last; equal to ``r0`` for the fixed-ratio ablation.
         alpha1: below this share of the personalised network's F1 the deputy recovers.
         alpha2: below this share both networks exchange.
+        aggregation: ``pfa``; or ``mean``, an ablation: deputies' weights outside norm layers are averaged.
+        transfer: ``staged``; or an ablation: one DET stage throughout, or ``off``: a single network, which
+            the one that comes back from the server overwrites.
     """
 
     r0: float = 0.7
     r1: float = 0.95
     alpha1: float = 0.7
     alpha2: float = 0.9
+    aggregation: Literal["pfa", "mean"] = "pfa"
+    transfer: Literal["staged", "recover", "exchange", "sublimate", "off"] = "staged"
 
     def start(self, initial: Tensors) -> PRRFLState:
         """Give the site two networks with the common initial weights."""
@@ -44,13 +51,19 @@ class PRRFL:
         self, client: PRRFLState, site: Site, ctx: RoundContext
     ) -> tuple[PRRFLState, Mapping[str, float]]:
         """Run one DET epoch."""
+        if self.transfer == "off":
+            deputy, metrics = train_one(client.deputy, site, ctx)
+            return PRRFLState(deputy, deputy), metrics
+        fixed = None if self.transfer == "staged" else Stage[self.transfer.upper()]
         after = det_epoch(
-            client.personalised, client.deputy, client.stage, site, ctx, self.alpha1, self.alpha2
+            client.personalised, client.deputy, client.stage, site, ctx, self.alpha1, self.alpha2, fixed
         )
         return PRRFLState(after.personalised, after.deputy, after.stage), after.metrics
 
     def share(self, client: PRRFLState, ctx: RoundContext) -> Share:
         """Send the low-band amplitudes of the deputy; the personalised network never leaves."""
+        if self.aggregation == "mean":
+            return Share(without(client.deputy.weights, ctx.norm_keys))
         return Share(low_band_amplitudes(client.deputy.weights, self._ratio(ctx), ctx.norm_keys))
 
     def aggregator(self, ctx: RoundContext) -> MeanOfShares:
@@ -59,8 +72,14 @@ class PRRFL:
 
     def receive(self, client: PRRFLState, mean: Tensors, ctx: RoundContext) -> PRRFLState:
         """Rebuild the deputy from the mean amplitudes; the personalised network is untouched."""
-        rebuilt = rebuild(client.deputy.weights, mean, self._ratio(ctx), ctx.norm_keys)
-        return replace(client, deputy=Learner(rebuilt), stage=None)
+        weights = client.deputy.weights
+        if self.aggregation == "mean":
+            rebuilt = Learner({**weights, **detached(mean)})
+        else:
+            rebuilt = Learner(rebuild(weights, mean, self._ratio(ctx), ctx.norm_keys))
+        if self.transfer == "off":
+            return PRRFLState(rebuilt, rebuilt)
+        return replace(client, deputy=rebuilt, stage=None)
 
     def models(self, client: PRRFLState) -> Mapping[str, Tensors]:
         """Return both networks; the personalised one is deployed."""

@@ -349,7 +349,7 @@ def _write_site(data: SiteData, folder: Path) -> None:
 def _traits(labels: NDArray[np.int64], rng: np.random.Generator) -> dict[str, Planes]:
     """Draw every trait of every lesion, (N, 1, 1) each: mostly of its own class, partly of the others."""
     typicality = rng.beta(*_TYPICALITY, size=(len(labels), 1))
-    others = rng.dirichlet((0.5,) * len(CLASSES), size=len(labels))  # mostly a single other class
+    others = rng.dirichlet((0.5,) * len(CLASSES), size=len(labels))  # mostly one class, now and then its own
     mixture = typicality * np.eye(len(CLASSES))[labels] + (1 - typicality) * others
     values = mixture @ np.array(list(_TRAITS.values())).T
     values *= np.exp(rng.normal(0.0, _TRAIT_SPREAD, values.shape))

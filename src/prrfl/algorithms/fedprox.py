@@ -1,0 +1,69 @@
+"""FedProx (Li et al., MLSys 2020): FedAvg whose local training is held near the weights last received."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from prrfl.algorithms.base import MeanOfShares
+from prrfl.algorithms.single import train_one
+from prrfl.tensors import detached
+from prrfl.training import Learner, Site
+from prrfl.types import RoundContext, Share, Tensors
+
+
+@dataclass(frozen=True, eq=False)
+class FedProxState:
+    """The network, and the weights that it was last given, which it is held near to."""
+
+    learner: Learner
+    anchor: Tensors
+
+
+@dataclass(frozen=True)
+class FedProx:
+    """Federated averaging with the proximal term mu/2 · ‖w − w_received‖² in the local loss.
+
+    Attributes:
+        mu: strength of the pull; 0 is FedAvg.
+    """
+
+    mu: float = 0.01
+
+    def start(self, initial: Tensors) -> FedProxState:
+        """Give the site the common initial network, which is its first anchor too."""
+        return FedProxState(Learner(detached(initial)), detached(initial))
+
+    def train(
+        self, client: FedProxState, site: Site, ctx: RoundContext
+    ) -> tuple[FedProxState, Mapping[str, float]]:
+        """Train for one local epoch with the proximal term."""
+
+        def objective(
+            networks: Sequence[nn.Module], _: Sequence[Tensor], own: Sequence[Tensor]
+        ) -> list[Tensor]:
+            terms = [
+                (weight - client.anchor[key].to(weight)).square().sum()
+                for key, weight in networks[0].named_parameters()
+            ]
+            return [own[0] + self.mu / 2 * torch.stack(terms).sum()]
+
+        learner, metrics = train_one(client.learner, site, ctx, objective)
+        return FedProxState(learner, client.anchor), metrics
+
+    def share(self, client: FedProxState, ctx: RoundContext) -> Share:
+        """Send all weights."""
+        return Share(client.learner.weights)
+
+    def aggregator(self, ctx: RoundContext) -> MeanOfShares:
+        """Average the weights."""
+        return MeanOfShares()
+
+    def receive(self, client: FedProxState, mean: Tensors, ctx: RoundContext) -> FedProxState:
+        """Replace the network by the mean, which becomes the anchor of the next round."""
+        return FedProxState(Learner(detached(mean)), detached(mean))
+
+    def models(self, client: FedProxState) -> Mapping[str, Tensors]:
+        """Return the one network."""
+        return {"model": client.learner.weights}

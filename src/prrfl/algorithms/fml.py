@@ -1,0 +1,72 @@
+"""FML (Shen et al., 2020, arXiv 2006.16765): a private network and a shared meme network teach each other."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from prrfl.algorithms.base import MeanOfShares
+from prrfl.det import distillation
+from prrfl.evaluation import macro_f1
+from prrfl.tensors import detached
+from prrfl.training import Learner, Site, train_epoch
+from prrfl.types import RoundContext, Share, Tensors
+
+
+@dataclass(frozen=True, eq=False)
+class FMLState:
+    """The network that stays, and the meme that travels."""
+
+    private: Learner
+    meme: Learner
+
+
+@dataclass(frozen=True)
+class FML:
+    """Federated mutual learning: both learn from the labels and from each other; memes are averaged.
+
+    Attributes:
+        private_weight: alpha, the labels' share in the private network's loss; the meme teaches the rest.
+        meme_weight: beta, the labels' share in the meme's loss; the private network teaches the rest.
+    """
+
+    private_weight: float = 0.5
+    meme_weight: float = 0.5
+
+    def start(self, initial: Tensors) -> FMLState:
+        """Give the site two networks with the common initial weights."""
+        return FMLState(Learner(detached(initial)), Learner(detached(initial)))
+
+    def train(self, client: FMLState, site: Site, ctx: RoundContext) -> tuple[FMLState, Mapping[str, float]]:
+        """Train both networks for one local epoch, each teaching the other."""
+
+        def objective(_: object, logits: Sequence[Tensor], own: Sequence[Tensor]) -> list[Tensor]:
+            private, meme = (output.log_softmax(1) for output in logits)
+            a, b = self.private_weight, self.meme_weight
+            return [
+                a * own[0] + (1 - a) * distillation(private, meme),
+                b * own[1] + (1 - b) * distillation(meme, private),
+            ]
+
+        epoch = train_epoch([client.private, client.meme], site, ctx, objective)
+        return FMLState(*epoch.learners), {
+            "loss_private": epoch.losses[0],
+            "loss_meme": epoch.losses[1],
+            "train_f1": macro_f1(epoch.logits[0], epoch.labels),
+        }
+
+    def share(self, client: FMLState, ctx: RoundContext) -> Share:
+        """Send the meme."""
+        return Share(client.meme.weights)
+
+    def aggregator(self, ctx: RoundContext) -> MeanOfShares:
+        """Average the memes."""
+        return MeanOfShares()
+
+    def receive(self, client: FMLState, mean: Tensors, ctx: RoundContext) -> FMLState:
+        """Replace the meme; the private network is untouched."""
+        return replace(client, meme=Learner(detached(mean)))
+
+    def models(self, client: FMLState) -> Mapping[str, Tensors]:
+        """Return both networks; the private one is deployed."""
+        return {"private": client.private.weights, "meme": client.meme.weights}

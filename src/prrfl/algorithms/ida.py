@@ -1,0 +1,57 @@
+"""IDA (Yeganeh et al., DCL 2020, arXiv 2008.07665): sites count in inverse proportion to their distance."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from prrfl.algorithms.fedavg import FedAvg
+from prrfl.tensors import WeightedMean
+from prrfl.types import ClientId, RoundContext, Share, Tensors
+
+SMALLEST = 1e-12  # of a distance: networks that agree to the last bit count alike
+
+
+class InverseDistanceMean:
+    """Weights each network by one over its L1 distance from the plain mean of the round's networks.
+
+    It needs every single share at once, so it cannot run under secure summation, and its memory grows with
+    the number of sites.
+    """
+
+    def __init__(self) -> None:
+        self._shares: dict[ClientId, Share] = {}
+
+    def add(self, client: ClientId, share: Share) -> None:
+        """Keep one share."""
+        self._shares[client] = share
+
+    def result(self) -> dict[str, Tensor]:
+        """Return the mean with inverse-distance weights."""
+        plain = WeightedMean()
+        for client, share in self._shares.items():
+            plain.add(share.tensors, whose=f"site {client}")
+        centre = plain.result()
+        weighted = WeightedMean()
+        for client, share in self._shares.items():
+            weighted.add(
+                share.tensors, 1 / max(distance(share.tensors, centre), SMALLEST), whose=f"site {client}"
+            )
+        return weighted.result()
+
+
+def distance(first: Tensors, second: Tensors) -> float:
+    """Return the L1 distance between two sets of named tensors, over their real-valued entries."""
+    return sum(
+        (tensor.double() - second[key].double()).abs().sum().item()
+        for key, tensor in first.items()
+        if tensor.is_floating_point()
+    )
+
+
+@dataclass(frozen=True)
+class IDA(FedAvg):
+    """Federated averaging with inverse-distance weights."""
+
+    def aggregator(self, ctx: RoundContext) -> InverseDistanceMean:
+        """Average with weights that need every single share."""
+        return InverseDistanceMean()

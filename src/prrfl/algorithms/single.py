@@ -1,0 +1,23 @@
+"""What methods with one network at each site have in common: train it plainly, or towards an objective."""
+
+from collections.abc import Collection, Mapping
+
+from prrfl.evaluation import macro_f1
+from prrfl.training import Learner, Objective, Site, train_epoch
+from prrfl.types import RoundContext, Tensors
+
+
+def train_one(
+    client: Learner, site: Site, ctx: RoundContext, objective: Objective | None = None
+) -> tuple[Learner, Mapping[str, float]]:
+    """Train one network for one local epoch; measure its loss and its macro-F1 during the epoch."""
+    epoch = train_epoch([client], site, ctx, objective)
+    return epoch.learners[0], {
+        "loss": epoch.losses[0],
+        "train_f1": macro_f1(epoch.logits[0], epoch.labels),
+    }
+
+
+def without(tensors: Tensors, keys: Collection[str]) -> Tensors:
+    """Return the tensors whose names are not among the keys."""
+    return {key: tensor for key, tensor in tensors.items() if key not in keys}
