@@ -2,6 +2,7 @@
 
 import errno
 import json
+import resource
 import subprocess
 import sys
 import tomllib
@@ -183,6 +184,24 @@ def test_a_full_disk_ends_in_one_line_and_loses_nothing(folder, tmp_path, capsys
     assert not list(out.rglob(".*"))
     for path in out.rglob("*.safetensors"):
         read_tensors(path)
+
+
+def test_a_file_that_cannot_be_written_whole_is_not_left_half(folder, tmp_path):
+    # The system refuses files above 4 MB, as a full disk would: a network's weights need 9.5 MB.
+    out = tmp_path / "r"
+    command = [sys.executable, "-m", "prrfl", "train", "--data", folder, "--out", out, *SMALL]
+    process = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000, 4_000_000)),
+    )
+    assert process.returncode == 2
+    assert process.stderr.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in process.stderr
+    assert not list(out.rglob("*.safetensors"))
+    assert not list(out.rglob(".*"))
 
 
 def test_damaged_records_are_named(finished, tmp_path, capsys):

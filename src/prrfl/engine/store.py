@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from prrfl.errors import StateMismatchError
@@ -44,8 +44,10 @@ def write_json(path: Path, value: object) -> None:
 
 def write_tensors(path: Path, tensors: Tensors, notes: dict[str, str] | None = None) -> None:
     """Write named tensors as safetensors, atomically, with short notes in the header."""
+    # Written by Python, so that a full disk is an OSError as everywhere else.
+    whole = save({key: tensor.contiguous() for key, tensor in tensors.items()}, metadata=notes)
     with replacing(path) as temporary:
-        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary, metadata=notes)
+        temporary.write_bytes(whole)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
