@@ -6,6 +6,7 @@ from statistics import fmean
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from prrfl.types import RoundRecord, ScoreRecord
 
@@ -45,10 +46,10 @@ def draw_retrogress(records: Sequence[RoundRecord], path: Path, epochs: int, col
                 )
             else:
                 axis.set_xlabel("communication round")
+                axis.tick_params(labelbottom=True)  # rows of sites further down share this axis
+                axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             if column == 0:
                 axis.set_ylabel(label)
-    for axis in axes.flat[2 * len(panels) :] if bands == 1 else ():
-        axis.set_visible(False)
     for axis in axes.flat:
         if not axis.lines:
             axis.set_visible(False)

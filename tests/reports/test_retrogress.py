@@ -1,0 +1,49 @@
+"""The meter and the curve of retrogress, from records made by hand."""
+
+from PIL import Image
+
+from prrfl.reports.retrogress import draw_retrogress
+from prrfl.reports.summary import summarise
+from prrfl.types import ExchangeRecord, ScoreRecord, Scores
+
+
+def scores(f1, auc=0.8):
+    return Scores(10, 1.0, f1, auc, f1, (f1, f1, None), ((1, 0, 0), (0, 1, 0), (0, 0, 0)))
+
+
+def history(clients, drop=0.25):
+    records = []
+    for t in range(3):
+        for k, client in enumerate(clients):
+            f1 = 0.4 + 0.1 * t + 0.01 * k
+            records += [
+                ScoreRecord(t, 1, client, "test", "model", True, "epoch", scores(f1)),
+                ScoreRecord(t, 1, client, "test", "model", True, "before", scores(f1)),
+                ScoreRecord(t, 1, client, "test", "model", True, "after", scores(f1 - drop, None)),
+                ScoreRecord(t, 1, client, "valid", "model", True, "after", scores(0.9 - 0.2 * t)),
+            ]
+        records.append(ExchangeRecord(t, dict.fromkeys(clients, 100), 50))
+    return records
+
+
+def test_the_summary_by_hand():
+    summary = summarise(history(["a", "b"]), first_candidate=1)
+    assert summary["rounds"] == 3
+    assert summary["best_round"] == 1  # the best on validation among the candidates, not of all
+    assert abs(summary["retrogress"]["model"]["macro_f1"] - 0.25) < 1e-12
+    assert "auc" not in summary["retrogress"]["model"]  # none after the mean was received
+    assert abs(summary["last"]["mean"]["macro_f1"] - (0.6 + 0.005 - 0.25)) < 1e-12
+    assert summary["last"]["mean"]["auc"] is None
+    assert (summary["bytes_up_per_site_and_round"], summary["bytes_down_per_site_and_round"]) == (100, 50)
+
+
+def test_the_curve_of_many_sites_takes_more_rows(tmp_path):
+    heights = []
+    for count in (2, 9):
+        path = tmp_path / f"{count}.png"
+        draw_retrogress(history([f"s{k}" for k in range(count)]), path, epochs=2)
+        with Image.open(path) as picture:
+            heights.append(picture.height)
+            assert len(picture.convert("RGB").getcolors(1_000_000)) > 20
+    assert heights[1] > 1.8 * heights[0]
+    assert {p.name for p in tmp_path.iterdir()} == {"2.png", "9.png"}
