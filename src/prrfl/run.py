@@ -26,10 +26,10 @@ from prrfl.errors import ConfigError, ParticipationError
 from prrfl.models import build_network
 from prrfl.records import append_records, read_records
 from prrfl.reports.retrogress import draw_retrogress
-from prrfl.reports.summary import summarise
+from prrfl.reports.summary import summarise, validation_f1
 from prrfl.tensors import norm_keys
 from prrfl.training import Recipe
-from prrfl.types import ExchangeRecord, RoundRecord, ScoreRecord, SiteData
+from prrfl.types import ExchangeRecord, RoundRecord, SiteData
 
 log = logging.getLogger("prrfl")
 
@@ -178,14 +178,6 @@ def last_fifth(rounds: int) -> int:
 def in_last_fifth(index: int, rounds: int) -> bool:
     """Return whether a round is among the last 20 %."""
     return index >= rounds - last_fifth(rounds)
-
-
-def validation_f1(records: Sequence[RoundRecord]) -> float:
-    """Return the mean over sites of the deployed networks' macro-F1 on the validation split."""
-    values = [
-        r.scores.macro_f1 for r in records if isinstance(r, ScoreRecord) and r.split == "valid" and r.deployed
-    ]
-    return sum(values) / len(values)
 
 
 def save_models(engine: InProcess, folder: Path, name: str, index: int) -> None:

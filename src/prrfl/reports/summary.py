@@ -22,7 +22,10 @@ def summarise(records: Sequence[RoundRecord], first_candidate: int = 0) -> dict[
     scores = [r for r in records if isinstance(r, ScoreRecord)]
     exchanges = [r for r in records if isinstance(r, ExchangeRecord)]
     last = exchanges[-1].round
-    best = max(range(min(first_candidate, last), last + 1), key=lambda t: (_validation(scores, t), -t))
+    best = max(
+        range(min(first_candidate, last), last + 1),
+        key=lambda t: (validation_f1(r for r in scores if r.round == t), -t),
+    )
     return {
         "rounds": last + 1,
         "best_round": best,
@@ -35,8 +38,11 @@ def summarise(records: Sequence[RoundRecord], first_candidate: int = 0) -> dict[
     }
 
 
-def _validation(scores: Iterable[ScoreRecord], index: int) -> float:
-    return fmean(r.scores.macro_f1 for r in scores if r.round == index and r.split == "valid" and r.deployed)
+def validation_f1(records: Iterable[RoundRecord]) -> float:
+    """Return the deployed networks' macro-F1 on validation, mean over sites, in a round's records."""
+    return fmean(
+        r.scores.macro_f1 for r in records if isinstance(r, ScoreRecord) and r.split == "valid" and r.deployed
+    )
 
 
 def _sites(scores: Iterable[ScoreRecord], index: int) -> dict[str, Any]:
