@@ -1,0 +1,50 @@
+"""The command line: every command is a function in one of this room's modules, named here."""
+
+import logging
+import sys
+from typing import Any
+
+import typer
+
+from prrfl.cli.tools import generate, inspect
+from prrfl.cli.training import report, run_training, train
+from prrfl.errors import PRRFLError
+
+__all__ = ["app", "guarded", "main", "run_training"]
+
+app = typer.Typer(
+    help="Personalised, retrogress-resilient federated learning on medical images.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (train, report, inspect, generate):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run the command line; a user's error is one line and exit code 2."""
+    sys.exit(guarded(app))
+
+
+def guarded(command: Any) -> int:
+    """Call a command; turn a user's error into one line on standard error. Return the exit code."""
+    warnings = logging.StreamHandler()
+    warnings.setFormatter(logging.Formatter("warning: %(message)s"))
+    # Errors are said once, below; they reach the log file of a run by a handler of its own.
+    warnings.addFilter(lambda record: record.levelno == logging.WARNING)
+    logging.basicConfig(handlers=[warnings], level=logging.WARNING)
+    try:
+        command()
+    except PRRFLError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error}; what was written before is whole", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; finished rounds are kept", file=sys.stderr)
+        return 130
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 1
+    return 0

@@ -1,0 +1,76 @@
+"""What a user sees in the terminal: progress while a run goes on, and the tables at its end."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from prrfl.config import TrainConfig
+from prrfl.types import ExchangeRecord, RoundRecord, SiteData, TrainRecord
+
+console = Console()
+STAGES = {1: "recover", 2: "exchange", 3: "sublimate"}
+
+
+def show_progress(records: Iterable[RoundRecord], sites: list[SiteData], settings: TrainConfig) -> None:
+    """Consume a run's records, showing round, site, stage and time left."""
+    sizes = {site.name: len(site.train) for site in sites}
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:3.0f} %"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, speed_estimate_period=3600) as progress:
+        total = settings.rounds * settings.epochs * sum(sizes.values())
+        task = progress.add_task(f"round 1/{settings.rounds}", total=total)
+        for record in records:
+            if isinstance(record, TrainRecord):
+                stage = STAGES.get(int(record.metrics.get("stage", 0)), "")
+                progress.update(
+                    task,
+                    advance=sizes[record.client],
+                    description=f"round {record.round + 1}/{settings.rounds} {record.client} {stage}",
+                )
+            elif isinstance(record, ExchangeRecord) and not console.is_terminal:
+                console.print(f"round {record.round + 1}/{settings.rounds} done")
+
+
+def print_summary(folder: Path) -> None:
+    """Print the table of sites of a finished run."""
+    summary = json.loads((folder / "summary.json").read_text("utf-8"))
+    table = Table(title="Test scores of each site's own model (%)")
+    table.add_column("site")
+    for name in ("macro-F1, last", "AUC, last", "macro-F1, best on validation", "AUC, best on validation"):
+        table.add_column(name, justify="right")
+    rows = [*summary["last"]["sites"], None]
+    for site in rows:
+        last, best = (
+            summary[which]["sites"][site] if site else summary[which]["mean"] for which in ("last", "best")
+        )
+        cells = (last["macro_f1"], last["auc"], best["macro_f1"], best["auc"])
+        table.add_row(site or "mean", *map(percent, cells), style=None if site else "bold")
+    console.print(table)
+    for model, drop in summary["retrogress"].items():
+        console.print(
+            f"Mean drop at communication, {model}: macro-F1 {percent(drop.get('macro_f1'))}, "
+            f"AUC {percent(drop.get('auc'))} points"
+        )
+
+
+def percent(value: float | None) -> str:
+    """Return a fraction as percent with two decimals, a dash where there is none."""
+    return "–" if value is None else f"{100 * value:.2f}"

@@ -1,0 +1,50 @@
+"""``prrfl train`` and ``report``: from settings to a run folder, and from a run folder to its pictures."""
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from prrfl.cli.flags import with_flags
+from prrfl.cli.screen import console, print_summary, show_progress
+from prrfl.config import TrainConfig, load_config
+
+
+@with_flags
+def train(config: Path | None, out: Path | None, **flags: Any) -> None:
+    """Train on a folder of sites, or on generated ones where no --data is given.
+
+    Settings come from --config (TOML), then from flags. Without either, the embedded quickstart runs.
+    """
+    given = {key: value for key, value in flags.items() if value is not None}
+    settings = load_config(config, given)
+    run_training(settings, out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{settings.method}")
+
+
+def run_training(settings: TrainConfig, folder: Path) -> None:
+    """Load the data, train with live progress, and print the table of sites."""
+    # Imported here so that `prrfl --help` does not wait for networks and pictures.
+    from prrfl import run
+
+    run.check_folder_is_free(folder)  # before the data is read, which may take a while
+    if settings.data is None:
+        console.print(f"No --data given: {settings.sites} generated sites of {settings.images} images.")
+    sites = run.load_data(settings)
+    console.print(
+        f"{settings.method} on {len(sites)} sites ({', '.join(s.name for s in sites)}), "
+        f"{sum(len(s.train) for s in sites)} training images of {settings.image_size} px, "
+        f"{settings.rounds} rounds x {settings.epochs} epochs, {settings.device}, {settings.precision}"
+    )
+    show_progress(run.train(settings, sites, folder), sites, settings)
+    print_summary(folder)
+    console.print(f"Run folder: {folder}", soft_wrap=True)
+
+
+def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run")]) -> None:
+    """Remake the summary and the pictures of a run from its records."""
+    from prrfl import run
+
+    run.report(run_folder)
+    print_summary(run_folder)
+    console.print(f"Pictures: {run_folder / 'retrogress.png'}", soft_wrap=True)
