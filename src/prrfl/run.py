@@ -1,35 +1,42 @@
 """One run from settings to folder: load the sites, train, and keep all that came of it.
 
 A run folder holds ``config.toml`` (resolved), ``environment.json``, ``metrics.jsonl`` (one record a line),
-``summary.json``, ``retrogress.png``, ``log.txt`` and ``models/<site>/{best,last}.safetensors``.
+``summary.json``, ``retrogress.png``, ``log.txt``, for each site ``models/<site>/{best,last}.safetensors`` and
+``predictions/<site>/{best,last}.csv``, and in ``state/`` all that is needed to go on after the last round.
 """
 
+import hashlib
+import json
 import logging
+import os
 import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 
+from prrfl.algorithms import Centralised
 from prrfl.config import TrainConfig, load_config
 from prrfl.data.augment import Augmentation
 from prrfl.data.dermoscopy import load_sites
 from prrfl.data.synthetic import GeneratedData, cached
 from prrfl.engine import InProcess, run_rounds
-from prrfl.engine.store import write_json, write_tensors, write_text
-from prrfl.errors import ConfigError, ParticipationError
+from prrfl.engine.store import read_state, write_json, write_state, write_tensors, write_text
+from prrfl.errors import ConfigError, ParticipationError, StateMismatchError
 from prrfl.models import build_network
-from prrfl.records import append_records, read_records
+from prrfl.records import append_records, predictions_to_csv, read_records
 from prrfl.reports.retrogress import draw_retrogress
 from prrfl.reports.summary import summarise, validation_f1
 from prrfl.tensors import norm_keys
 from prrfl.training import Recipe
-from prrfl.types import ExchangeRecord, RoundRecord, SiteData
+from prrfl.types import ClientId, Examples, ExchangeRecord, Predictions, RoundRecord, SiteData
 
 log = logging.getLogger("prrfl")
 
@@ -74,20 +81,24 @@ def make_recipe(config: TrainConfig) -> Recipe:
     )
 
 
-def train(config: TrainConfig, sites: Sequence[SiteData], folder: Path) -> Iterator[RoundRecord]:
+def train(
+    config: TrainConfig, sites: Sequence[SiteData], folder: Path, *, resume: bool = False
+) -> Iterator[RoundRecord]:
     """Run the method on the sites, keep everything in the folder, and yield the records as they arise.
 
     Args:
         config: the settings.
         sites: data, as :func:`load_data` returns it.
         folder: the run's folder, made here.
+        resume: go on in a folder after its last complete round; same bits as without a stop.
 
     Raises:
-        ConfigError: if the folder exists and holds anything.
+        ConfigError: if the folder holds anything and the run is not to be resumed.
         NonFiniteShareError: if training breaks down; what earlier rounds gave stays in the folder.
     """
-    check_folder_is_free(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    if not resume:
+        check_folder_is_free(folder)
+        begin(config, folder)
     handler = logging.FileHandler(folder / "log.txt", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
@@ -102,17 +113,29 @@ def train(config: TrainConfig, sites: Sequence[SiteData], folder: Path) -> Itera
         handler.close()
 
 
+def begin(config: TrainConfig, folder: Path) -> None:
+    """Make a run's folder, from which it can be resumed even before its first round."""
+    write_text(folder / "config.toml", config.to_toml())
+
+
 def _train(config: TrainConfig, sites: Sequence[SiteData], folder: Path) -> Iterator[RoundRecord]:
     started = time.monotonic()
-    write_text(folder / "config.toml", config.to_toml())
-    write_json(folder / "environment.json", environment())
     algorithm, recipe = config.algorithm(), make_recipe(config)
-    engine = InProcess(algorithm, sites, recipe)
+    engine = InProcess(algorithm, sites, recipe, pooled=isinstance(algorithm, Centralised))
+    labels = {site.name: site.test for site in sites}
+    done = last_complete_round(folder, engine)
     log.info(
-        "%s on %s, %s, %s", config.method, ", ".join(s.name for s in sites), config.device, config.precision
+        "%s on %s, %s, %s, from round %d",
+        config.method,
+        ", ".join(s.name for s in sites),
+        config.device,
+        config.precision,
+        done.round + 1,
     )
-    history: list[RoundRecord] = []
-    best = -1.0
+    if done.round < 0:
+        write_json(folder / "environment.json", environment())
+    best = done.best
+    history = records_until(folder, done)
     fresh: list[RoundRecord] = []
     for record in run_rounds(
         algorithm,
@@ -121,26 +144,123 @@ def _train(config: TrainConfig, sites: Sequence[SiteData], folder: Path) -> Iter
         epochs=config.epochs,
         seed=config.seed,
         norm_keys=norm_keys(recipe.network),
+        first=done.round + 1,
     ):
         history.append(record)
         fresh.append(record)
         if isinstance(record, ExchangeRecord):
-            save_models(engine, folder, "last", record.round)
             candidate = validation_f1(fresh)
+            names = ["last"]
             if in_last_fifth(record.round, config.rounds) and candidate > best:
                 best = candidate
-                save_models(engine, folder, "best", record.round)
+                names.append("best")
+            for name in names:
+                save_models(engine, folder, name, record.round)
+                save_predictions(engine, labels, config.classes, folder, name)
             append_records(folder / "metrics.jsonl", fresh)
+            seconds = done.seconds + time.monotonic() - started
+            size = (folder / "metrics.jsonl").stat().st_size
+            commit(engine, folder, Progress(record.round, size, best, seconds))
             log.info("round %d done: validation macro-F1 %.4f", record.round, candidate)
             fresh = []
         yield record
-    finish(history, config, folder, time.monotonic() - started)
+    finish(history, config, folder, done.seconds + time.monotonic() - started)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has come.
+
+    Attributes:
+        round: the last complete round; -1 before the first.
+        metrics_bytes: size of ``metrics.jsonl`` at its end.
+        best: the best mean macro-F1 on validation among the rounds that compete; -1 before them.
+        seconds: wall time until then.
+        checksums: SHA-256 of each site's state, by file name.
+    """
+
+    round: int = -1
+    metrics_bytes: int = 0
+    best: float = -1.0
+    seconds: float = 0.0
+    checksums: Mapping[str, str] = field(default_factory=dict)
+
+
+def commit(engine: InProcess, folder: Path, progress: Progress) -> None:
+    """Write every site's state and the progress as ``state/round-<n>``, whole or not at all."""
+    states = folder / "state"
+    final = states / f"round-{progress.round:04d}"
+    temporary = states / f".{final.name}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    for client, state in engine.states.items():
+        write_state(temporary / f"{client}.safetensors", state)
+    progress = replace(progress, checksums={path.name: _checksum(path) for path in temporary.iterdir()})
+    write_json(temporary / "progress.json", asdict(progress))
+    shutil.rmtree(final, ignore_errors=True)
+    temporary.replace(final)
+    for path in states.iterdir():
+        if path != final:
+            shutil.rmtree(path)
+
+
+def last_complete_round(folder: Path, engine: InProcess) -> Progress:
+    """Give the engine the states of the last complete round of a run's folder, and return how far it came.
+
+    A damaged state is named in a warning and the one before it used, if there is one.
+    """
+    for path in sorted((folder / "state").glob("round-*"), reverse=True):
+        try:
+            progress = TypeAdapter(Progress).validate_json((path / "progress.json").read_bytes())
+            for name, expected in progress.checksums.items():
+                if _checksum(path / name) != expected:
+                    raise StateMismatchError(f"{path / name} is not as it was written")
+            engine.restore(
+                {
+                    client: read_state(path / f"{client}.safetensors", type(state))
+                    for client, state in engine.states.items()
+                }
+            )
+        except (OSError, ValueError, StateMismatchError) as cause:
+            log.warning("%s cannot be used: %s", path, " ".join(str(cause).split()))
+            continue
+        return progress
+    return Progress()
+
+
+def records_until(folder: Path, progress: Progress) -> list[RoundRecord]:
+    """Cut the records of an unfinished round off, and return the others."""
+    path = folder / "metrics.jsonl"
+    if not path.exists() or progress.metrics_bytes == 0:
+        path.unlink(missing_ok=True)
+        return []
+    os.truncate(path, progress.metrics_bytes)
+    return read_records(path)
+
+
+def rounds_done(folder: Path) -> int:
+    """Return how many complete rounds a run's folder holds."""
+    done = [int(path.name.removeprefix("round-")) + 1 for path in (folder / "state").glob("round-*")]
+    return max(done, default=0)
+
+
+def is_finished(folder: Path) -> bool:
+    """Return whether a folder holds a run that came to its end."""
+    return (folder / "summary.json").is_file()
+
+
+def _checksum(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def finish(
     records: Sequence[RoundRecord], config: TrainConfig, folder: Path, seconds: float | None = None
 ) -> dict[str, Any]:
-    """Write the summary and the pictures of a run from its records; return the summary."""
+    """Write the summary and the pictures of a run from its records; return the summary.
+
+    Without the wall time in seconds, the one that an earlier summary holds is kept.
+    """
+    if seconds is None and (folder / "summary.json").is_file():
+        seconds = json.loads((folder / "summary.json").read_text("utf-8")).get("seconds")
     summary = summarise(records, first_candidate=config.rounds - last_fifth(config.rounds))
     if seconds is not None:
         summary["seconds"] = round(seconds, 1)
@@ -156,12 +276,22 @@ def report(folder: Path) -> dict[str, Any]:
         ConfigError: if the folder holds no run.
         DataError: if its records are damaged.
     """
-    if not (folder / "config.toml").is_file():
-        raise ConfigError(f"{folder} holds no run: it has no config.toml")
+    settings = settings_of(folder)
     records = read_records(folder / "metrics.jsonl")
     if not records:
         raise ConfigError(f"{folder}: no round was completed, there is nothing to report")
-    return finish(records, load_config(folder / "config.toml", {}), folder)
+    return finish(records, settings, folder)
+
+
+def settings_of(folder: Path) -> TrainConfig:
+    """Return the settings of a run by its folder.
+
+    Raises:
+        ConfigError: if the folder holds no run.
+    """
+    if not (folder / "config.toml").is_file():
+        raise ConfigError(f"{folder} holds no run: it has no config.toml")
+    return load_config(folder / "config.toml", {})
 
 
 def check_folder_is_free(folder: Path) -> None:
@@ -185,8 +315,19 @@ def save_models(engine: InProcess, folder: Path, name: str, index: int) -> None:
     for client, networks in engine.models().items():
         role, weights = next(iter(networks.items()))
         write_tensors(
-            folder / "models" / client / f"{name}.safetensors", weights, {"model": role, "round": str(index)}
+            folder / "models" / client / f"{name}.safetensors", weights, {"model": role, "round": index}
         )
+
+
+def save_predictions(
+    engine: InProcess, tests: Mapping[ClientId, Examples], classes: Sequence[str], folder: Path, name: str
+) -> None:
+    """Write what each site's deployed network says of its test images, ``predictions/<site>/<name>.csv``."""
+    for client, logits in engine.outputs("test").items():
+        images = tests[client]
+        ids = images.ids or tuple(map(str, range(len(images))))
+        predictions = Predictions(ids, images.labels, logits.double().softmax(1))
+        write_text(folder / "predictions" / client / f"{name}.csv", predictions_to_csv(predictions, classes))
 
 
 def environment() -> dict[str, Any]:

@@ -104,6 +104,21 @@ class Scores:
     confusion: tuple[tuple[int, ...], ...]
 
 
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What a site's deployed network says of each image of one split.
+
+    Attributes:
+        ids: (N,) names of the images; numbers where they have none.
+        labels: (N,) true classes.
+        probabilities: (N, C) softmax outputs.
+    """
+
+    ids: tuple[str, ...]
+    labels: Tensor
+    probabilities: Tensor
+
+
 @dataclass(frozen=True)
 class TrainRecord:
     """One local epoch at one site, with whatever the algorithm measured (losses, DET stage, ...)."""

@@ -1,14 +1,15 @@
 """What every method must keep to, whatever it does inside."""
 
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 
 import pytest
 import torch
 
 from prrfl import PRRFL, InProcess, NonFiniteShareError, ParticipationError, Recipe, norm_keys, run_rounds
 from prrfl.algorithms import ALGORITHMS
+from prrfl.engine.store import read_state, write_state
 from prrfl.training import Site
-from prrfl.types import RoundContext, ScoreRecord
+from prrfl.types import Examples, RoundContext, ScoreRecord, SiteData
 from tests.sites import tiny_network, tiny_sites
 
 METHODS = {
@@ -44,7 +45,7 @@ def tensors_of(state):
     if is_dataclass(state):
         return [t for f in fields(state) for t in tensors_of(getattr(state, f.name))]
     if isinstance(state, dict):
-        return [t for value in state.values() for t in tensors_of(value)]
+        return [t for key in sorted(state) for t in tensors_of(state[key])]
     return []
 
 
@@ -129,3 +130,40 @@ def test_records_come_in_the_order_of_time_and_say_what_is_deployed():
     by = {(r.model, r.moment): r.scores for r in scores if r.split == "test"}
     assert by["personalised", "before"] == by["personalised", "after"]
     assert by["deputy", "before"] != by["deputy", "after"]
+
+
+@every_method
+def test_the_state_survives_the_store(method, tmp_path):
+    site = Site(tiny_sites()[0], Recipe(tiny_network(), batch=8, optimizer="adam"))
+    ctx = RoundContext(0, 2, 0, 2, 7, norm_keys(site.recipe.network))
+    state, _ = method.train(method.start(site.recipe.network.state_dict()), site, ctx)
+    write_state(tmp_path / "s.safetensors", state)
+    back = read_state(tmp_path / "s.safetensors", type(state))
+    assert type(back) is type(state)
+    assert getattr(back, "stage", None) is getattr(state, "stage", None)
+    later = replace(ctx, epoch=1)
+    expected, found = method.train(state, site, later)[0], method.train(back, site, later)[0]
+    assert all(torch.equal(a, b) for a, b in zip(tensors_of(expected), tensors_of(found), strict=True))
+
+
+def test_centralised_trains_on_all_images_and_is_judged_at_each_site():
+    method, sites, network = ALGORITHMS["centralised"](), tiny_sites(3), tiny_network()
+    engine = InProcess(method, sites, Recipe(network, batch=8), pooled=True)
+    records = list(run_rounds(method, engine, rounds=2, epochs=1, norm_keys=norm_keys(network)))
+    pooled = SiteData(
+        "all sites",
+        *(
+            Examples(
+                torch.cat([s.split(split).inputs for s in sites]),
+                torch.cat([s.split(split).labels for s in sites]),
+            )
+            for split in ("train", "valid", "test")
+        ),
+    )
+    alone = InProcess(ALGORITHMS["local"](), [pooled], Recipe(network, batch=8))
+    list(run_rounds(ALGORITHMS["local"](), alone, rounds=2, epochs=1, norm_keys=norm_keys(network)))
+    assert same_bits(engine.models(), alone.models())
+    last = [r for r in records if isinstance(r, ScoreRecord) and (r.round, r.moment) == (1, "after")]
+    assert {(r.client, r.split) for r in last} == {(s.name, k) for s in sites for k in ("test", "valid")}
+    assert {r.scores.n for r in last if r.split == "test"} == {12}
+    assert set(engine.outputs("test")) == {"s0", "s1", "s2"}

@@ -1,6 +1,7 @@
 """The federated methods, by name."""
 
 from prrfl.algorithms.base import Aggregator, Algorithm, MeanOfShares
+from prrfl.algorithms.centralised import Centralised
 from prrfl.algorithms.fedavg import FedAvg
 from prrfl.algorithms.fedbn import FedBN
 from prrfl.algorithms.fedprox import FedProx
@@ -14,6 +15,7 @@ __all__ = [
     "ALGORITHMS",
     "Aggregator",
     "Algorithm",
+    "Centralised",
     "FML",
     "FedAvg",
     "FedBN",
@@ -34,5 +36,6 @@ ALGORITHMS: dict[str, type] = {
     "ida": IDA,
     "fml": FML,
     "local": Local,
+    "centralised": Centralised,
 }
 """Adding a method: write its file, name it here."""

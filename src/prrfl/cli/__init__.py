@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 from prrfl.cli.tools import generate, inspect
-from prrfl.cli.training import report, run_training, train
+from prrfl.cli.training import report, resume, run_training, train
 from prrfl.errors import PRRFLError
 
 __all__ = ["app", "guarded", "main", "run_training"]
@@ -18,7 +18,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (train, report, inspect, generate):
+for command in (train, resume, report, inspect, generate):
     app.command()(command)
 
 

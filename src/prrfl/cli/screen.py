@@ -22,8 +22,10 @@ console = Console()
 STAGES = {1: "recover", 2: "exchange", 3: "sublimate"}
 
 
-def show_progress(records: Iterable[RoundRecord], sites: list[SiteData], settings: TrainConfig) -> None:
-    """Consume a run's records, showing round, site, stage and time left."""
+def show_progress(
+    records: Iterable[RoundRecord], sites: list[SiteData], settings: TrainConfig, done: int = 0
+) -> None:
+    """Consume the records of a run with some rounds done, showing round, site, stage and time left."""
     sizes = {site.name: len(site.train) for site in sites}
     columns = (
         SpinnerColumn(),
@@ -35,14 +37,16 @@ def show_progress(records: Iterable[RoundRecord], sites: list[SiteData], setting
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, speed_estimate_period=3600) as progress:
-        total = settings.rounds * settings.epochs * sum(sizes.values())
-        task = progress.add_task(f"round 1/{settings.rounds}", total=total)
+        total = (settings.rounds - done) * settings.epochs * sum(sizes.values())
+        task = progress.add_task(f"round {done + 1}/{settings.rounds}", total=total)
         for record in records:
             if isinstance(record, TrainRecord):
                 stage = STAGES.get(int(record.metrics.get("stage", 0)), "")
                 progress.update(
                     task,
-                    advance=sizes[record.client],
+                    advance=sizes.get(
+                        record.client, sum(sizes.values())
+                    ),  # or all at once, where they are pooled
                     description=f"round {record.round + 1}/{settings.rounds} {record.client} {stage}",
                 )
             elif isinstance(record, ExchangeRecord) and not console.is_terminal:

@@ -10,6 +10,8 @@ from prrfl.cli.flags import with_flags
 from prrfl.cli.screen import console, print_summary, show_progress
 from prrfl.config import TrainConfig, load_config
 
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run")]
+
 
 @with_flags
 def train(config: Path | None, out: Path | None, **flags: Any) -> None:
@@ -22,12 +24,13 @@ def train(config: Path | None, out: Path | None, **flags: Any) -> None:
     run_training(settings, out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{settings.method}")
 
 
-def run_training(settings: TrainConfig, folder: Path) -> None:
+def run_training(settings: TrainConfig, folder: Path, resume: bool = False) -> None:
     """Load the data, train with live progress, and print the table of sites."""
     # Imported here so that `prrfl --help` does not wait for networks and pictures.
     from prrfl import run
 
-    run.check_folder_is_free(folder)  # before the data is read, which may take a while
+    if not resume:
+        run.check_folder_is_free(folder)  # before the data is read, which may take a while
     if settings.data is None:
         console.print(f"No --data given: {settings.sites} generated sites of {settings.images} images.")
     sites = run.load_data(settings)
@@ -36,12 +39,26 @@ def run_training(settings: TrainConfig, folder: Path) -> None:
         f"{sum(len(s.train) for s in sites)} training images of {settings.image_size} px, "
         f"{settings.rounds} rounds x {settings.epochs} epochs, {settings.device}, {settings.precision}"
     )
-    show_progress(run.train(settings, sites, folder), sites, settings)
+    done = run.rounds_done(folder)
+    if done:
+        console.print(f"Going on after round {done} of {settings.rounds}.")
+    show_progress(run.train(settings, sites, folder, resume=resume), sites, settings, done)
     print_summary(folder)
     console.print(f"Run folder: {folder}", soft_wrap=True)
 
 
-def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run")]) -> None:
+def resume(run_folder: RunFolder) -> None:
+    """Go on with a run that was stopped, after its last complete round: same bits as without the stop."""
+    from prrfl import run
+
+    if run.is_finished(run_folder):
+        print_summary(run_folder)
+        console.print(f"{run_folder} is finished; nothing to do.", soft_wrap=True)
+        return
+    run_training(run.settings_of(run_folder), run_folder, resume=True)
+
+
+def report(run_folder: RunFolder) -> None:
     """Remake the summary and the pictures of a run from its records."""
     from prrfl import run
 

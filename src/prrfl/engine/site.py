@@ -1,9 +1,11 @@
 """One visit to a site, shared by every engine: train, score, share; later receive, score."""
 
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic
+
+from torch import Tensor
 
 from prrfl.algorithms.base import Algorithm, C
 from prrfl.errors import NonFiniteShareError
@@ -11,28 +13,48 @@ from prrfl.evaluation import score
 from prrfl.tensors import non_finite
 from prrfl.training import Site, predict
 from prrfl.types import (
+    ClientId,
     Moment,
     RoundContext,
     RoundRecord,
     ScoreRecord,
     Scores,
     Share,
+    SiteData,
     Split,
     Tensors,
     TrainRecord,
 )
 
 
+@dataclass(frozen=True, eq=False)
+class _Outcome:
+    """What a network gave on one split of one site."""
+
+    weights: Tensors
+    logits: Tensor
+    scores: Scores
+
+
 @dataclass(eq=False)
 class Visitor(Generic[C]):
     """Carries an algorithm to one site.
 
-    It remembers the last scores of each network, because scoring the same weights twice would give the same.
+    It remembers the last outputs of each network, because the same weights would give the same again.
+
+    Attributes:
+        algorithm: the method.
+        site: where it trains.
+        judged_on: the sites whose valid and test images score it; only the site itself, if not given.
     """
 
     algorithm: Algorithm[C]
     site: Site
-    _known: dict[tuple[str, Split], tuple[Tensors, Scores]] = field(default_factory=dict)
+    judged_on: Sequence[SiteData] = ()
+    _known: dict[tuple[str, ClientId, Split], _Outcome] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.judged_on = self.judged_on or (self.site.data,)
 
     def train(self, client: C, ctx: RoundContext) -> Generator[RoundRecord, Any, tuple[C, Share]]:
         """Run the round's local epochs; yield records as they arise, return the new state and the share.
@@ -69,25 +91,30 @@ class Visitor(Generic[C]):
         yield from self._scores(client, last, "valid", "after", deployed_only=True)
         return client
 
+    def outputs(self, client: C, split: Split) -> dict[ClientId, Tensor]:
+        """Return the (N, C) logits of the deployed network on one split of each site that it is judged on."""
+        name, weights = next(iter(self.algorithm.models(client).items()))
+        return {data.name: self._outcome(name, weights, data, split).logits for data in self.judged_on}
+
     def _scores(
         self, client: C, ctx: RoundContext, split: Split, moment: Moment, deployed_only: bool = False
     ) -> Iterator[ScoreRecord]:
         for index, (name, weights) in enumerate(self.algorithm.models(client).items()):
             deployed = index == 0
-            if deployed or not deployed_only:
-                scores = self._score(name, weights, split)
-                yield ScoreRecord(ctx.round, ctx.epoch, self.site.name, split, name, deployed, moment, scores)
+            for data in self.judged_on if deployed or not deployed_only else ():
+                scores = self._outcome(name, weights, data, split).scores
+                yield ScoreRecord(ctx.round, ctx.epoch, data.name, split, name, deployed, moment, scores)
 
-    def _score(self, name: str, weights: Tensors, split: Split) -> Scores:
-        before = self._known.get((name, split))
-        if before is None or before[0] is not weights:
-            data = self.site.data.split(split)
-            (logits,) = predict([weights], data, self.site.recipe)
+    def _outcome(self, name: str, weights: Tensors, data: SiteData, split: Split) -> _Outcome:
+        known = self._known.get((name, data.name, split))
+        if known is None or known.weights is not weights:
+            examples = data.split(split)
+            (logits,) = predict([weights], examples, self.site.recipe)
             if not logits.isfinite().all():
                 raise NonFiniteShareError(
-                    f"site {self.site.name}: the {name} network gives NaN or infinity on its {split} images; "
+                    f"site {data.name}: the {name} network gives NaN or infinity on its {split} images; "
                     "lower the learning rate, or look for broken inputs at this site"
                 )
-            before = (weights, score(logits, data.labels))
-            self._known[name, split] = before
-        return before[1]
+            known = _Outcome(weights, logits, score(logits, examples.labels))
+            self._known[name, data.name, split] = known
+        return known

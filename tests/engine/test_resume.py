@@ -1,0 +1,105 @@
+"""A run that was stopped goes on as if it had not been."""
+
+import json
+import shutil
+
+import pytest
+
+from prrfl import run
+from prrfl.config import load_config
+from prrfl.engine.store import read_state, read_tensors, write_state
+from prrfl.errors import StateMismatchError
+from prrfl.records import read_predictions
+from prrfl.types import ExchangeRecord
+from tests.sites_on_disk import write_layout
+
+SMALL = {"image_size": 32, "rounds": 3, "epochs": 2, "batch": 8, "seed": 2}
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    data = write_layout(tmp_path_factory.mktemp("data"))
+    return load_config(None, {**SMALL, "data": data})
+
+
+@pytest.fixture(scope="module")
+def whole(settings, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    list(run.train(settings, run.load_data(settings), folder))
+    return folder
+
+
+def files_of(folder):
+    """Everything that must be the same: records, weights, predictions, scores."""
+    kept = {
+        p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.suffix in (".csv", ".jsonl")
+    }
+    kept |= {p.relative_to(folder): p.read_bytes() for p in (folder / "models").rglob("*.safetensors")}
+    summary = json.loads((folder / "summary.json").read_text())
+    return kept, {key: value for key, value in summary.items() if key != "seconds"}
+
+
+def stopped(settings, folder, rounds, extra):
+    """Stop a run some records into the round after the given number of complete ones."""
+    steps = run.train(settings, run.load_data(settings), folder)
+    for record in steps:
+        rounds -= isinstance(record, ExchangeRecord)
+        if rounds <= 0:
+            if extra == 0:
+                break
+            extra -= 1
+    steps.close()
+
+
+@pytest.mark.parametrize(("rounds", "extra"), [(0, 3), (1, 0), (1, 9), (2, 1)])
+def test_a_stopped_run_ends_with_the_same_bits(settings, whole, tmp_path, rounds, extra):
+    stopped(settings, tmp_path / "run", rounds, extra)
+    assert not run.is_finished(tmp_path / "run")
+    list(run.train(settings, run.load_data(settings), tmp_path / "run", resume=True))
+    assert files_of(tmp_path / "run") == files_of(whole)
+
+
+def test_a_crash_between_records_and_state_is_undone(settings, whole, tmp_path):
+    folder = tmp_path / "run"
+    stopped(settings, folder, 2, 0)
+    state = next((folder / "state").iterdir())
+    shutil.copytree(state, tmp_path / "one round behind")
+    for record in run.train(settings, run.load_data(settings), folder, resume=True):
+        if isinstance(record, ExchangeRecord):
+            break
+    (folder / "summary.json").unlink(missing_ok=True)
+    shutil.rmtree(folder / "state")
+    shutil.copytree(tmp_path / "one round behind", folder / "state" / state.name)
+    list(run.train(settings, run.load_data(settings), folder, resume=True))
+    assert files_of(folder) == files_of(whole)
+
+
+def test_a_damaged_state_is_named_and_not_used(settings, whole, tmp_path, caplog):
+    folder = tmp_path / "run"
+    stopped(settings, folder, 1, 0)
+    victim = next((folder / "state").rglob("clientA.safetensors"))
+    victim.write_bytes(victim.read_bytes()[:-100] + bytes(100))
+    list(run.train(settings, run.load_data(settings), folder, resume=True))
+    assert "clientA.safetensors is not as it was written" in caplog.text
+    assert files_of(folder) == files_of(whole)
+
+
+def test_predictions_are_those_of_the_scores(whole):
+    summary = json.loads((whole / "summary.json").read_text())
+    for site, scores in summary["last"]["sites"].items():
+        predictions = read_predictions(whole / "predictions" / site / "last.csv")
+        right = predictions.probabilities.argmax(1) == predictions.labels
+        assert right.double().mean().item() == pytest.approx(scores["accuracy"])
+        assert predictions.ids[0] == f"{site}_test_0"
+        assert read_tensors(whole / "models" / site / "last.safetensors")
+
+
+def test_a_state_of_another_method_is_refused(tmp_path):
+    from prrfl.algorithms import PRRFL, FedAvg
+    from tests.sites import tiny_network
+
+    weights = tiny_network().state_dict()
+    write_state(tmp_path / "s.safetensors", FedAvg().start(weights))
+    kind = type(PRRFL().start(weights))
+    with pytest.raises(StateMismatchError, match=r"s\.safetensors holds no PRRFLState"):
+        read_state(tmp_path / "s.safetensors", kind)
