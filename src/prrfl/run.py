@@ -29,7 +29,7 @@ from prrfl.data.dermoscopy import load_sites
 from prrfl.data.synthetic import GeneratedData, cached
 from prrfl.engine import InProcess, run_rounds
 from prrfl.engine.store import read_state, write_json, write_state, write_tensors, write_text
-from prrfl.errors import ConfigError, ParticipationError, StateMismatchError
+from prrfl.errors import ConfigError, DataError, ParticipationError, StateMismatchError
 from prrfl.models import build_network
 from prrfl.records import append_records, predictions_to_csv, read_records
 from prrfl.reports.retrogress import draw_retrogress
@@ -248,6 +248,19 @@ def is_finished(folder: Path) -> bool:
     return (folder / "summary.json").is_file()
 
 
+def read_summary(folder: Path) -> dict[str, Any]:
+    """Return the summary of a finished run.
+
+    Raises:
+        DataError: if it is absent or damaged.
+    """
+    try:
+        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text("utf-8"))
+    except (OSError, ValueError) as cause:
+        raise DataError(f"{folder / 'summary.json'} cannot be read: {cause}; run `prrfl resume`") from None
+    return summary
+
+
 def _checksum(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -259,8 +272,8 @@ def finish(
 
     Without the wall time in seconds, the one that an earlier summary holds is kept.
     """
-    if seconds is None and (folder / "summary.json").is_file():
-        seconds = json.loads((folder / "summary.json").read_text("utf-8")).get("seconds")
+    if seconds is None and is_finished(folder):
+        seconds = read_summary(folder).get("seconds")
     summary = summarise(records, first_candidate=config.rounds - last_fifth(config.rounds))
     if seconds is not None:
         summary["seconds"] = round(seconds, 1)

@@ -68,6 +68,8 @@ def test_a_run_leaves_everything_that_was_promised(finished):
         "summary.json",
         "retrogress.png",
         "log.txt",
+        "predictions",
+        "state",
         "models",
     }
     for site in ("clientA", "clientB"):

@@ -6,6 +6,7 @@ from typing import Any
 
 import typer
 
+from prrfl.cli.comparing import compare
 from prrfl.cli.tools import generate, inspect
 from prrfl.cli.training import report, resume, run_training, train
 from prrfl.errors import PRRFLError
@@ -18,7 +19,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (train, resume, report, inspect, generate):
+for command in (train, compare, resume, report, inspect, generate):
     app.command()(command)
 
 

@@ -1,28 +1,53 @@
 """One flag for each setting of a run, so that a setting is described only once."""
 
 import inspect as signatures
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import typer
 
 from prrfl.config import TrainConfig
 
+Command = TypeVar("Command", bound=Callable[..., None])
 
-def with_flags(command: Any) -> Any:
-    """Give a command one flag per setting of :class:`TrainConfig`, so that each is described only once."""
+
+def with_flags(
+    own: Mapping[str, Any] = MappingProxyType({}),
+    defaults: Mapping[str, object] = MappingProxyType({}),
+    leave_out: Collection[str] = (),
+) -> Callable[[Command], Command]:
+    """Give a command one flag per setting of :class:`TrainConfig`, after flags of its own.
+
+    Args:
+        own: the command's own flags: name to annotation.
+        defaults: their defaults.
+        leave_out: settings that get no flag.
+    """
+    settings = {name: field for name, field in TrainConfig.model_fields.items() if name not in leave_out}
     parameters = [
+        *(
+            signatures.Parameter(
+                name, signatures.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=annotation
+            )
+            for name, annotation in own.items()
+        ),
         _parameter("config", Path, "settings from a TOML file; flags override it"),
-        _parameter("out", Path, "folder of the run; a dated one under runs/ if not given"),
+        _parameter("out", Path, "folder of the results; a dated one under runs/ if not given"),
         *(
             _parameter(
                 name, _flag_type(field.annotation), f"{field.description} [default: {_shown(field.default)}]"
             )
-            for name, field in TrainConfig.model_fields.items()
+            for name, field in settings.items()
         ),
     ]
-    command.__signature__ = signatures.Signature(parameters)
-    return command
+
+    def decorate(command: Command) -> Command:
+        command.__signature__ = signatures.Signature(parameters)  # type: ignore[attr-defined]
+        return command
+
+    return decorate
 
 
 def _parameter(name: str, kind: Any, text: str) -> signatures.Parameter:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from prrfl.cli.comparing import print_comparison
 from prrfl.cli.flags import with_flags
 from prrfl.cli.screen import console, print_summary, show_progress
 from prrfl.config import TrainConfig, load_config
@@ -13,7 +14,7 @@ from prrfl.config import TrainConfig, load_config
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run")]
 
 
-@with_flags
+@with_flags()
 def train(config: Path | None, out: Path | None, **flags: Any) -> None:
     """Train on a folder of sites, or on generated ones where no --data is given.
 
@@ -58,10 +59,18 @@ def resume(run_folder: RunFolder) -> None:
     run_training(run.settings_of(run_folder), run_folder, resume=True)
 
 
-def report(run_folder: RunFolder) -> None:
-    """Remake the summary and the pictures of a run from its records."""
+def report(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run or comparison")],
+) -> None:
+    """Remake tables and pictures of a run, or of a comparison, from its records."""
     from prrfl import run
 
+    if (run_folder / "runs").is_dir():
+        from prrfl.compare import read_runs, tabulate
+
+        print_comparison(tabulate(run_folder), read_runs(run_folder)[1].classes)
+        console.print(f"Tables and picture: {run_folder}", soft_wrap=True)
+        return
     run.report(run_folder)
     print_summary(run_folder)
     console.print(f"Pictures: {run_folder / 'retrogress.png'}", soft_wrap=True)

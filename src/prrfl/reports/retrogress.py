@@ -38,8 +38,8 @@ def draw_retrogress(records: Sequence[RoundRecord], path: Path, epochs: int, col
         for row, (measure, label) in enumerate(MEASURES):
             axis = axes[2 * band + row][column]
             for model, colour in zip(models, COLOURS, strict=False):
-                curve = _curve(scores, model, client, measure, epochs)
-                _draw(axis, curve, model, colour, bold=client is None)
+                points = curve(scores, model, client, measure, epochs)
+                _draw(axis, points, model, colour, bold=client is None)
             if row == 0:
                 axis.set_title(
                     client or "mean of sites", fontsize=10, fontweight="normal" if client else "bold"
@@ -56,7 +56,11 @@ def draw_retrogress(records: Sequence[RoundRecord], path: Path, epochs: int, col
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=len(models), frameon=False)
     figure.suptitle("Scores on the test set over communication rounds", x=0.01, ha="left", fontsize=11)
-    # The canvas writes to a neighbour first, so that an old picture is replaced whole or not at all.
+    save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, to a neighbour first, so that an old picture is replaced whole or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         figure.savefig(temporary, dpi=150, format="png")
@@ -65,22 +69,34 @@ def draw_retrogress(records: Sequence[RoundRecord], path: Path, epochs: int, col
         temporary.unlink(missing_ok=True)
 
 
-def _curve(scores: Sequence[ScoreRecord], model: str, client: str | None, measure: str, epochs: int) -> Curve:
-    """Return (communication round, percent) points in order of time: epochs, before, after."""
+def curve(
+    records: Sequence[RoundRecord], model: str | None, client: str | None, measure: str, epochs: int
+) -> Curve:
+    """Return (communication round, percent) points in order of time: epochs, before, after.
+
+    Args:
+        records: a run's records.
+        model: the network's name; the deployed one if ``None``.
+        client: the site; the mean of sites if ``None``.
+        measure: a field of :class:`prrfl.types.Scores`.
+        epochs: local epochs in each round.
+    """
     rank = {"epoch": 0, "before": 1, "after": 2}
     points: dict[tuple[float, int], list[float]] = {}
-    for r in scores:
+    for r in records:
+        if not isinstance(r, ScoreRecord) or r.split != "test" or client not in (None, r.client):
+            continue
         value = getattr(r.scores, measure)
-        if r.model == model and client in (None, r.client) and value is not None:
+        if value is not None and (r.deployed if model is None else r.model == model):
             at = r.round + (r.epoch + 1) / epochs
             points.setdefault((at, rank[r.moment]), []).append(100 * value)
     return [(at, fmean(points[at, moment])) for at, moment in sorted(points)]
 
 
-def _draw(axis: Axes, curve: Curve, model: str, colour: str, bold: bool) -> None:
+def _draw(axis: Axes, points: Curve, model: str, colour: str, bold: bool) -> None:
     axis.plot(
-        [x for x, _ in curve],
-        [y for _, y in curve],
+        [x for x, _ in points],
+        [y for _, y in points],
         color=colour,
         label=model,
         linewidth=1.8 if bold else 1.1,

@@ -1,0 +1,99 @@
+"""``prrfl compare``: methods × seeds, and the table that says which differences are real."""
+
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from prrfl.cli.flags import with_flags
+from prrfl.cli.screen import console
+from prrfl.errors import ConfigError, PRRFLError
+
+if TYPE_CHECKING:
+    from prrfl.compare import Planned
+    from prrfl.reports.comparison import Row
+
+METHODS = "prrfl,fedavg,fedprox,fedbn,silobn,ida,fml,local"
+
+
+@with_flags(
+    {
+        "methods": Annotated[
+            str,
+            typer.Option(
+                help="methods, separated by commas; name:key=value+key=value changes settings, as in "
+                f"prrfl:transfer=off [default: {METHODS}]",
+                show_default=False,
+            ),
+        ],
+        "seeds": Annotated[str, typer.Option(help="seeds, separated by commas")],
+        "workers": Annotated[int | None, typer.Option(min=1, help="runs at a time; all cores if not given")],
+    },
+    defaults={"methods": METHODS, "seeds": "0,1", "workers": None},
+    leave_out=("method", "seed"),
+)
+def compare(
+    methods: str, seeds: str, workers: int | None, config: Path | None, out: Path | None, **flags: Any
+) -> None:
+    """Run methods x seeds with a shared start, resume what was begun, and write one table with intervals."""
+    from prrfl import compare as comparing
+
+    try:
+        numbers = [int(seed) for seed in seeds.split(",")]
+    except ValueError:
+        raise ConfigError(f"--seeds: expected whole numbers separated by commas, got '{seeds}'") from None
+    folder = out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-compare"
+    given = {key: value for key, value in flags.items() if value is not None}
+    planned = comparing.plan(config, given, [m.strip() for m in methods.split(",")], numbers, folder)
+    _show(planned, workers)
+    print_comparison(comparing.tabulate(folder), planned[0].config.classes)
+    console.print(f"Tables, picture and runs: {folder}", soft_wrap=True)
+
+
+def _show(planned: list["Planned"], workers: int | None) -> None:
+    from prrfl.compare import run_all
+    from prrfl.run import rounds_done
+
+    total = sum(one.config.rounds for one in planned)
+    before = sum(rounds_done(one.folder) for one in planned)
+    console.print(
+        f"{len(planned)} runs of {planned[0].config.rounds} rounds; {before} of {total} rounds done."
+    )
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} rounds"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    failed: dict[str, str] = {}
+    with Progress(*columns, console=console, speed_estimate_period=3600) as progress:
+        task = progress.add_task("comparing", total=total - before)
+        for done, failed in run_all(planned, workers):
+            progress.update(task, completed=done - before)
+    if failed:
+        name, words = next(iter(failed.items()))
+        raise PRRFLError(
+            f"{len(failed)} of {len(planned)} runs failed, first {name}: {words.removeprefix('error: ')}; "
+            "give the same command again to go on with the others"
+        )
+
+
+def print_comparison(rows: list["Row"], classes: tuple[str, ...]) -> None:
+    """Print what fits a terminal; the files hold the rest."""
+    from prrfl.reports.comparison import cells, legend
+
+    heads, body = cells(rows, classes)
+    chosen = ("method", "F1 mean", "F1 p", "AUC mean", "AUC p", "drop F1", "drop AUC", "MB up", "minutes")
+    table = Table(title="Mean of sites (%)")
+    for name in chosen:
+        table.add_column(name, justify="left" if name == "method" else "right", overflow="fold")
+    for row, line in zip(rows, body, strict=True):
+        style = "bold" if row.best else None
+        table.add_row(*(line[heads.index(name)] for name in chosen), style=style)
+    console.print(table)
+    console.print(legend(rows), style="dim")

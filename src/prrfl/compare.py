@@ -1,0 +1,202 @@
+"""Methods × seeds on one data set: plan the runs, do those that are not done, put them side by side.
+
+A comparison folder holds ``runs/<method>-seed<n>/`` (run folders), ``comparison.{csv,md,tex,png}`` and
+``retrogress.csv``.
+"""
+
+import csv
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from prrfl import run
+from prrfl.config import TrainConfig, load_config
+from prrfl.data.synthetic import GeneratedData, cached
+from prrfl.engine.store import write_text
+from prrfl.errors import ConfigError
+from prrfl.records import read_predictions, read_records
+from prrfl.reports import comparison
+from prrfl.reports.meter import measure
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run of a comparison: a method (``prrfl:transfer=off`` is PRR-FL with a setting changed) and a seed."""
+
+    method: str
+    seed: int
+    config: TrainConfig
+    folder: Path
+
+
+def plan(
+    config: Path | None, flags: Mapping[str, object], methods: Sequence[str], seeds: Sequence[int], out: Path
+) -> list[Planned]:
+    """Return the runs of a comparison, seed by seed. With the same seed all methods have the same start.
+
+    Args:
+        config: a TOML file of settings, or ``None``.
+        flags: settings that override it.
+        methods: names, each with any settings of its own: ``name:key=value+key=value``.
+        seeds: whole numbers.
+        out: the comparison's folder.
+
+    Raises:
+        ConfigError: naming the method, setting or run folder at fault.
+    """
+    base = load_config(config, flags)
+    data = base.data or cached(GeneratedData(base.sites, base.images, base.image_size, base.seed))
+    for what, listed in (("method", methods), ("seed", seeds)):
+        if not listed:
+            raise ConfigError(f"no {what} given; name at least one")
+        if twice := [item for item in listed if list(listed).count(item) > 1]:
+            raise ConfigError(f"{what} {twice[0]} is named twice; name each once")
+    planned = []
+    for seed in seeds:
+        for method in methods:
+            settings = {**flags, **_settings(method), "seed": seed, "data": data}
+            folder = out / "runs" / f"{method.replace(':', '-').replace('=', '-')}-seed{seed}"
+            # The base as a whole, so that a quickstart's or file's settings hold for every run.
+            whole = {**base.model_dump(exclude_none=True), **settings}
+            planned.append(Planned(method, seed, load_config(None, whole), folder))
+    for one in planned:
+        if (one.folder / "config.toml").is_file():
+            _check_same(run.settings_of(one.folder), one)
+    return planned
+
+
+def _settings(method: str) -> dict[str, object]:
+    name, _, rest = method.partition(":")
+    settings: dict[str, object] = {"method": name}
+    for part in rest.split("+") if rest else ():
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise ConfigError(f"method '{method}': expected name:key=value, as in prrfl:transfer=off")
+        settings[key] = value
+    return settings
+
+
+def _check_same(found: TrainConfig, planned: Planned) -> None:
+    expected = planned.config.model_dump()
+    for key, value in found.model_dump().items():
+        if value != expected[key]:
+            raise ConfigError(
+                f"{planned.folder} holds a run with {key} = {value}, now asked for with {expected[key]}; "
+                "choose another --out, or remove that folder"
+            )
+
+
+def run_all(planned: Sequence[Planned], workers: int | None = None) -> Iterator[tuple[int, dict[str, str]]]:
+    """Do all runs that are not finished, each in a process of its own; resume those that were begun.
+
+    Args:
+        planned: the runs.
+        workers: processes at a time; as many as there are cores if not given, one on a GPU.
+
+    Yields:
+        Every second, the number of complete rounds of all runs, and the failed ones with their last words.
+    """
+    cores = len(os.sched_getaffinity(0))
+    on_gpu = any(one.config.device.startswith("cuda") for one in planned)
+    workers = min(workers or (1 if on_gpu else cores), len(planned))
+    # Threads depend on the plan, not on what is left of it, because sums in threads round differently.
+    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, cores // workers))}
+    failed: dict[str, str] = {}
+    with ThreadPoolExecutor(workers) as pool:
+        open_runs: dict[Future[str], Planned] = {
+            pool.submit(_run, one, environment): one for one in planned if not run.is_finished(one.folder)
+        }
+        try:
+            while open_runs:
+                done, _ = wait(open_runs, timeout=1, return_when=FIRST_COMPLETED)
+                for future in done:
+                    one = open_runs.pop(future)
+                    if words := future.result():
+                        failed[f"{one.method}, seed {one.seed}"] = words
+                yield sum(run.rounds_done(one.folder) for one in planned), failed
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+    yield sum(run.rounds_done(one.folder) for one in planned), failed
+
+
+def _run(one: Planned, environment: Mapping[str, str]) -> str:
+    """Do one run; return its last words if it fails, else nothing."""
+    if not (one.folder / "config.toml").is_file():
+        run.begin(one.config, one.folder)
+    command = [sys.executable, "-m", "prrfl", "resume", str(one.folder)]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if process.returncode == 0:
+        return ""
+    said = process.stderr.strip().splitlines()
+    return said[-1] if said else f"ended with exit code {process.returncode}"
+
+
+def read_runs(folder: Path) -> tuple[list[comparison.Run], TrainConfig]:
+    """Return a comparison's finished runs, in the order of its table, and their settings.
+
+    Raises:
+        ConfigError: if the folder holds no finished run.
+    """
+    runs, config = [], None
+    for path in sorted((folder / "runs").glob("*-seed*"), key=_order):
+        if run.is_finished(path):
+            config = run.settings_of(path)
+            summary = run.read_summary(path)
+            runs.append(
+                comparison.Run(
+                    method=_method(path),
+                    seed=config.seed,
+                    records=read_records(path / "metrics.jsonl"),
+                    predictions={
+                        site: read_predictions(path / "predictions" / site / "best.csv")
+                        for site in summary["best"]["sites"]
+                    },
+                    seconds=summary["seconds"],
+                )
+            )
+    if config is None:
+        raise ConfigError(f"{folder} holds no finished run; expected the folder of a comparison")
+    return runs, config
+
+
+def _method(folder: Path) -> str:
+    """Return a method's name in the table from its run folder: ``prrfl-transfer-off-seed0``."""
+    name, *settings = folder.name.rpartition("-seed")[0].split("-", 1)
+    if not settings:
+        return name
+    parts = [part.replace("-", "=", 1) for part in settings[0].split("+")]
+    return f"{name}:{'+'.join(parts)}"
+
+
+def _order(folder: Path) -> tuple[bool, str]:
+    return not _method(folder) == comparison.REFERENCE, folder.name
+
+
+def tabulate(folder: Path) -> list[comparison.Row]:
+    """Write a comparison's tables and pictures from its finished runs; return the rows."""
+    runs, config = read_runs(folder)
+    rows = comparison.compare(runs)
+    write_text(folder / "comparison.csv", comparison.to_csv(rows))
+    write_text(folder / "comparison.md", comparison.to_markdown(rows, config.classes))
+    write_text(folder / "comparison.tex", comparison.to_latex(rows, config.classes))
+    write_text(folder / "retrogress.csv", _drops_to_csv(runs))
+    comparison.draw_comparison(runs, config.epochs, folder / "comparison.png")
+    return rows
+
+
+def _drops_to_csv(runs: Sequence[comparison.Run]) -> str:
+    text = io.StringIO()
+    lines = [
+        {"method": one.method, "seed": one.seed, **asdict(drop), "drop_f1": drop.f1, "drop_auc": drop.auc}
+        for one in runs
+        for drop in measure(one.records)
+    ]
+    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
