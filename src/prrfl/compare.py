@@ -26,7 +26,7 @@ from prrfl.reports.meter import measure
 
 @dataclass(frozen=True)
 class Planned:
-    """One run of a comparison: a method (``prrfl:transfer=off`` is PRR-FL with a setting changed) and a seed."""
+    """One run of a comparison; the method ``prrfl:transfer=off`` is PRR-FL with a setting changed."""
 
     method: str
     seed: int
@@ -91,7 +91,15 @@ def _check_same(found: TrainConfig, planned: Planned) -> None:
             )
 
 
-def run_all(planned: Sequence[Planned], workers: int | None = None) -> Iterator[tuple[int, dict[str, str]]]:
+@dataclass(frozen=True)
+class State:
+    """How far a comparison came: complete rounds of all runs, and the last words of runs that failed."""
+
+    rounds: int
+    failed: Mapping[str, str]
+
+
+def run_all(planned: Sequence[Planned], workers: int | None = None) -> Iterator[State]:
     """Do all runs that are not finished, each in a process of its own; resume those that were begun.
 
     Args:
@@ -99,7 +107,7 @@ def run_all(planned: Sequence[Planned], workers: int | None = None) -> Iterator[
         workers: processes at a time; as many as there are cores if not given, one on a GPU.
 
     Yields:
-        Every second, the number of complete rounds of all runs, and the failed ones with their last words.
+        How far it came, every second.
     """
     cores = len(os.sched_getaffinity(0))
     on_gpu = any(one.config.device.startswith("cuda") for one in planned)
@@ -118,10 +126,10 @@ def run_all(planned: Sequence[Planned], workers: int | None = None) -> Iterator[
                     one = open_runs.pop(future)
                     if words := future.result():
                         failed[f"{one.method}, seed {one.seed}"] = words
-                yield sum(run.rounds_done(one.folder) for one in planned), failed
+                yield State(sum(run.rounds_done(one.folder) for one in planned), failed)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-    yield sum(run.rounds_done(one.folder) for one in planned), failed
+    yield State(sum(run.rounds_done(one.folder) for one in planned), failed)
 
 
 def _run(one: Planned, environment: Mapping[str, str]) -> str:
@@ -174,7 +182,7 @@ def _method(folder: Path) -> str:
 
 
 def _order(folder: Path) -> tuple[bool, str]:
-    return not _method(folder) == comparison.REFERENCE, folder.name
+    return _method(folder) != comparison.REFERENCE, folder.name
 
 
 def tabulate(folder: Path) -> list[comparison.Row]:

@@ -1,5 +1,6 @@
 """``prrfl compare``: methods × seeds, and the table that says which differences are real."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -59,9 +60,7 @@ def _show(planned: list["Planned"], workers: int | None) -> None:
 
     total = sum(one.config.rounds for one in planned)
     before = sum(rounds_done(one.folder) for one in planned)
-    console.print(
-        f"{len(planned)} runs of {planned[0].config.rounds} rounds; {before} of {total} rounds done."
-    )
+    console.print(f"{len(planned)} runs, {total} rounds, of which {before} are done.")
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -70,11 +69,12 @@ def _show(planned: list["Planned"], workers: int | None) -> None:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    failed: dict[str, str] = {}
+    failed: Mapping[str, str] = {}
     with Progress(*columns, console=console, speed_estimate_period=3600) as progress:
         task = progress.add_task("comparing", total=total - before)
-        for done, failed in run_all(planned, workers):
-            progress.update(task, completed=done - before)
+        for now in run_all(planned, workers):
+            progress.update(task, completed=now.rounds - before)
+            failed = now.failed
     if failed:
         name, words = next(iter(failed.items()))
         raise PRRFLError(
