@@ -13,6 +13,7 @@ from prrfl.reports import comparison, statistics
 from prrfl.reports.meter import measure, worst_site
 from prrfl.types import ExchangeRecord, Predictions, ScoreRecord, Scores
 
+SMALL = ["--image-size", 32, "--rounds", 1, "--epochs", 1, "--batch", 8]
 LABELS = np.array([0] * 20 + [1] * 9 + [2] * 4)
 
 

@@ -325,9 +325,10 @@ def legend(rows: Sequence[Row]) -> str:
     spread = f"mean ± half the 95 % t-interval over {seeds} seeds" if seeds > 1 else "one seed"
     return (
         f"Percent; {spread}. '95 % of images': stratified bootstrap over test images, seeds averaged. "
-        "p: paired bootstrap over test images against PRR-FL, Holm-corrected; it does not cover "
-        "the spread of seeds. * best mean; = not significantly different from the best: a tie. Scores are of the best round on "
-        "validation among the last 20 %. Drop: fall of the deployed network at a communication, in points."
+        "p: paired bootstrap over test images against PRR-FL, Holm-corrected; it does not cover the spread "
+        "of seeds. * best mean; = not significantly different from the best: a tie. Scores are of the best "
+        "round on validation among the last 20 %. Drop: fall of the deployed network at a communication, in "
+        "points."
     )
 
 
