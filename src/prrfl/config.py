@@ -24,7 +24,9 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
     data: Path | None = Field(
-        None, description="folder in the published layout; generated images if not given"
+        None,
+        description="folder in the published layout, manifest .csv, .npz or folder of .npz; generated images "
+        "if not given",
     )
     classes: tuple[str, ...] = Field(
         ("nv", "bkl", "mel"), description="class names of the labels 0, 1, ..., separated by commas"

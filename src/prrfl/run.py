@@ -25,7 +25,7 @@ from pydantic import TypeAdapter
 from prrfl.algorithms import Centralised
 from prrfl.config import TrainConfig, load_config
 from prrfl.data.augment import Augmentation
-from prrfl.data.dermoscopy import load_sites
+from prrfl.data.sources import load_sites
 from prrfl.data.synthetic import GeneratedData, cached
 from prrfl.engine import InProcess, run_rounds
 from prrfl.engine.store import read_state, write_json, write_state, write_tensors, write_text

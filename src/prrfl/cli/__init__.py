@@ -7,6 +7,7 @@ from typing import Any
 import typer
 
 from prrfl.cli.comparing import compare
+from prrfl.cli.data import data
 from prrfl.cli.tools import generate, inspect
 from prrfl.cli.training import report, resume, run_training, train
 from prrfl.errors import PRRFLError
@@ -19,6 +20,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(data, name="data")
 for command in (train, compare, resume, report, inspect, generate):
     app.command()(command)
 

@@ -2,28 +2,16 @@
 
 import csv
 import io
-import logging
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from PIL import Image
-
+from prrfl.data.images import SPLITS, Entry, load_entries
 from prrfl.errors import DataError, nearest
-from prrfl.types import Examples, SiteData, Split
+from prrfl.types import SiteData
 
 CLASSES = ("nv", "bkl", "mel")
 SUFFIXES = {".png", ".jpg", ".jpeg"}
-MAX_PIXELS = 64_000_000
-SPLITS: tuple[Split, ...] = get_args(Split)
-
-log = logging.getLogger("prrfl")
 
 
 @dataclass(frozen=True)
@@ -32,6 +20,7 @@ class Row:
 
     image_id: str
     label: int
+    lesion: str | None = None
 
 
 def load_sites(
@@ -80,23 +69,28 @@ def load_site(
     allow_missing: bool = False,
 ) -> SiteData:
     """Load one site; see :func:`load_sites`."""
+    entries = site_entries(folder, site, image_size=image_size, classes=classes)
+    (data,) = load_entries(entries, image_size=image_size, classes=classes, allow_missing=allow_missing)
+    return data
+
+
+def site_entries(
+    folder: Path, site: str, *, image_size: int, classes: Sequence[str] = CLASSES
+) -> list[Entry]:
+    """Return what one site's tables name, whether or not the images are there.
+
+    The group is the lesion_id, where a table has one: D's tables have none, or 0 in every row.
+    """
     images = _image_folder(folder / "data" / site, image_size)
-    # One look at the folder instead of one look per image and ending.
     files = {path.stem: path for path in images.iterdir() if path.suffix.lower() in SUFFIXES}
     tables = {
         split: read_table(folder / "csv_folder" / site / f"{split}_{site}.csv", classes) for split in SPLITS
     }
-    tables = {
-        split: _present(site, split, rows, files, images, allow_missing) for split, rows in tables.items()
-    }
-    shown = Counter(row.label for row in tables["train"])
-    if len(shown) < 2 or len(tables["train"]) < 2:
-        counts = ", ".join(f"{name} {shown[k]}" for k, name in enumerate(classes))
-        raise DataError(
-            f"site {site}: its training table shows fewer than two classes ({counts}); "
-            "add images of another class, or leave the site out"
-        )
-    return SiteData(site, *(_decode(tables[split], files, image_size) for split in SPLITS))
+    return [
+        Entry(files.get(row.image_id, images / f"{row.image_id}.png"), row.label, site, split, row.lesion)
+        for split, rows in tables.items()
+        for row in rows
+    ]
 
 
 def read_table(path: Path, classes: Sequence[str] = CLASSES) -> list[Row]:
@@ -150,7 +144,12 @@ def _row(cells: Mapping[str | None, str | None], where: str, classes: Sequence[s
     if not image_id or Path(image_id).name != image_id or "\0" in image_id:
         raise DataError(f"{where}: image_id '{image_id}' is no plain name; expected one like ISIC_0024310")
     name = Path(image_id)
-    return Row(name.stem if name.suffix.lower() in SUFFIXES else image_id, int(label))
+    lesion = (cells.get("lesion_id") or "").strip()
+    return Row(
+        image_id=name.stem if name.suffix.lower() in SUFFIXES else image_id,
+        label=int(label),
+        lesion=lesion if lesion not in ("", "0") else None,
+    )
 
 
 def _image_folder(site: Path, image_size: int) -> Path:
@@ -164,58 +163,3 @@ def _image_folder(site: Path, image_size: int) -> Path:
         raise DataError(f"{site} holds no folder img_resize<P>; expected img_resize128, say, with the images")
     enough = [size for size in sizes if size >= image_size]
     return sizes[min(enough) if enough else max(sizes)]
-
-
-def _present(
-    site: str, split: str, rows: list[Row], files: Mapping[str, Path], images: Path, allow_missing: bool
-) -> list[Row]:
-    missing = [row.image_id for row in rows if row.image_id not in files]
-    if not missing:
-        return rows
-    named = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-    what = f"site {site}, {split}: {len(missing)} of {len(rows)} images missing in {images}: {named}"
-    if not allow_missing:
-        raise DataError(f"{what}; add them, or go on without them by allow_missing (--allow-missing)")
-    if len(missing) == len(rows):
-        raise DataError(f"{what}; none is left to go on with")
-    log.warning("%s; going on without", what)
-    return [row for row in rows if row.image_id in files]
-
-
-def _decode(rows: Sequence[Row], files: Mapping[str, Path], size: int) -> Examples:
-    pixels = torch.empty(len(rows), size, size, 3, dtype=torch.uint8)
-
-    def fill(index: int) -> None:
-        pixels[index] = torch.from_numpy(read_image(files[rows[index].image_id], size))
-
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(fill, range(len(rows))))
-    return Examples(
-        inputs=pixels.permute(0, 3, 1, 2),
-        labels=torch.tensor([row.label for row in rows]),
-        ids=tuple(row.image_id for row in rows),
-    )
-
-
-def read_image(path: Path, size: int) -> NDArray[np.uint8]:
-    """Return an image as (size, size, 3) RGB pixels.
-
-    Raises:
-        DataError: if the file is no image, broken, or absurdly large.
-    """
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise DataError(
-                    f"image {path} has {image.width} x {image.height} pixels, at most {MAX_PIXELS:,} are read"
-                )
-            rgb = image.convert("RGB")
-            if rgb.size != (size, size):
-                rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)
-            return np.array(rgb)
-    except DataError:
-        raise
-    # Pillow's decoders raise many kinds of exceptions on broken files; each means the same to the user.
-    except Exception as cause:
-        reason = " ".join(str(cause).split())
-        raise DataError(f"image {path} cannot be decoded ({reason}); replace it, or drop its row") from None

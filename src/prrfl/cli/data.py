@@ -1,0 +1,143 @@
+"""``prrfl data``: look at a data set before training on it, split it anew, or make it from the archives."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.progress import Progress
+from rich.table import Table
+
+from prrfl.cli.screen import console
+
+if TYPE_CHECKING:
+    from prrfl.data.check import Findings
+
+data = typer.Typer(help="Check, split and build data sets.", no_args_is_help=True)
+
+Source = Annotated[
+    Path, typer.Argument(metavar="DATA", help="folder in the published layout, or a manifest CSV")
+]
+Classes = Annotated[str, typer.Option(help="names of the labels 0, 1, ..., separated by commas")]
+
+
+@data.command()
+def check(
+    source: Source,
+    classes: Classes = "nv,bkl,mel",
+    image_size: Annotated[int, typer.Option(min=1, help="which stored size to look at")] = 128,
+    batch: Annotated[int, typer.Option(min=2, help="images per training step")] = 16,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="write the findings there too")] = None,
+) -> None:
+    """Count classes; find copies, leaking groups, missing and broken files. Exit code 1 if files are."""
+    from prrfl.data.check import check as examine
+    from prrfl.data.sources import read_entries
+    from prrfl.engine.store import write_json
+
+    names = tuple(name.strip() for name in classes.split(","))
+    entries = read_entries(source, image_size=image_size, classes=names)
+    with _progress("reading images", len(entries)) as seen:
+        found = examine(entries, names, batch, seen)
+    _print(found, names, batch)
+    if json is not None:
+        write_json(json, asdict(found))
+    if found.missing or found.broken:
+        raise typer.Exit(1)
+
+
+def _print(found: "Findings", classes: tuple[str, ...], batch: int) -> None:
+    table = Table(title="Images")
+    for name in ("site", "split", *classes, "all", "group also in training"):
+        table.add_column(name, justify="left" if name in ("site", "split") else "right")
+    leaks = {f"{leak.site}/{leak.split}": f"{leak.images} of {leak.of}" for leak in found.leaks}
+    for key, counts in found.counts.items():
+        site, _, split = key.rpartition("/")
+        unknown = "no group ids" if site in found.without_groups else "–"
+        table.add_row(site, split, *map(str, counts), str(sum(counts)), leaks.get(key, unknown))
+    console.print(table)
+    for leak in found.leaks:
+        if leak.images:
+            console.print(
+                f"leakage: {leak.images} of {leak.of} {leak.split} images of {leak.site} show a group that "
+                "is also in its training set; `prrfl data split` makes splits without"
+            )
+    for what, paths in (("missing", found.missing), ("broken", list(found.broken.values()))):
+        for path in paths[:10]:
+            console.print(f"{what}: {path}", soft_wrap=True)
+        if len(paths) > 10:
+            console.print(f"{what}: and {len(paths) - 10} more")
+    copies = sum(len(group) for group in found.duplicates)
+    if copies:
+        console.print(f"copies: {copies} images in {len(found.duplicates)} sets have the same pixels, as in")
+        for group in found.duplicates[:5]:
+            console.print(f"  {', '.join(group)}", soft_wrap=True)
+    for site, split, name, count in found.few:
+        console.print(f"few: {site}, {split}: {count} images of {name}; scores of it are mostly chance")
+    for site, count in found.lone:
+        console.print(
+            f"lone: {site}: {count} training images leave one for the last batch of {batch}; it joins the "
+            "batch before"
+        )
+
+
+@data.command()
+def split(
+    source: Source,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="the manifest CSV to write")],
+    valid: Annotated[float, typer.Option(help="fraction of each site's images for validation")] = 0.1,
+    test: Annotated[float, typer.Option(help="fraction for test")] = 0.2,
+    seed: Annotated[int, typer.Option(min=0, help="same seed, same splits")] = 0,
+    classes: Classes = "nv,bkl,mel",
+    image_size: Annotated[int, typer.Option(min=1, help="which stored size to name")] = 128,
+) -> None:
+    """Make new splits, stratified by class, that tear no group (lesion, patient) and no copies apart."""
+    from prrfl.data.check import hashes
+    from prrfl.data.manifest import manifest_csv
+    from prrfl.data.sources import read_entries
+    from prrfl.data.split import split as divide
+    from prrfl.engine.store import write_text
+
+    names = tuple(name.strip() for name in classes.split(","))
+    entries = read_entries(source, image_size=image_size, classes=names)
+    with _progress("reading images", len(entries)) as seen:
+        same = hashes(entries, seen)
+    gone = len(entries) - len(same)
+    entries = [e for e in entries if str(e.path) in same]
+    write_text(out, manifest_csv(divide(entries, valid, test, seed, same), out.parent))
+    console.print(f"{len(entries)} images: {out}", soft_wrap=True)
+    if gone:
+        console.print(f"{gone} images are missing or broken and left out; `prrfl data check` names them")
+
+
+@data.command()
+def build(
+    ham: Annotated[list[Path], typer.Option(help="HAM10000's images: folder or zip, may be repeated")],
+    ham_csv: Annotated[Path, typer.Option(help="HAM10000's table, HAM10000_metadata")],
+    isic: Annotated[list[Path], typer.Option(help="ISIC 2017's training images: folder or zip")],
+    isic_csv: Annotated[Path, typer.Option(help="ISIC-2017_Training_Part3_GroundTruth.csv")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="folder to make")],
+    image_size: Annotated[int, typer.Option(min=32, max=1024, help="side of the images, in pixels")] = 128,
+    seed: Annotated[int, typer.Option(min=0, help="of the splits")] = 0,
+) -> None:
+    """Make the four dermoscopy sites from the public archives, with splits that leak no lesion."""
+    from prrfl.data import build as archives
+
+    entries, left_out = archives.ham_entries(ham_csv)
+    entries += archives.isic_entries(isic_csv)
+    source = archives.find_images([*ham, *isic])
+    with _progress("writing images", len(entries)) as seen:
+        missing = archives.build(entries, source, out, image_size, seed, seen)
+    for reason, count in sorted(left_out.items()):
+        console.print(f"left out: {count} images of {reason}")
+    if missing:
+        console.print(f"left out: {len(missing)} images that are not in the archives, such as {missing[0]}")
+    console.print(f"{len(entries) - len(missing)} images: {out}", soft_wrap=True)
+
+
+@contextmanager
+def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda count: progress.update(task, completed=count)

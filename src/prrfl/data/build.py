@@ -1,0 +1,188 @@
+"""The four-site data set from the public archives: HAM10000 and ISIC 2017, folders or zips."""
+
+import csv
+import io
+import os
+import shutil
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image
+
+from prrfl.data.dermoscopy import CLASSES
+from prrfl.data.images import Entry, read_image
+from prrfl.data.split import split
+from prrfl.errors import DataError
+
+SITES = {"vidir_modern": "clientA", "vidir_molemax": "clientB", "rosendahl": "clientC"}
+"""HAM10000's sources; its few images of ``vienna_dias`` belong to no site."""
+
+ISIC = "clientD"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images by name, in folders and zips that stay as they are.
+
+    Attributes:
+        files: image name to its file, or to its zip and the name in it.
+    """
+
+    files: Mapping[str, tuple[Path, str | None]]
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[BinaryIO]:
+        """Open one image for reading."""
+        path, member = self.files[name]
+        if member is None:
+            with path.open("rb") as file:
+                yield file
+        else:
+            with zipfile.ZipFile(path) as archive:
+                yield io.BytesIO(archive.read(member))
+
+
+def find_images(places: Sequence[Path]) -> Source:
+    """Return all images in folders (and zips within them) and zips; superpixel masks are left alone.
+
+    Raises:
+        DataError: if a place is not there, or a zip is broken.
+    """
+    files: dict[str, tuple[Path, str | None]] = {}
+    for place in places:
+        if not place.exists():
+            raise DataError(f"{place} is not there; expected a folder or a zip of images")
+        for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
+            if path.suffix.lower() == ".zip":
+                try:
+                    with zipfile.ZipFile(path) as archive:
+                        members = archive.namelist()
+                except (OSError, zipfile.BadZipFile) as cause:
+                    raise DataError(f"{path} is no whole zip: {cause}") from None
+                files |= {Path(m).stem: (path, m) for m in members if _is_image(m)}
+            elif _is_image(path.name):
+                files[path.stem] = (path, None)
+    return Source(files)
+
+
+def _is_image(name: str) -> bool:
+    path = Path(name)
+    return path.suffix.lower() in {".jpg", ".jpeg", ".png"} and not path.stem.endswith("_superpixels")
+
+
+def ham_entries(table: Path) -> tuple[list[Entry], Counter[str]]:
+    """Return HAM10000's images of the three classes and sites, and what was left out, counted by reason.
+
+    Raises:
+        DataError: if the table cannot be read.
+    """
+    kept, left_out = [], Counter[str]()
+    for row in _read(table, ("lesion_id", "image_id", "dx", "dataset")):
+        if row["dataset"] not in SITES:
+            left_out[f"source {row['dataset']}"] += 1
+        elif row["dx"] not in CLASSES:
+            left_out[f"diagnosis {row['dx']}"] += 1
+        else:
+            label = CLASSES.index(row["dx"])
+            site = SITES[row["dataset"]]
+            kept.append(Entry(Path(row["image_id"]), label, site, "train", row["lesion_id"] or None))
+    return kept, left_out
+
+
+def isic_entries(table: Path) -> list[Entry]:
+    """Return ISIC 2017's images: melanoma is mel, seborrheic keratosis bkl, everything else nv.
+
+    Raises:
+        DataError: if the table cannot be read.
+    """
+    return [
+        Entry(
+            Path(row["image_id"]),
+            2 if one(row["melanoma"]) else int(one(row["seborrheic_keratosis"])),
+            ISIC,
+            "train",
+        )
+        for row in _read(table, ("image_id", "melanoma", "seborrheic_keratosis"))
+    ]
+
+
+def one(text: str) -> bool:
+    """Return whether a cell of ISIC's table says yes: ``1`` or ``1.0``."""
+    return text.strip() in ("1", "1.0")
+
+
+def _read(table: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    try:
+        reader = csv.DictReader(io.StringIO(table.read_text("utf-8-sig"), newline=""))
+        rows = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as cause:
+        raise DataError(f"table {table} cannot be read: {cause}") from None
+    for column in columns:
+        if column not in (reader.fieldnames or ()):
+            raise DataError(f"table {table} has no column '{column}'; is it the archive's own table?")
+    for row in rows:
+        name = row["image_id"] or ""
+        if not name or Path(name).name != name:
+            raise DataError(f"table {table}: image_id '{name}' is no plain name")
+    return rows
+
+
+def build(
+    entries: Sequence[Entry],
+    source: Source,
+    out: Path,
+    image_size: int = 128,
+    seed: int = 0,
+    seen: Callable[[int], None] | None = None,
+) -> list[str]:
+    """Write a data set in the published layout, with new splits of 70, 10 and 20 %, whole or not at all.
+
+    Args:
+        entries: from :func:`ham_entries` and :func:`isic_entries`.
+        source: where the images are.
+        out: folder to make.
+        image_size: side in pixels.
+        seed: of the splits.
+        seen: is told how many images are written.
+
+    Returns:
+        Names of the images that the source has not; they are left out.
+
+    Raises:
+        DataError: if the folder exists and holds anything, or none of the images is there.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out} exists already; choose another folder, or remove it")
+    missing = [e.name for e in entries if e.name not in source.files]
+    present = [e for e in entries if e.name in source.files]
+    if not present:
+        raise DataError("none of the images that the tables name is in the folders and zips given")
+    placed = split(present, valid=0.1, test=0.2, seed=seed)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        for count, entry in enumerate(placed, start=1):
+            target = temporary / "data" / entry.site / f"img_resize{image_size}" / f"{entry.name}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with source.open(entry.name) as file:
+                pixels = read_image(source.files[entry.name][0], image_size, file)
+            Image.fromarray(pixels).save(target)
+            if seen:
+                seen(count)
+        for site in sorted({e.site for e in placed}):
+            for part in ("train", "valid", "test"):
+                rows = [e for e in placed if (e.site, e.split) == (site, part)]
+                table = temporary / "csv_folder" / site / f"{part}_{site}.csv"
+                table.parent.mkdir(parents=True, exist_ok=True)
+                lines = [f"{e.name},{e.label},{e.group or ''}" for e in rows]
+                table.write_text("\n".join(["image_id,label,lesion_id", *lines]) + "\n", encoding="utf-8")
+        if out.exists():
+            out.rmdir()
+        temporary.replace(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return missing

@@ -1,0 +1,146 @@
+"""What can be wrong with a data set before anything is trained on it."""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from prrfl.data.images import SPLITS, Entry, read_image
+from prrfl.errors import DataError
+from prrfl.types import ClientId, Split
+
+FEW = 5
+"""Below so many images of a class in a split, its scores are mostly chance."""
+
+
+@dataclass(frozen=True)
+class Leak:
+    """Groups of a site's training set that its other splits show again.
+
+    Attributes:
+        images: images of the split whose group is in training too.
+        of: images of the split.
+    """
+
+    site: ClientId
+    split: Split
+    images: int
+    of: int
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that a check found.
+
+    Attributes:
+        counts: images per (site, split), by class.
+        missing: paths that are named and not there.
+        broken: path to reason, for files that do not decode.
+        duplicates: lists of images with the same pixels, as ``site/split/name``.
+        leaks: one for each site with group ids and split but training, also where no image leaks.
+        without_groups: sites none of whose images has a group id.
+        few: (site, split, class name, images) with less than FEW images.
+        lone: (site, images) whose last training batch would hold one image, which joins the one before.
+    """
+
+    counts: dict[str, list[int]]
+    missing: list[str] = field(default_factory=list)
+    broken: dict[str, str] = field(default_factory=dict)
+    duplicates: list[list[str]] = field(default_factory=list)
+    leaks: list[Leak] = field(default_factory=list)
+    without_groups: list[ClientId] = field(default_factory=list)
+    few: list[tuple[ClientId, Split, str, int]] = field(default_factory=list)
+    lone: list[tuple[ClientId, int]] = field(default_factory=list)
+
+
+def check(
+    entries: Sequence[Entry],
+    classes: Sequence[str],
+    batch: int = 16,
+    seen: Callable[[int], None] | None = None,
+) -> Findings:
+    """Look at every image and every table; report everything, stop at nothing.
+
+    Args:
+        entries: of all sites.
+        classes: names of the labels 0, 1, ...
+        batch: images per training step.
+        seen: is told one by one how many images were looked at, for a progress bar.
+    """
+    sites = sorted({e.site for e in entries})
+    counts = Counter((e.site, e.split, e.label) for e in entries)
+    digests, missing, broken = _digests(entries, seen)
+    same: defaultdict[str, list[Entry]] = defaultdict(list)
+    for entry, digest in digests:
+        same[digest].append(entry)
+    grouped = {site for site in sites if any(e.group for e in entries if e.site == site)}
+    training = {site: sum(counts[site, "train", k] for k in range(len(classes))) for site in sites}
+    return Findings(
+        counts={
+            f"{site}/{split}": [counts[site, split, k] for k in range(len(classes))]
+            for site in sites
+            for split in SPLITS
+        },
+        missing=missing,
+        broken=broken,
+        duplicates=[
+            [f"{e.site}/{e.split}/{e.name}" for e in group] for group in same.values() if len(group) > 1
+        ],
+        leaks=list(_leaks(entries, sorted(grouped))),
+        without_groups=[site for site in sites if site not in grouped],
+        few=[
+            (site, split, name, counts[site, split, k])
+            for site in sites
+            for split in SPLITS
+            for k, name in enumerate(classes)
+            if counts[site, split, k] < FEW
+        ],
+        lone=[(site, n) for site, n in training.items() if n > 1 and n % batch == 1],
+    )
+
+
+def _leaks(entries: Sequence[Entry], sites: Sequence[ClientId]) -> Iterator[Leak]:
+    for site in sites:
+        here = [e for e in entries if e.site == site]
+        trained = {e.group for e in here if e.split == "train" and e.group}
+        for split in SPLITS[1:]:
+            part = [e for e in here if e.split == split]
+            yield Leak(site, split, sum(e.group in trained for e in part), len(part))
+
+
+def _digests(
+    entries: Sequence[Entry], seen: Callable[[int], None] | None
+) -> tuple[list[tuple[Entry, str]], list[str], dict[str, str]]:
+    digests: list[tuple[Entry, str]] = []
+    missing: list[str] = []
+    broken: dict[str, str] = {}
+    with ThreadPoolExecutor() as pool:
+        for count, (entry, result) in enumerate(
+            zip(entries, pool.map(digest, entries), strict=True), start=1
+        ):
+            if result is None:
+                missing.append(str(entry.path))
+            elif isinstance(result, DataError):
+                broken[str(entry.path)] = str(result)
+            else:
+                digests.append((entry, result))
+            if seen:
+                seen(count)
+    return digests, missing, broken
+
+
+def digest(entry: Entry) -> str | DataError | None:
+    """Return a hash of an image's pixels and shape; the error where it is broken, ``None`` where missing."""
+    if not entry.path.is_file():
+        return None
+    try:
+        pixels = read_image(entry.path)
+    except DataError as cause:
+        return cause
+    return hashlib.blake2b(repr(pixels.shape).encode() + pixels.tobytes(), digest_size=16).hexdigest()
+
+
+def hashes(entries: Sequence[Entry], seen: Callable[[int], None] | None = None) -> dict[str, str]:
+    """Return the hash of every image that is there and whole, by path."""
+    return {str(entry.path): found for entry, found in _digests(entries, seen)[0]}
