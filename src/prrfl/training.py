@@ -223,6 +223,22 @@ def predict(
     return torch.cat(outputs, dim=1).cpu().clone().unbind()
 
 
+def reestimate_norms(weights: Tensors, data: Examples, recipe: Recipe) -> Tensors:
+    """Return the weights with batch norm's running statistics taken anew, as the mean over batches of data.
+
+    Nothing is learnt, no label is looked at. Other norm layers have no such statistics.
+    """
+    network = recipe.build(weights).eval()
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.train().reset_running_stats()
+            module.momentum = None  # a plain mean over batches
+    with torch.inference_mode():
+        for inputs, _ in batches(data, recipe, max(recipe.batch, 64)):
+            forward([network], inputs, recipe)
+    return _weights(network)
+
+
 def forward(networks: Sequence[nn.Module], inputs: Tensor, recipe: Recipe) -> list[Tensor]:
     """Return each network's (N, C) logits, computed in the recipe's precision, in float32 or better."""
     kind = torch.device(recipe.device).type

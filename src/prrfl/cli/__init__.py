@@ -8,6 +8,7 @@ import typer
 
 from prrfl.cli.comparing import compare
 from prrfl.cli.data import data
+from prrfl.cli.newcomers import evaluate, onboard
 from prrfl.cli.tools import generate, inspect
 from prrfl.cli.training import report, resume, run_training, train
 from prrfl.errors import PRRFLError
@@ -21,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data, name="data")
-for command in (train, compare, resume, report, inspect, generate):
+for command in (train, compare, resume, report, evaluate, onboard, inspect, generate):
     app.command()(command)
 
 

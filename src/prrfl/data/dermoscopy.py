@@ -79,7 +79,7 @@ def site_entries(
 ) -> list[Entry]:
     """Return what one site's tables name, whether or not the images are there.
 
-    The group is the lesion_id, where a table has one: D's tables have none, or 0 in every row.
+    The group is the lesion_id, where a table has one; D's tables have none, or flags 0 and 1 in its place.
     """
     images = _image_folder(folder / "data" / site, image_size)
     files = {path.stem: path for path in images.iterdir() if path.suffix.lower() in SUFFIXES}
@@ -148,7 +148,7 @@ def _row(cells: Mapping[str | None, str | None], where: str, classes: Sequence[s
     return Row(
         image_id=name.stem if name.suffix.lower() in SUFFIXES else image_id,
         label=int(label),
-        lesion=lesion if lesion not in ("", "0") else None,
+        lesion=lesion if lesion not in ("", "0", "1") else None,
     )
 
 

@@ -1,0 +1,85 @@
+"""``prrfl evaluate`` and ``onboard``: a hospital that took no part in a run."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from prrfl.cli.screen import console, percent
+from prrfl.types import Scores, SiteData
+
+if TYPE_CHECKING:
+    from prrfl.newcomer import Federation
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run")]
+Data = Annotated[Path, typer.Option(metavar="DIR", help="the new sites' data, in any form that train takes")]
+
+
+def evaluate(
+    run_folder: Run,
+    data: Data,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="write the scores there too")] = None,
+) -> None:
+    """Score every site's network, their ensemble and the mean of deputies on sites that took no part."""
+    from prrfl import newcomer
+    from prrfl.engine.store import write_json
+
+    federation = newcomer.read_federation(run_folder)
+    found = {}
+    for site in _sites(data, federation):
+        scores = newcomer.evaluate(federation, site)
+        _print(f"{site.name}: {len(site.test)} test images (%)", scores, federation.config.classes)
+        found[site.name] = {name: asdict(value) for name, value in scores.items()}
+    if json is not None:
+        write_json(json, found)
+
+
+def onboard(
+    run_folder: Run,
+    data: Data,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="folder for the new network and its scores")],
+    epochs: Annotated[int, typer.Option(min=1, help="local epochs of training")] = 5,
+    seed: Annotated[int, typer.Option(min=0, help="same seed, same bits")] = 0,
+) -> None:
+    """Give a new hospital its own network from a finished run, and say what it gained."""
+    from prrfl import newcomer
+    from prrfl.engine.store import write_json, write_tensors
+    from prrfl.run import check_folder_is_free
+
+    check_folder_is_free(out)
+    federation = newcomer.read_federation(run_folder)
+    for site in _sites(data, federation):
+        with console.status(f"{site.name}: {epochs} epochs on {len(site.train)} images, twice"):
+            result = newcomer.onboard(federation, site, epochs, seed)
+        write_tensors(out / site.name / "model.safetensors", result.network, {"run": str(run_folder)})
+        write_json(out / site.name / "scores.json", {k: asdict(v) for k, v in result.scores.items()})
+        _print(f"{site.name}: {len(site.test)} test images (%)", result.scores, federation.config.classes)
+        start, _, own, alone = result.scores.values()
+        console.print(
+            f"{site.name} gained {100 * (own.macro_f1 - start.macro_f1):.2f} points of macro-F1 over "
+            f"the mean of deputies, {100 * (own.macro_f1 - alone.macro_f1):.2f} over training alone; "
+            f"network: {out / site.name / 'model.safetensors'}",
+            soft_wrap=True,
+        )
+
+
+def _sites(data: Path, federation: "Federation") -> list[SiteData]:
+    from prrfl.data.sources import load_sites
+
+    config = federation.config
+    return load_sites(
+        data, image_size=config.image_size, classes=config.classes, allow_missing=config.allow_missing
+    )
+
+
+def _print(title: str, scores: Mapping[str, Scores], classes: tuple[str, ...]) -> None:
+    table = Table(title=title)
+    table.add_column("network")
+    for name in ("macro-F1", "AUC", *(f"recall {name}" for name in classes)):
+        table.add_column(name, justify="right")
+    for name, value in scores.items():
+        table.add_row(name, percent(value.macro_f1), percent(value.auc), *map(percent, value.recall))
+    console.print(table)

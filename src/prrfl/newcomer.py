@@ -1,0 +1,114 @@
+"""A hospital that took no part: how the federation's networks do there, and how it gets one of its own."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prrfl import run
+from prrfl.algorithms import Algorithm, Local
+from prrfl.config import TrainConfig
+from prrfl.engine.store import read_state
+from prrfl.errors import StateMismatchError
+from prrfl.evaluation import score
+from prrfl.tensors import WeightedMean, norm_keys
+from prrfl.training import Recipe, Site, predict, reestimate_norms
+from prrfl.types import ClientId, RoundContext, Scores, SiteData, Tensors
+
+
+@dataclass(frozen=True, eq=False)
+class Federation:
+    """What a run left behind: its settings, and every site's state after the last round."""
+
+    config: TrainConfig
+    algorithm: Algorithm[Any]
+    recipe: Recipe
+    states: Mapping[ClientId, Any]
+
+    @property
+    def deployed(self) -> dict[ClientId, Tensors]:
+        """Each site's deployed network."""
+        return {site: self._networks(state)[0] for site, state in self.states.items()}
+
+    @property
+    def mean(self) -> Tensors:
+        """The plain mean of the networks that travel: PRR-FL's deputies, or else the only networks."""
+        total = WeightedMean()
+        for site, state in self.states.items():
+            total.add(self._networks(state)[-1], whose=f"site {site}")
+        return total.result()
+
+    def _networks(self, state: Any) -> Sequence[Tensors]:
+        return list(self.algorithm.models(state).values())
+
+
+def read_federation(folder: Path) -> Federation:
+    """Read a run's last complete round.
+
+    Raises:
+        ConfigError: if the folder holds no run.
+        StateMismatchError: if no round of it was completed, or its state is damaged.
+    """
+    config = run.settings_of(folder)
+    algorithm, recipe = config.algorithm(), run.make_recipe(config)
+    rounds = sorted((folder / "state").glob("round-*"))
+    if not rounds:
+        raise StateMismatchError(f"{folder} holds no complete round; go on with it by `prrfl resume`")
+    kind = type(algorithm.start(recipe.network.state_dict()))
+    states = {path.stem: read_state(path, kind) for path in sorted(rounds[-1].glob("*.safetensors"))}
+    return Federation(config, algorithm, recipe, states)
+
+
+def evaluate(federation: Federation, site: SiteData) -> dict[str, Scores]:
+    """Score on a site's test images: every deployed network, their ensemble, and the mean of deputies.
+
+    The ensemble is the mean of the networks' softmax outputs.
+    """
+    deployed = federation.deployed
+    logits = predict([*deployed.values(), federation.mean], site.test, federation.recipe)
+    ensemble = torch.stack([output.double().softmax(1) for output in logits[:-1]]).mean(0).log()
+    outputs = dict(zip([f"network of {name}" for name in deployed], logits, strict=False))
+    outputs |= {"ensemble of all": ensemble, "mean of deputies": logits[-1]}
+    return {name: score(output, site.test.labels) for name, output in outputs.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Onboarding:
+    """A new hospital's own network, and the test scores on the way to it."""
+
+    network: Tensors
+    scores: dict[str, Scores]
+
+
+def onboard(federation: Federation, site: SiteData, epochs: int = 5, seed: int = 0) -> Onboarding:
+    """Make a network for a new site: mean of deputies, batch norm re-estimated there, then a short training.
+
+    The training is the run's own method (DET for PRR-FL) with both networks starting from that mean, at the
+    learning rate of the first round. Beside it, the same epochs from the run's initial weights alone.
+    """
+    recipe = federation.recipe
+    place = Site(site, recipe)
+    adapted = reestimate_norms(federation.mean, site.train, recipe)
+    ours = _train(federation.algorithm, adapted, place, epochs, seed)
+    alone = _train(Local(), recipe.network.state_dict(), place, epochs, seed)
+    steps = {
+        "mean of deputies": federation.mean,
+        "with its own batch norm": adapted,
+        f"after {epochs} epochs: its own network": ours,
+        f"for comparison: {epochs} epochs alone": alone,
+    }
+    outputs = predict(list(steps.values()), site.test, recipe)
+    return Onboarding(
+        network=ours,
+        scores={name: score(logits, site.test.labels) for name, logits in zip(steps, outputs, strict=True)},
+    )
+
+
+def _train(algorithm: Algorithm[Any], weights: Tensors, site: Site, epochs: int, seed: int) -> Tensors:
+    state = algorithm.start(weights)
+    keys = norm_keys(site.recipe.network)
+    for epoch in range(epochs):
+        state, _ = algorithm.train(state, site, RoundContext(0, 1, epoch, epochs, seed, keys))
+    return next(iter(algorithm.models(state).values()))

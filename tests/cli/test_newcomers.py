@@ -1,0 +1,105 @@
+"""A hospital that took no part: evaluation and onboarding, by hand on a small run."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+from prrfl import cli
+from prrfl.data.sources import load_sites
+from prrfl.engine.store import read_tensors
+from prrfl.evaluation import score
+from prrfl.newcomer import read_federation
+from prrfl.training import batches, forward, predict, reestimate_norms
+from tests.sites_on_disk import write_layout
+
+
+@pytest.fixture
+def prrfl(monkeypatch, capsys):
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["prrfl", *map(str, arguments)])
+        code = cli.guarded(cli.app)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture
+def folder(prrfl, tmp_path):
+    data = write_layout(tmp_path / "data")
+    small = ["--image-size", 32, "--rounds", 1, "--epochs", 2, "--batch", 8]
+    code, _, err = prrfl("train", "--data", data, *small, "--out", tmp_path / "run")
+    assert code == 0, err
+    return tmp_path
+
+
+def test_evaluate_scores_each_network_their_ensemble_and_the_mean_of_deputies(prrfl, folder):
+    write_layout(folder / "new", sites=1, other=30)
+    code, out, err = prrfl("evaluate", folder / "run", "--data", folder / "new", "--json", folder / "e.json")
+    assert code == 0, err
+    found = json.loads((folder / "e.json").read_text())["clientA"]
+    federation = read_federation(folder / "run")
+    (site,) = load_sites(folder / "new", image_size=32, classes=("nv", "bkl", "mel"))
+    models = [
+        read_tensors(folder / "run/models" / name / "last.safetensors") for name in ("clientA", "clientB")
+    ]
+    deputies = [state.deputy.weights for state in federation.states.values()]
+    for key in ("layer1.0.conv.weight", "layer1.0.bn.running_mean", "fc2.weight"):
+        assert torch.allclose(federation.mean[key], (deputies[0][key] + deputies[1][key]) / 2)
+    outputs = predict([*models, federation.mean], site.test, federation.recipe)
+    expected = {
+        "network of clientA": outputs[0],
+        "network of clientB": outputs[1],
+        "ensemble of all": ((outputs[0].softmax(1) + outputs[1].softmax(1)) / 2).log(),
+        "mean of deputies": outputs[2],
+    }
+    assert list(found) == list(expected)
+    for name, logits in expected.items():
+        assert found[name]["macro_f1"] == pytest.approx(score(logits, site.test.labels).macro_f1)
+        assert found[name]["auc"] == pytest.approx(score(logits, site.test.labels).auc, abs=1e-6)
+        assert name in out
+
+
+def test_onboard_writes_a_network_of_the_newcomers_own(prrfl, folder):
+    write_layout(folder / "new", sites=1, train=24, other=12)
+    command = ["onboard", folder / "run", "--data", folder / "new", "--out", folder / "o", "--epochs", 2]
+    code, out, err = prrfl(*command)
+    assert code == 0, err
+    assert "points of macro-F1 over the mean of deputies" in " ".join(out.split())
+    scores = json.loads((folder / "o/clientA/scores.json").read_text())
+    network = read_tensors(folder / "o/clientA/model.safetensors")
+    federation = read_federation(folder / "run")
+    (site,) = load_sites(folder / "new", image_size=32, classes=("nv", "bkl", "mel"))
+    (logits,) = predict([network], site.test, federation.recipe)
+    own = next(value for name, value in scores.items() if "its own network" in name)
+    assert own["macro_f1"] == pytest.approx(score(logits, site.test.labels).macro_f1)
+    assert not torch.equal(next(iter(network.values())), next(iter(federation.mean.values())))
+    code, _, err = prrfl(*command)
+    assert code == 2
+    assert "exists already" in err
+
+
+def test_norms_are_reestimated_as_a_plain_mean_over_batches(prrfl, folder):
+    federation = read_federation(folder / "run")
+    (site, *_) = load_sites(folder / "data", image_size=32, classes=("nv", "bkl", "mel"))
+    weights, recipe = federation.mean, federation.recipe
+    after = reestimate_norms(weights, site.train, recipe)
+    changed = {key for key in weights if not torch.equal(weights[key], after[key])}
+    assert changed
+    assert all(k.endswith(("running_mean", "running_var", "num_batches_tracked")) for k in changed)
+    names = list(recipe.network.state_dict())  # in the order of the layers
+    first = next(key for key in names if weights[key].ndim == 4)
+    stack = [inputs for inputs, _ in batches(site.train, recipe, 64)]
+    assert len(stack) == 1
+    seen = torch.nn.functional.conv2d(stack[0], weights[first], padding=1)
+    mean = next(key for key in names if key.endswith("running_mean"))
+    assert torch.allclose(after[mean], seen.mean((0, 2, 3)), atol=1e-5)
+    assert forward([recipe.build(after).eval()], stack[0], recipe)[0].isfinite().all()
+
+
+def test_a_folder_without_a_run_or_a_round_is_named(prrfl, tmp_path):
+    code, _, err = prrfl("evaluate", tmp_path, "--data", tmp_path)
+    assert code == 2
+    assert "holds no run" in err
