@@ -1,7 +1,7 @@
 """Methods × seeds on one data set: plan the runs, do those that are not done, put them side by side.
 
-A comparison folder holds ``runs/<method>-seed<n>/`` (run folders), ``comparison.{csv,md,tex,png}`` and
-``retrogress.csv``.
+A comparison folder holds ``runs/<method>-seed<n>/`` (run folders), ``comparison.{csv,md,tex,png}``,
+``retrogress.csv`` and ``report.html``.
 """
 
 import csv
@@ -22,6 +22,7 @@ from prrfl.errors import ConfigError
 from prrfl.records import read_predictions, read_records
 from prrfl.reports import comparison
 from prrfl.reports.meter import measure
+from prrfl.reports.page import comparison_page
 
 
 @dataclass(frozen=True)
@@ -194,6 +195,8 @@ def tabulate(folder: Path) -> list[comparison.Row]:
     write_text(folder / "comparison.tex", comparison.to_latex(rows, config.classes))
     write_text(folder / "retrogress.csv", _drops_to_csv(runs))
     comparison.draw_comparison(runs, config.epochs, folder / "comparison.png")
+    shared = config.model_dump(mode="json", exclude_none=True, exclude={"method", "seed"})
+    write_text(folder / "report.html", comparison_page(runs, rows, shared))
     return rows
 
 

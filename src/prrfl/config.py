@@ -5,6 +5,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import fields
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -62,6 +63,7 @@ class TrainConfig(BaseModel):
     lr_gamma: float = Field(0.5, gt=0, le=1, description="factor of each reduction")
     weight_decay: float = Field(1e-6, ge=0, description="L2 penalty of the optimiser")
     augment: bool = Field(True, description="augment training images as the paper does")
+    tensorboard: bool = Field(False, description="write TensorBoard events into the run folder as well")
     seed: int = Field(0, ge=0, description="source of all randomness: same seed, same bits")
     device: str = Field("auto", description="cpu, cuda, cuda:1, ...; auto takes a GPU where there is one")
     precision: Literal["float32", "bfloat16", "float64"] = Field(
@@ -89,6 +91,13 @@ class TrainConfig(BaseModel):
     @classmethod
     def _known_network(cls, value: str) -> str:
         return _one_of(value, NETWORKS)
+
+    @field_validator("tensorboard")
+    @classmethod
+    def _installed(cls, value: bool) -> bool:
+        if value and find_spec("tensorboard") is None:
+            raise ValueError("the package tensorboard is not there; pip install 'prrfl[tensorboard]'")
+        return value
 
     @field_validator("device")
     @classmethod

@@ -6,6 +6,7 @@ A run folder holds ``config.toml`` (resolved), ``environment.json``, ``metrics.j
 """
 
 import hashlib
+import io
 import json
 import logging
 import os
@@ -13,13 +14,15 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from pydantic import TypeAdapter
 
 from prrfl.algorithms import Centralised
@@ -31,12 +34,13 @@ from prrfl.engine import InProcess, run_rounds
 from prrfl.engine.store import read_state, write_json, write_state, write_tensors, write_text
 from prrfl.errors import ConfigError, DataError, ParticipationError, StateMismatchError
 from prrfl.models import build_network
-from prrfl.records import append_records, predictions_to_csv, read_records
+from prrfl.records import append_records, predictions_to_csv, read_predictions, read_records
+from prrfl.reports.page import Sample, run_page
 from prrfl.reports.retrogress import draw_retrogress
 from prrfl.reports.summary import summarise, validation_f1
 from prrfl.tensors import norm_keys
 from prrfl.training import Recipe
-from prrfl.types import ClientId, Examples, ExchangeRecord, Predictions, RoundRecord, SiteData
+from prrfl.types import ClientId, Examples, ExchangeRecord, Predictions, RoundRecord, SiteData, Split
 
 log = logging.getLogger("prrfl")
 
@@ -104,13 +108,27 @@ def train(
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     try:
-        yield from _train(config, sites, folder)
+        with _events(config, folder) as add:
+            for record in _train(config, sites, folder):
+                add(record)
+                yield record
     except Exception as cause:
         log.error("%s", cause)
         raise
     finally:
         log.removeHandler(handler)
         handler.close()
+
+
+@contextmanager
+def _events(config: TrainConfig, folder: Path) -> Iterator[Callable[[RoundRecord], None]]:
+    if not config.tensorboard:
+        yield lambda record: None
+        return
+    from prrfl.reports.tensorboard import EventLog
+
+    with EventLog(folder / "tensorboard", config.epochs) as events:
+        yield events.add
 
 
 def begin(config: TrainConfig, folder: Path) -> None:
@@ -283,7 +301,9 @@ def finish(
 
 
 def report(folder: Path) -> dict[str, Any]:
-    """Remake summary and pictures of a run from its folder; return the summary.
+    """Remake summary, pictures and ``report.html`` of a run from its folder; return the summary.
+
+    The page shows images and class counts only where the run's data is at hand.
 
     Raises:
         ConfigError: if the folder holds no run.
@@ -293,7 +313,50 @@ def report(folder: Path) -> dict[str, Any]:
     records = read_records(folder / "metrics.jsonl")
     if not records:
         raise ConfigError(f"{folder}: no round was completed, there is nothing to report")
-    return finish(records, settings, folder)
+    summary = finish(records, settings, folder)
+    predictions = {
+        site: read_predictions(folder / "predictions" / site / "best.csv")
+        for site in summary["best"]["sites"]
+    }
+    try:
+        sites = load_data(settings)
+    except DataError as cause:
+        log.warning("the page shows no images: %s", cause)
+        sites = []
+    page = run_page(
+        records,
+        predictions,
+        summary,
+        settings.model_dump(mode="json", exclude_none=True),
+        balance={site.name: class_counts(site, len(settings.classes)) for site in sites},
+        samples=[s for site in sites for s in samples(site, predictions[site.name], settings.classes)],
+    )
+    write_text(folder / "report.html", page)
+    return summary
+
+
+def class_counts(site: SiteData, classes: int) -> dict[str, list[int]]:
+    """Return for each split how many images there are of each class."""
+    splits: tuple[Split, ...] = ("train", "valid", "test")
+    return {name: site.split(name).labels.bincount(minlength=classes).tolist() for name in splits}
+
+
+def samples(site: SiteData, predictions: Predictions, classes: Sequence[str], each: int = 4) -> list[Sample]:
+    """Return the test images of which the network is surest, wrong ones first, then right ones."""
+    sure, predicted = predictions.probabilities.max(1)
+    wrong = predicted != predictions.labels
+    rows = {name: row for row, name in enumerate(site.test.ids)}
+    shown = []
+    for chosen in (wrong, ~wrong):
+        ranked = [k for k in sure.argsort(descending=True).tolist() if chosen[k]][:each]
+        for k in ranked:
+            if (row := rows.get(predictions.ids[k])) is not None:
+                png = io.BytesIO()
+                Image.fromarray(site.test.inputs[row].permute(1, 2, 0).numpy()).save(png, "PNG")
+                truth, answer = classes[int(predictions.labels[k])], classes[int(predicted[k])]
+                name = predictions.ids[k]
+                shown.append(Sample(site.name, name, png.getvalue(), truth, answer, float(sure[k])))
+    return shown
 
 
 def settings_of(folder: Path) -> TrainConfig:

@@ -46,7 +46,7 @@ def test_evaluate_scores_each_network_their_ensemble_and_the_mean_of_deputies(pr
         read_tensors(folder / "run/models" / name / "last.safetensors") for name in ("clientA", "clientB")
     ]
     deputies = [state.deputy.weights for state in federation.states.values()]
-    for key in ("layer1.0.conv.weight", "layer1.0.bn.running_mean", "fc2.weight"):
+    for key in ("layer1.0.conv.weight", "layer1.0.bn.running_mean", "fc2.linear.weight"):
         assert torch.allclose(federation.mean[key], (deputies[0][key] + deputies[1][key]) / 2)
     outputs = predict([*models, federation.mean], site.test, federation.recipe)
     expected = {

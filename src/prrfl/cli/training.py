@@ -62,15 +62,15 @@ def resume(run_folder: RunFolder) -> None:
 def report(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run or comparison")],
 ) -> None:
-    """Remake tables and pictures of a run, or of a comparison, from its records."""
+    """Make report.html of a run or a comparison: one page for any browser. Remake tables and pictures too."""
     from prrfl import run
 
     if (run_folder / "runs").is_dir():
         from prrfl.compare import read_runs, tabulate
 
         print_comparison(tabulate(run_folder), read_runs(run_folder)[1].classes)
-        console.print(f"Tables and picture: {run_folder}", soft_wrap=True)
+        console.print(f"Page: {run_folder / 'report.html'}", soft_wrap=True)
         return
     run.report(run_folder)
     print_summary(run_folder)
-    console.print(f"Pictures: {run_folder / 'retrogress.png'}", soft_wrap=True)
+    console.print(f"Page: {run_folder / 'report.html'}", soft_wrap=True)

@@ -269,36 +269,30 @@ def cells(
 
     ``*`` marks the best mean of a measure, ``=`` those that are not significantly behind it.
     """
-    sites = list(rows[0].f1)
-    several = max(row.seeds for row in rows) > 1
+    sites = [site for site in rows[0].f1 if site != "mean"]
     heads = ["method"]
     for name in ("F1", "AUC"):
-        heads += [f"{name} {site}" for site in sites]
-        heads.append(f"{name} mean, 95 % of images")
-        heads.append(f"{name} p")
-    heads += [f"recall {name}" for name in classes]
+        heads += [f"{name} mean", f"{name} mean, 95 % of images", f"{name} p"]
     heads += ["drop F1", "drop AUC", "worst drop at", "epochs to recover", "MB up", "MB down", "minutes"]
+    heads += [f"recall {name}" for name in classes]
+    heads += [f"{name} {site}" for name in ("F1", "AUC") for site in sites]
     body = []
     for row in rows:
         line = [row.method]
         for key, estimates in (("f1", row.f1), ("auc", row.auc)):
-            mark = "*" if key in row.best else ""
-            mark += "=" if key in row.tied else ""
-            for site, e in estimates.items():
-                value = _percent(e.mean)
-                if several and e.seeds is not None:
-                    value += f" {plus_minus} {_percent(e.seeds)}"
-                line.append(value + (mark if site == "mean" else ""))
+            mark = "*" * (key in row.best) + "=" * (key in row.tied)
+            line.append(_with_spread(estimates["mean"], plus_minus) + mark)
             interval = estimates["mean"].images
             line.append(f"{_percent(interval[0])} – {_percent(interval[1])}" if interval else "–")
             p = row.p.get(key)
             line.append("–" if p is None else f"{p:.3f}" if p >= 0.001 else "< 0.001")
-        line += [_percent(value) for value in row.recall]
         line += [_percent(row.drop[0]), _percent(row.drop[1])] if row.drop else ["–", "–"]
         line.append(row.worst or "–")
         line.append("–" if row.recovery is None else f"{row.recovery:.1f}")
         line += [f"{value / 1e6:.2f}" for value in row.bytes] if row.bytes else ["–", "–"]
         line.append("–" if row.seconds is None else f"{row.seconds / 60:.1f}")
+        line += [_percent(value) for value in row.recall]
+        line += [_with_spread(e[site], plus_minus) for e in (row.f1, row.auc) for site in sites]
         body.append(line)
     return heads, body
 
@@ -376,6 +370,11 @@ def draw_comparison(runs: Sequence[Run], epochs: int, path: Path) -> None:
         fontsize=11,
     )
     save(figure, path)
+
+
+def _with_spread(estimate: Estimate, plus_minus: str) -> str:
+    spread = f" {plus_minus} {_percent(estimate.seeds)}" if estimate.seeds is not None else ""
+    return _percent(estimate.mean) + spread
 
 
 def _percent(value: float | None) -> str:

@@ -1,0 +1,106 @@
+"""The page in a real browser: nothing is fetched, values are there, site and curve can be chosen."""
+
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from prrfl import cli, run
+from prrfl.config import load_config
+from prrfl.records import read_predictions
+from tests.sites_on_disk import write_layout
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+needs_chromium = pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium here (Debian: apt install chromium)"
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    data = write_layout(tmp_path_factory.mktemp("data"), other=9)
+    settings = load_config(None, {"data": data, "image_size": 32, "rounds": 2, "epochs": 3, "batch": 8})
+    folder = tmp_path_factory.mktemp("runs") / "<one>"  # a name that HTML would take for a tag
+    list(run.train(settings, run.load_data(settings), folder))
+    run.report(folder)
+    return folder
+
+
+def dom(path, tmp_path, fragment=""):
+    """Return the page as the browser sees it once its script has run."""
+    flags = [
+        "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+        "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}",
+    ]  # fmt: skip
+    url = path.as_uri() + (f"#{fragment}" if fragment else "")
+    done = subprocess.run(
+        [CHROMIUM, *flags, "--dump-dom", url], capture_output=True, text=True, timeout=120, check=True
+    )
+    return done.stdout
+
+
+def shown_sites(text):
+    sections = re.findall(r"<section ([^>]*)>", text)
+    return [re.search(r'data-site="([^"]*)"', s).group(1) for s in sections if "hidden" not in s]
+
+
+@needs_chromium
+def test_the_browser_shows_the_scores_and_one_site_at_a_time(folder, tmp_path):
+    text = dom(folder / "report.html", tmp_path)
+    summary = run.read_summary(folder)
+    for site, scores in summary["best"]["sites"].items():
+        assert f"<td>{site}</td><td>9</td><td>{100 * scores['macro_f1']:.2f}</td>" in text
+    assert shown_sites(text) == ["clientA"]
+    assert shown_sites(dom(folder / "report.html", tmp_path, "clientB")) == ["clientB"]
+    predictions = read_predictions(folder / "predictions/clientB/best.csv")
+    found = re.search(r'data-site="clientB".*?class="confusion".*?<tbody>(.*?)</tbody>', text, re.DOTALL)
+    cells = [int(cell) for cell in re.findall(r"<td[^>]*>(\d+)</td>", found.group(1))]
+    answers = predictions.probabilities.argmax(1)
+    expected = [int(((predictions.labels == a) & (answers == b)).sum()) for a in range(3) for b in range(3)]
+    assert cells == expected
+
+
+def test_the_page_is_whole_in_itself(folder):
+    text = (folder / "report.html").read_text("utf-8")
+    links = re.findall(r"(?:src|href)=[\"']([^\"']*)", text)
+    assert links
+    assert all(link.startswith(("data:", "#")) for link in links)
+    assert "@import" not in text
+    # Three epochs a round, two rounds, two sites: twelve stages, the first of each round recover.
+    timelines = re.findall(r'<div class="timeline">(.*?)</div>', text)
+    letters = [re.findall(r">([RES])</span>", line) for line in timelines]
+    assert [len(line) for line in letters] == [6, 6]
+    assert {line[k] for line in letters for k in (0, 3)} == {"R"}
+    expected = 0
+    for site in ("clientA", "clientB"):
+        p = read_predictions(folder / f"predictions/{site}/best.csv")
+        right = int((p.probabilities.argmax(1) == p.labels).sum())
+        expected += min(4, right) + min(4, 9 - right)
+    assert text.count("data:image/png") == expected
+    for control in ("<select", '<input type="checkbox"', '<button type="button"', 'tabindex="0"'):
+        assert control in text
+
+
+def test_a_comparison_has_a_page_with_a_curve_for_each_method(tmp_path, monkeypatch):
+    data = write_layout(tmp_path / "data")
+    arguments = ["compare", "--methods", "prrfl,fedavg", "--seeds", "0", "--data", data, "--image-size", 32]
+    arguments += ["--rounds", 1, "--epochs", 1, "--out", tmp_path / "c"]
+    monkeypatch.setattr(sys, "argv", ["prrfl", *map(str, arguments)])
+    assert cli.guarded(cli.app) == 0
+    text = (tmp_path / "c/report.html").read_text("utf-8")
+    for index, method in enumerate(("prrfl", "fedavg")):
+        assert f'id="curve-{index}-macro_f1"' in text
+        assert f"<td>{method}</td>" in text
+
+
+def test_without_the_data_the_page_goes_without_images(folder, tmp_path, caplog):
+    shutil.copytree(folder, tmp_path / "run")
+    config = tmp_path / "run/config.toml"
+    config.write_text(
+        re.sub(r'^data = ".*"', f'data = "{tmp_path}/gone"', config.read_text(), flags=re.MULTILINE)
+    )
+    run.report(tmp_path / "run")
+    assert "the page shows no images" in caplog.text
+    assert "data:image/png" not in (tmp_path / "run/report.html").read_text("utf-8")
