@@ -120,10 +120,14 @@ def train(
         handler.close()
 
 
+def _nothing(_: RoundRecord) -> None:
+    pass
+
+
 @contextmanager
 def _events(config: TrainConfig, folder: Path) -> Iterator[Callable[[RoundRecord], None]]:
     if not config.tensorboard:
-        yield lambda record: None
+        yield _nothing
         return
     from prrfl.reports.tensorboard import EventLog
 

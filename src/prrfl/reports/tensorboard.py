@@ -16,7 +16,7 @@ class EventLog:
         """Open a folder for a run with so many local epochs in each round."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(folder))
         self._epochs = epochs
 
     def __enter__(self) -> "EventLog":
@@ -27,10 +27,11 @@ class EventLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Write what is left, and close."""
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
     def add(self, record: RoundRecord) -> None:
         """Write one record; the step is the number of local epochs done, or of rounds for bytes."""
+        values: dict[str, float]
         if isinstance(record, ExchangeRecord):
             values = {"bytes/up": sum(record.bytes_up.values()), "bytes/down": record.bytes_down}
             step = record.round + 1
@@ -44,4 +45,4 @@ class EventLog:
                 values[f"{place}/auc"] = record.scores.auc
             step = record.round * self._epochs + record.epoch + 1
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(name, value, step)
