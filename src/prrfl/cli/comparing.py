@@ -9,6 +9,7 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from prrfl.algorithms import ALGORITHMS
 from prrfl.cli.flags import with_flags
 from prrfl.cli.screen import console
 from prrfl.errors import ConfigError, PRRFLError
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from prrfl.compare import Planned
     from prrfl.reports.comparison import Row
 
-METHODS = "prrfl,fedavg,fedprox,fedbn,silobn,ida,fml,local"
+METHODS = ",".join(ALGORITHMS)
 
 
 @with_flags(
