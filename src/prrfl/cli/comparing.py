@@ -89,7 +89,7 @@ def print_comparison(rows: list["Row"], classes: tuple[str, ...]) -> None:
     from prrfl.reports.comparison import cells, legend
 
     heads, body = cells(rows, classes)
-    chosen = ("method", "F1 mean", "F1 p", "AUC mean", "AUC p", "drop F1", "drop AUC", "MB up", "minutes")
+    chosen = ("method", "F1 mean", "F1 p", "AUC mean", "AUC p", "drop F1", "MB up")
     table = Table(title="Mean of sites (%)")
     for name in chosen:
         table.add_column(name, justify="left" if name == "method" else "right", overflow="fold")
