@@ -2,12 +2,10 @@
 
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
 
-from prrfl import cli
 from prrfl.algorithms import ALGORITHMS
 from prrfl.data.images import SPLITS
 from tests.sites_on_disk import write_layout
@@ -22,13 +20,11 @@ def commands(name):
 
 
 @pytest.fixture
-def call(monkeypatch, capsys, tmp_path):
+def call(prrfl, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     def run(arguments):
-        monkeypatch.setattr(sys, "argv", ["prrfl", *arguments])
-        code = cli.guarded(cli.app)
-        out, err = capsys.readouterr()
+        code, out, err = prrfl(*arguments)
         assert code == 0, (arguments, err)
         return out
 

@@ -1,29 +1,16 @@
 """A hospital that took no part: evaluation and onboarding, by hand on a small run."""
 
 import json
-import sys
 
 import pytest
 import torch
 
-from prrfl import cli
 from prrfl.data.sources import load_sites
 from prrfl.engine.store import read_tensors
 from prrfl.evaluation import score
 from prrfl.newcomer import read_federation
 from prrfl.training import batches, forward, predict, reestimate_norms
 from tests.sites_on_disk import write_layout
-
-
-@pytest.fixture
-def prrfl(monkeypatch, capsys):
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["prrfl", *map(str, arguments)])
-        code = cli.guarded(cli.app)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 @pytest.fixture

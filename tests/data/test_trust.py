@@ -2,7 +2,6 @@
 
 import csv
 import json
-import sys
 import zipfile
 from collections import Counter
 
@@ -10,24 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prrfl import cli
 from prrfl.data.sources import load_sites, read_entries
 from prrfl.errors import DataError
 from tests.reference import DERMOSCOPY, needs_dermoscopy
 from tests.sites_on_disk import write_layout
 
 CLASSES = ("nv", "bkl", "mel")
-
-
-@pytest.fixture
-def prrfl(monkeypatch, capsys):
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["prrfl", *map(str, arguments)])
-        code = cli.guarded(cli.app)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 def picture(path, seed, size=32):

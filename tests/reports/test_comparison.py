@@ -1,17 +1,16 @@
 """The comparison: its statistics against scikit-learn and by hand, and the command."""
 
 import csv
-import sys
 
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import f1_score, roc_auc_score
 
-from prrfl import cli
 from prrfl.reports import comparison, statistics
 from prrfl.reports.meter import measure, worst_site
 from prrfl.types import ExchangeRecord, Predictions, ScoreRecord, Scores
+from tests.sites_on_disk import write_layout
 
 SMALL = ["--image-size", 32, "--rounds", 1, "--epochs", 1, "--batch", 8]
 LABELS = np.array([0] * 20 + [1] * 9 + [2] * 4)
@@ -136,67 +135,36 @@ def test_tables_for_people_say_what_is_best_and_escape_what_latex_would_read():
     assert float(means[0]["mean"]) == pytest.approx(rows[0].f1["mean"].mean)
 
 
-def prrfl(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["prrfl", *map(str, arguments)])
-    return cli.guarded(cli.app)
-
-
-def test_the_command_runs_resumes_and_refuses(tmp_path, monkeypatch, capsys):
-    from tests.sites_on_disk import write_layout
-
+def test_the_command_runs_resumes_and_refuses(tmp_path, prrfl):
     data = write_layout(tmp_path / "data")
-    common = [
-        "--data",
-        data,
-        "--image-size",
-        32,
-        "--rounds",
-        1,
-        "--epochs",
-        1,
-        "--batch",
-        8,
-        "--out",
-        tmp_path / "c",
-    ]
+    common = ["--data", data, *SMALL, "--out", tmp_path / "c"]
     methods = "prrfl,fedavg,prrfl:transfer=off+r1=0.7"
-    assert prrfl(monkeypatch, "compare", "--methods", "prrfl,fedavg", "--seeds", "0", *common) == 0
+    assert prrfl("compare", "--methods", "prrfl,fedavg", "--seeds", "0", *common)[0] == 0
     first = (tmp_path / "c/runs/fedavg-seed0/metrics.jsonl").stat()
-    assert prrfl(monkeypatch, "compare", "--methods", methods, "--seeds", "0", *common) == 0
+    assert prrfl("compare", "--methods", methods, "--seeds", "0", *common)[0] == 0
     assert (tmp_path / "c/runs/fedavg-seed0/metrics.jsonl").stat().st_mtime == first.st_mtime
     for name in ("comparison.csv", "comparison.md", "comparison.tex", "comparison.png", "retrogress.csv"):
         assert (tmp_path / "c" / name).stat().st_size > 0
     table = (tmp_path / "c/comparison.md").read_text()
     assert "| prrfl:transfer=off+r1=0.7 |" in table
-    capsys.readouterr()
-    assert prrfl(monkeypatch, "compare", "--methods", "fedavg", "--seeds", "0", *common, "--lr", 0.5) == 2
-    assert "lr = 0.01, now asked for with 0.5" in capsys.readouterr().err
-    assert prrfl(monkeypatch, "compare", "--methods", "fedavgg", "--seeds", "0", *common) == 2
-    assert "did you mean 'fedavg'" in capsys.readouterr().err
-    assert prrfl(monkeypatch, "compare", "--methods", "fedavg", "--seeds", "x", *common) == 2
-    assert "--seeds" in capsys.readouterr().err
-    assert prrfl(monkeypatch, "report", tmp_path / "c") == 0
+    for methods, seeds, changed, message in (
+        ("fedavg", "0", ["--lr", 0.5], "lr = 0.01, now asked for with 0.5"),
+        ("fedavgg", "0", [], "did you mean 'fedavg'"),
+        ("fedavg,fedavg", "0", [], "method fedavg is named twice"),
+        ("fedavg:lr", "0", [], "expected name:key=value"),
+        ("fedavg", "x", [], "--seeds"),
+    ):
+        code, _, err = prrfl("compare", "--methods", methods, "--seeds", seeds, *common, *changed)
+        assert code == 2
+        assert message in err
+    assert prrfl("report", tmp_path / "c")[0] == 0
 
 
-def test_a_run_that_fails_is_named_and_the_others_are_kept(tmp_path, monkeypatch, capsys):
-    from tests.sites_on_disk import write_layout
-
+def test_a_run_that_fails_is_named_and_the_others_are_kept(tmp_path, prrfl):
     data = write_layout(tmp_path / "data")
-    common = [
-        "--data",
-        data,
-        "--image-size",
-        32,
-        "--rounds",
-        1,
-        "--epochs",
-        1,
-        "--batch",
-        8,
-        "--out",
-        tmp_path / "c",
-    ]
+    common = ["--data", data, *SMALL, "--out", tmp_path / "c"]
     methods = "fedavg,local:lr=1e30"
-    assert prrfl(monkeypatch, "compare", "--methods", methods, "--seeds", "0", *common) == 2
-    assert "first local:lr=1e30, seed 0" in capsys.readouterr().err
+    code, _, err = prrfl("compare", "--methods", methods, "--seeds", "0", *common)
+    assert code == 2
+    assert "first local:lr=1e30, seed 0" in err
     assert (tmp_path / "c/runs/fedavg-seed0/summary.json").is_file()

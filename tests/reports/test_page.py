@@ -3,11 +3,10 @@
 import re
 import shutil
 import subprocess
-import sys
 
 import pytest
 
-from prrfl import cli, run
+from prrfl import run
 from prrfl.config import load_config
 from prrfl.records import read_predictions
 from tests.sites_on_disk import write_layout
@@ -83,12 +82,11 @@ def test_the_page_is_whole_in_itself(folder):
         assert control in text
 
 
-def test_a_comparison_has_a_page_with_a_curve_for_each_method(tmp_path, monkeypatch):
+def test_a_comparison_has_a_page_with_a_curve_for_each_method(tmp_path, prrfl):
     data = write_layout(tmp_path / "data")
     arguments = ["compare", "--methods", "prrfl,fedavg", "--seeds", "0", "--data", data, "--image-size", 32]
     arguments += ["--rounds", 1, "--epochs", 1, "--out", tmp_path / "c"]
-    monkeypatch.setattr(sys, "argv", ["prrfl", *map(str, arguments)])
-    assert cli.guarded(cli.app) == 0
+    assert prrfl(*arguments)[0] == 0
     text = (tmp_path / "c/report.html").read_text("utf-8")
     for index, method in enumerate(("prrfl", "fedavg")):
         assert f'id="curve-{index}-macro_f1"' in text
