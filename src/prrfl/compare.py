@@ -9,20 +9,24 @@ import io
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO
 
 from prrfl import run
 from prrfl.config import TrainConfig, load_config
 from prrfl.data.synthetic import GeneratedData, cached
 from prrfl.engine.store import write_text
-from prrfl.errors import ConfigError
+from prrfl.errors import ConfigError, DataError
 from prrfl.records import read_predictions, read_records
 from prrfl.reports import comparison
 from prrfl.reports.meter import measure
 from prrfl.reports.page import comparison_page
+
+POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ def plan(
         ConfigError: naming the method, setting or run folder at fault.
     """
     base = load_config(config, flags)
+    if base.data and not base.data.exists():  # said once, not by every run
+        raise DataError(f"--data {base.data} is not there; expected a folder, a manifest .csv or an .npz")
     data = base.data or cached(GeneratedData(base.sites, base.images, base.image_size, base.seed))
     for what, listed in (("method", methods), ("seed", seeds)):
         if not listed:
@@ -108,7 +114,7 @@ def run_all(planned: Sequence[Planned], workers: int | None = None) -> Iterator[
         workers: processes at a time; as many as there are cores if not given, one on a GPU.
 
     Yields:
-        How far it came, every second.
+        How far it came, a few times a second.
     """
     cores = len(os.sched_getaffinity(0))
     on_gpu = any(one.config.device.startswith("cuda") for one in planned)
@@ -116,33 +122,51 @@ def run_all(planned: Sequence[Planned], workers: int | None = None) -> Iterator[
     # Threads depend on the plan, not on what is left of it, because sums in threads round differently.
     environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, cores // workers))}
     failed: dict[str, str] = {}
-    with ThreadPoolExecutor(workers) as pool:
-        open_runs: dict[Future[str], Planned] = {
-            pool.submit(_run, one, environment): one for one in planned if not run.is_finished(one.folder)
-        }
-        try:
-            while open_runs:
-                done, _ = wait(open_runs, timeout=1, return_when=FIRST_COMPLETED)
-                for future in done:
-                    one = open_runs.pop(future)
-                    if words := future.result():
-                        failed[f"{one.method}, seed {one.seed}"] = words
-                yield State(sum(run.rounds_done(one.folder) for one in planned), failed)
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-    yield State(sum(run.rounds_done(one.folder) for one in planned), failed)
+    waiting = [one for one in planned if not run.is_finished(one.folder)]
+    running: list[_Process] = []
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                running.append(_start(waiting.pop(0), environment))
+            time.sleep(POLL_SECONDS)
+            for ended in [one for one in running if one.process.poll() is not None]:
+                running.remove(ended)
+                if words := ended.last_words():
+                    failed[f"{ended.planned.method}, seed {ended.planned.seed}"] = words
+            yield State(sum(run.rounds_done(one.folder) for one in planned), failed)
+    finally:
+        # Reached early when the user interrupts: no process outlives the command that started it.
+        for one in running:
+            one.process.terminate()
+        for one in running:
+            one.process.wait()
 
 
-def _run(one: Planned, environment: Mapping[str, str]) -> str:
-    """Do one run; return its last words if it fails, else nothing."""
+@dataclass(frozen=True)
+class _Process:
+    """A run that goes on in a process of its own, and what it says on standard error."""
+
+    planned: Planned
+    process: subprocess.Popen[bytes]
+    said: IO[bytes]
+
+    def last_words(self) -> str:
+        """Return the last line of a run that failed, nothing of one that ended well."""
+        with self.said:
+            self.said.seek(0)
+            lines = self.said.read().decode(errors="replace").strip().splitlines()
+        if self.process.returncode == 0:
+            return ""
+        return lines[-1] if lines else f"ended with exit code {self.process.returncode}"
+
+
+def _start(one: Planned, environment: Mapping[str, str]) -> _Process:
     if not (one.folder / "config.toml").is_file():
         run.begin(one.config, one.folder)
+    said = TemporaryFile()  # noqa: SIM115 - not a pipe, which would stop the run when nobody reads
     command = [sys.executable, "-m", "prrfl", "resume", str(one.folder)]
-    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if process.returncode == 0:
-        return ""
-    said = process.stderr.strip().splitlines()
-    return said[-1] if said else f"ended with exit code {process.returncode}"
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=said)
+    return _Process(one, process, said)
 
 
 def read_runs(folder: Path) -> tuple[list[comparison.Run], TrainConfig]:

@@ -120,6 +120,16 @@ def test_the_table_knows_who_is_better_and_who_is_tied():
     assert majority.recall == (1.0, 0.0, 0.0)
 
 
+def test_methods_are_paired_over_the_seeds_that_both_ran():
+    ours = [run("prrfl", seed, 1.0) for seed in (0, 1)]
+    theirs = [run("fedavg", seed, 1.0) for seed in (1, 2)]
+    rows = {row.method: row for row in comparison.compare([*ours, *theirs], draws=300)}
+    # Seed 1 gave both the same predictions, so that nothing tells them apart, whatever seeds 0 and 2 gave.
+    assert rows["fedavg"].p == {"f1": 1.0, "auc": 1.0}
+    apart = {row.method: row for row in comparison.compare([ours[0], theirs[1]], draws=300)}
+    assert apart["fedavg"].p == {"f1": None, "auc": None}
+
+
 def test_tables_for_people_say_what_is_best_and_escape_what_latex_would_read():
     rows = comparison.compare([run("prrfl", 0, 4.0), run("prrfl:transfer=off_x", 0, 0.5)], draws=200)
     markdown = comparison.to_markdown(rows, ("nv", "bkl", "mel"))
@@ -153,6 +163,7 @@ def test_the_command_runs_resumes_and_refuses(tmp_path, prrfl):
         ("fedavg,fedavg", "0", [], "method fedavg is named twice"),
         ("fedavg:lr", "0", [], "expected name:key=value"),
         ("fedavg", "x", [], "--seeds"),
+        ("fedavg", "0", ["--data", tmp_path / "gone"], f"--data {tmp_path / 'gone'} is not there"),
     ):
         code, _, err = prrfl("compare", "--methods", methods, "--seeds", seeds, *common, *changed)
         assert code == 2

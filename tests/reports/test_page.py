@@ -91,6 +91,10 @@ def test_a_comparison_has_a_page_with_a_curve_for_each_method(tmp_path, prrfl):
     for index, method in enumerate(("prrfl", "fedavg")):
         assert f'id="curve-{index}-macro_f1"' in text
         assert f"<td>{method}</td>" in text
+    panels = re.findall(r'<section data-site="(\w+)" data-method="(\w+)"', text)
+    assert sorted(panels) == [(f"client{s}", m) for s in "AB" for m in ("fedavg", "prrfl")]
+    if CHROMIUM:
+        assert shown_sites(dom(tmp_path / "c/report.html", tmp_path)) == ["clientA"]
 
 
 def test_without_the_data_the_page_goes_without_images(folder, tmp_path, caplog):

@@ -68,7 +68,8 @@ class Row:
     Attributes:
         f1: macro-F1 by site, and under ``mean`` the unweighted mean of sites; ``auc`` likewise.
         recall: per class, mean over the sites that show it and over seeds.
-        p: per measure, Holm-corrected p-value of the paired bootstrap against PRR-FL; ``None`` for itself.
+        p: per measure, Holm-corrected p-value of the paired bootstrap against PRR-FL, over the seeds that
+            both ran; ``None`` for itself, and where they have no seed in common.
         best: measures in which no other method's mean is higher.
         tied: measures in which the best method is not significantly better than this one.
         drop: mean fall of the deployed network at a communication: macro-F1 and AUC.
@@ -91,6 +92,10 @@ class Row:
     seconds: float | None = None
 
 
+Resampled = dict[str, dict[str, dict[int, dict[str, Floats]]]]
+"""Bootstrap scores by method, measure, seed and site; the first of each is that of the test set itself."""
+
+
 def compare(runs: Sequence[Run], draws: int = 2000, seed: int = 0) -> list[Row]:
     """Return one row per method, and at the end the row of always answering the most frequent class.
 
@@ -108,14 +113,11 @@ def compare(runs: Sequence[Run], draws: int = 2000, seed: int = 0) -> list[Row]:
     truth = {site: runs[0].predictions[site].labels.numpy() for site in sites}
     # The first sample is the test set itself, so that scores and intervals come out of one calculation.
     counts = {s: np.vstack([np.ones(len(truth[s])), resamples(truth[s], draws, rng)]) for s in sites}
-    scores: dict[str, dict[str, list[dict[str, Floats]]]] = {}
-    for method in methods:
-        for measure_name in ("f1", "auc"):
-            scores.setdefault(method, {})[measure_name] = [
-                _with_mean({s: _resampled(measure_name, counts[s], run.predictions[s]) for s in sites})
-                for run in runs
-                if run.method == method
-            ]
+    scores: Resampled = {}
+    for run in runs:
+        for name in ("f1", "auc"):
+            of_sites = {s: _resampled(name, counts[s], run.predictions[s]) for s in sites}
+            scores.setdefault(run.method, {}).setdefault(name, {})[run.seed] = _with_mean(of_sites)
     rows = [_row(method, [r for r in runs if r.method == method], scores[method]) for method in methods]
     rows = _tested(rows, scores)
     return [*rows, _majority(truth, runs[0].predictions)]
@@ -138,7 +140,8 @@ def _estimate(seeds: Sequence[Floats]) -> Estimate:
     return Estimate(fmean(values), seed_interval(values), percentile_interval(np.mean(seeds, axis=0)[1:]))
 
 
-def _row(method: str, runs: Sequence[Run], scores: Mapping[str, Sequence[Mapping[str, Floats]]]) -> Row:
+def _row(method: str, runs: Sequence[Run], scores: Mapping[str, Mapping[int, Mapping[str, Floats]]]) -> Row:
+    f1, auc = (list(scores[name].values()) for name in ("f1", "auc"))
     drops = [d for run in runs for d in measure(run.records) if d.deployed]
     aucs = [d.auc for d in drops if d.auc is not None]
     back = [d.recovered_after for d in drops if d.recovered_after is not None]
@@ -146,8 +149,8 @@ def _row(method: str, runs: Sequence[Run], scores: Mapping[str, Sequence[Mapping
     return Row(
         method=method,
         seeds=len(runs),
-        f1={site: _estimate([s[site] for s in scores["f1"]]) for site in scores["f1"][0]},
-        auc={site: _estimate([s[site] for s in scores["auc"]]) for site in scores["auc"][0]},
+        f1={site: _estimate([s[site] for s in f1]) for site in f1[0]},
+        auc={site: _estimate([s[site] for s in auc]) for site in auc[0]},
         recall=_recall([p for run in runs for p in run.predictions.values()]),
         p={},
         drop=(fmean(d.f1 for d in drops), fmean(aucs) if aucs else None),
@@ -173,32 +176,44 @@ def _recall(listed: Sequence[Predictions]) -> tuple[float | None, ...]:
     return tuple(found)
 
 
-def _tested(
-    rows: Sequence[Row], scores: Mapping[str, Mapping[str, Sequence[Mapping[str, Floats]]]]
-) -> list[Row]:
+def _p_values(of: str, others: Sequence[str], scores: Resampled, name: str) -> list[float | None]:
+    """Return the Holm-corrected p-value of one method against each other, over the seeds that both ran."""
+
+    def p(other: str) -> float | None:
+        mine, theirs = scores[of][name], scores[other][name]
+        if common := mine.keys() & theirs.keys():
+            return paired_p(
+                np.mean([mine[s]["mean"] - theirs[s]["mean"] for s in sorted(common)], axis=0)[1:]
+            )
+        return None
+
+    found = {other: p(other) for other in others}
+    corrected = iter(holm([value for value in found.values() if value is not None]))
+    return [None if value is None else next(corrected) for value in found.values()]
+
+
+def _tested(rows: Sequence[Row], scores: Resampled) -> list[Row]:
     """Return the rows with p-values against PRR-FL, the best of each measure, and who is tied with it."""
     p: dict[str, dict[str, float | None]] = {row.method: {} for row in rows}
     best: dict[str, set[str]] = {row.method: set() for row in rows}
     tied: dict[str, set[str]] = {row.method: set() for row in rows}
     for name in ("f1", "auc"):
-        draws = {row.method: np.mean([s["mean"] for s in scores[row.method][name]], axis=0) for row in rows}
-        top = max(draws.values(), key=lambda values: values[0])[0]
-        winner = next(method for method, values in draws.items() if values[0] == top)
-        for method, values in draws.items():
-            if values[0] == top:
+        means = {row.method: fmean(s["mean"][0] for s in scores[row.method][name].values()) for row in rows}
+        top = max(means.values())
+        winner = next(method for method, value in means.items() if value == top)
+        for method, value in means.items():
+            if value == top:
                 best[method].add(name)
-        others = [m for m in draws if m != winner]
-        against = holm([paired_p((draws[winner] - draws[m])[1:]) for m in others])
-        for method, value in zip(others, against, strict=True):
-            if value >= LEVEL:
+        others = [m for m in means if m != winner]
+        for method, p_tie in zip(others, _p_values(winner, others, scores, name), strict=True):
+            if p_tie is not None and p_tie >= LEVEL:
                 tied[method].add(name)
                 tied[winner].add(name)
-        if REFERENCE in draws:
-            others = [m for m in draws if m != REFERENCE]
-            against = holm([paired_p((draws[REFERENCE] - draws[m])[1:]) for m in others])
+        if REFERENCE in means:
+            others = [m for m in means if m != REFERENCE]
             p[REFERENCE][name] = None
-            for method, value in zip(others, against, strict=True):
-                p[method][name] = value
+            for method, p_ours in zip(others, _p_values(REFERENCE, others, scores, name), strict=True):
+                p[method][name] = p_ours
     return [
         Row(**{
             **row.__dict__,

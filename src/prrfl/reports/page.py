@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import roc_curve
 
-from prrfl.reports.comparison import REFERENCE, Row, Run, cells, legend
+from prrfl.reports.comparison import Row, Run, cells, legend
 from prrfl.reports.meter import measure
 from prrfl.reports.retrogress import MEASURES, curve
 from prrfl.types import ClientId, Predictions, RoundRecord, ScoreRecord, TrainRecord
@@ -64,13 +64,11 @@ def run_page(
     lines = {
         model: {name: curve(records, model, None, name, epochs) for name, _ in MEASURES} for model in models
     }
-    sites = [
+    method = str(settings["method"])
+    panels = [
         {
-            "name": site,
-            "confusion": _confusion(predictions[site], len(classes)),
-            "roc": _data_uri(_roc(predictions[site], classes)),
+            **_panel(site, method, predictions[site], records, classes),
             "balance": balance.get(site, {}),
-            "stages": _stages(records, site),
             "samples": [s for s in samples if s.site == site],
         }
         for site in predictions
@@ -85,7 +83,7 @@ def run_page(
         lines=list(lines),
         curves=_curves(lines),
         drops=_drops(records),
-        sites=sites,
+        panels=panels,
         classes=classes,
         settings=settings,
     )
@@ -103,33 +101,45 @@ def comparison_page(runs: Sequence[Run], rows: Sequence[Row], settings: Mapping[
             values = np.mean([[y for _, y in points] for points in seeds], axis=0)
             lines[method][name] = [(x, float(y)) for (x, _), y in zip(seeds[0], values, strict=True)]
     heads, body = cells(rows, classes)
-    reference = next((run for run in runs if run.method == REFERENCE), runs[0])
-    sites = [
-        {
-            "name": site,
-            "confusion": _confusion(p, len(classes)),
-            "roc": _data_uri(_roc(p, classes)),
-            "stages": _stages(reference.records, site),
-            "balance": {},
-            "samples": [],
-        }
-        for site, p in reference.predictions.items()
+    seeds_of_all = sorted({run.seed for run in runs})
+    first = {method: next(run for run in runs if run.method == method) for method in lines}
+    panels = [
+        _panel(site, method, predictions, run.records, classes)
+        for method, run in first.items()
+        for site, predictions in run.predictions.items()
     ]
-    seeds_of_all = len({run.seed for run in runs})
     return _render(
         title=f"{len(lines)} methods compared",
         lead=f"{settings['rounds']} communication rounds of {epochs} local epochs, "
-        f"seeds: {seeds_of_all}; the panels of sites show {reference.method}, seed {reference.seed}",
+        f"seeds {', '.join(map(str, seeds_of_all))}; the panels of sites show each method's first seed",
         heads=heads,
         body=body,
         note=legend(rows),
         lines=list(lines),
         curves=_curves(lines),
         drops=[],
-        sites=sites,
+        panels=panels,
         classes=classes,
         settings=settings,
     )
+
+
+def _panel(
+    site: ClientId,
+    method: str,
+    predictions: Predictions,
+    records: Sequence[RoundRecord],
+    classes: Sequence[str],
+) -> dict[str, Any]:
+    return {
+        "site": site,
+        "method": method,
+        "confusion": _confusion(predictions, len(classes)),
+        "roc": _data_uri(_roc(predictions, classes)),
+        "stages": _stages(records, site),
+        "balance": {},
+        "samples": [],
+    }
 
 
 def _render(**values: Any) -> str:
