@@ -5,12 +5,14 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from prrfl.folding import Pairs, fold, foldable
 from prrfl.types import ClientId, Examples, RoundContext, SiteData, Tensors
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
@@ -66,6 +68,14 @@ class Recipe:
         dtype = torch.float64 if self.precision == "float64" else torch.float32
         network = network.to(device=self.device, dtype=dtype)
         return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+    def build_for_scoring(self, weights: Tensors) -> nn.Module:
+        """Return a network in evaluation mode, its batch norm folded into convolutions where it can be."""
+        return fold(self.build(weights).eval(), self._foldable)
+
+    @cached_property
+    def _foldable(self) -> Pairs:
+        return foldable(self.network)
 
 
 @dataclass(frozen=True)
@@ -214,8 +224,8 @@ def predict(
         recipe: architecture and preparation of inputs.
         draw: source of augmentation; ``None`` for plain images.
     """
-    networks = [recipe.build(weights).eval() for weights in models]
     with torch.inference_mode():
+        networks = [recipe.build_for_scoring(weights) for weights in models]
         outputs = [
             torch.stack(forward(networks, inputs, recipe))
             for inputs, _ in batches(data, recipe, max(recipe.batch, 64), draw)
