@@ -54,7 +54,7 @@ def plan(
     Raises:
         ConfigError: naming the method, setting or run folder at fault.
     """
-    base = load_config(config, flags)
+    base = load_config(config, {**flags, "workers": 1})
     if base.data and not base.data.exists():  # said once, not by every run
         raise DataError(f"--data {base.data} is not there; expected a folder, a manifest .csv or an .npz")
     data = base.data or cached(GeneratedData(base.sites, base.images, base.image_size, base.seed))
@@ -90,7 +90,7 @@ def _settings(method: str) -> dict[str, object]:
 
 def _check_same(found: TrainConfig, planned: Planned) -> None:
     expected = planned.config.model_dump()
-    for key, value in found.model_dump().items():
+    for key, value in found.model_dump(exclude={"workers", "threads"}).items():
         if value != expected[key]:
             raise ConfigError(
                 f"{planned.folder} holds a run with {key} = {value}, now asked for with {expected[key]}; "
@@ -120,14 +120,14 @@ def run_all(planned: Sequence[Planned], workers: int | None = None) -> Iterator[
     on_gpu = any(one.config.device.startswith("cuda") for one in planned)
     workers = min(workers or (1 if on_gpu else cores), len(planned))
     # Threads depend on the plan, not on what is left of it, because sums in threads round differently.
-    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, cores // workers))}
+    threads = max(1, cores // workers)
     failed: dict[str, str] = {}
     waiting = [one for one in planned if not run.is_finished(one.folder)]
     running: list[_Process] = []
     try:
         while waiting or running:
             while waiting and len(running) < workers:
-                running.append(_start(waiting.pop(0), environment))
+                running.append(_start(waiting.pop(0), threads))
             time.sleep(POLL_SECONDS)
             for ended in [one for one in running if one.process.poll() is not None]:
                 running.remove(ended)
@@ -160,9 +160,10 @@ class _Process:
         return lines[-1] if lines else f"ended with exit code {self.process.returncode}"
 
 
-def _start(one: Planned, environment: Mapping[str, str]) -> _Process:
+def _start(one: Planned, threads: int) -> _Process:
     if not (one.folder / "config.toml").is_file():
-        run.begin(one.config, one.folder)
+        run.begin(one.config.model_copy(update={"threads": threads}), one.folder)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     said = TemporaryFile()  # noqa: SIM115 - not a pipe, which would stop the run when nobody reads
     command = [sys.executable, "-m", "prrfl", "resume", str(one.folder)]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=said)

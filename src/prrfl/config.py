@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from prrfl.algorithms import ALGORITHMS, Algorithm
 from prrfl.errors import ConfigError, nearest
@@ -66,8 +66,15 @@ class TrainConfig(BaseModel):
     tensorboard: bool = Field(False, description="write TensorBoard events into the run folder as well")
     seed: int = Field(0, ge=0, description="source of all randomness: same seed, same bits")
     device: str = Field("auto", description="cpu, cuda, cuda:1, ...; auto takes a GPU where there is one")
-    precision: Literal["float32", "bfloat16", "float64"] = Field(
-        "float32", description="arithmetic of the network; weights stay float32 under bfloat16"
+    precision: Literal["auto", "float32", "bfloat16", "float64"] = Field(
+        "auto",
+        description="arithmetic of the network; weights stay float32 under bfloat16; auto takes bfloat16 "
+        "where the device multiplies it in hardware, else float32",
+    )
+    workers: int = Field(0, ge=0, description="processes that sites are shared out over; 0 picks, by cores")
+    threads: int = Field(0, ge=0, description="threads of each process, on which bits depend; 0 picks")
+    share_bits: Literal[16, 32] = Field(
+        32, description="bits of each number that travels; 16 halves the bytes each way"
     )
 
     @field_validator("classes", mode="before")
@@ -110,6 +117,18 @@ class TrainConfig(BaseModel):
             raise ValueError(f"'{value}' cannot be used here; use cpu, or leave it out") from cause
         return value
 
+    @field_validator("precision")
+    @classmethod
+    def _fast_precision(cls, value: str, info: ValidationInfo) -> str:
+        if value == "auto":
+            return "bfloat16" if multiplies_bfloat16(info.data.get("device", "cpu")) else "float32"
+        return value
+
+    @field_validator("share_bits", mode="before")
+    @classmethod
+    def _whole_number(cls, value: object) -> object:
+        return int(value) if isinstance(value, str) and value.isdigit() else value
+
     def algorithm(self) -> Algorithm[Any]:
         """Return the method with its hyper-parameters."""
         kind = ALGORITHMS[self.method]
@@ -121,6 +140,14 @@ class TrainConfig(BaseModel):
         settings = self.model_dump(mode="json", exclude_none=True)
         # JSON's strings, numbers, booleans and lists are TOML's too.
         return "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
+
+
+def multiplies_bfloat16(device: str) -> bool:
+    """Return whether a device has instructions for bfloat16, so that it is faster than float32 there."""
+    if torch.device(device).type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    can = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
 
 
 def load_config(path: Path | None, overrides: Mapping[str, object]) -> TrainConfig:

@@ -39,7 +39,8 @@ def _fits(network: nn.Module, conv: str, norm: str) -> bool:
 def fold(network: nn.Module, pairs: Pairs) -> nn.Module:
     """Fold each pair of a network in evaluation mode, in place, and return the network."""
     for conv, norm in pairs:
-        fused = fuse_conv_bn_eval(network.get_submodule(conv), network.get_submodule(norm))  # type: ignore[arg-type]
+        convolution, batch_norm = network.get_submodule(conv), network.get_submodule(norm)
+        fused = fuse_conv_bn_eval(convolution, batch_norm)  # type: ignore[type-var, arg-type]
         network.set_submodule(conv, fused)
         network.set_submodule(norm, nn.Identity())
     return network

@@ -19,19 +19,19 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
 from pydantic import TypeAdapter
 
-from prrfl.algorithms import Centralised
+from prrfl.algorithms import Algorithm, Centralised
 from prrfl.config import TrainConfig, load_config
 from prrfl.data.augment import Augmentation
 from prrfl.data.sources import load_sites
 from prrfl.data.synthetic import GeneratedData, cached
-from prrfl.engine import InProcess, run_rounds
-from prrfl.engine.store import read_state, write_json, write_state, write_tensors, write_text
+from prrfl.engine import Engine, InProcess, Workers, run_rounds
+from prrfl.engine.store import to_bytes, write_json, write_tensors, write_text
 from prrfl.errors import ConfigError, DataError, ParticipationError, StateMismatchError
 from prrfl.models import build_network
 from prrfl.records import append_records, predictions_to_csv, read_predictions, read_records
@@ -39,7 +39,7 @@ from prrfl.reports.page import Sample, run_page
 from prrfl.reports.retrogress import draw_retrogress
 from prrfl.reports.summary import summarise, validation_f1
 from prrfl.tensors import norm_keys
-from prrfl.training import Recipe
+from prrfl.training import Precision, Recipe
 from prrfl.types import ClientId, Examples, ExchangeRecord, Predictions, RoundRecord, SiteData, Split
 
 log = logging.getLogger("prrfl")
@@ -81,7 +81,7 @@ def make_recipe(config: TrainConfig) -> Recipe:
         weight_decay=config.weight_decay,
         augment=Augmentation() if config.augment else None,
         device=config.device,
-        precision=config.precision,
+        precision=cast(Precision, config.precision),  # auto is resolved by the settings
     )
 
 
@@ -100,6 +100,7 @@ def train(
         ConfigError: if the folder holds anything and the run is not to be resumed.
         NonFiniteShareError: if training breaks down; what earlier rounds gave stays in the folder.
     """
+    config = resolved(config, len(sites))
     if not resume:
         check_folder_is_free(folder)
         begin(config, folder)
@@ -141,10 +142,21 @@ def begin(config: TrainConfig, folder: Path) -> None:
 
 
 def _train(config: TrainConfig, sites: Sequence[SiteData], folder: Path) -> Iterator[RoundRecord]:
-    started = time.monotonic()
     algorithm, recipe = config.algorithm(), make_recipe(config)
-    engine = InProcess(algorithm, sites, recipe, pooled=isinstance(algorithm, Centralised))
-    labels = {site.name: site.test for site in sites}
+    with open_engine(config, algorithm, recipe, sites, folder) as engine:
+        yield from _rounds(config, algorithm, recipe, engine, sites, folder)
+
+
+def _rounds(
+    config: TrainConfig,
+    algorithm: Algorithm[Any],
+    recipe: Recipe,
+    engine: Engine,
+    sites: Sequence[SiteData],
+    folder: Path,
+) -> Iterator[RoundRecord]:
+    started = time.monotonic()
+    tests = {site.name: site.test for site in sites}
     done = last_complete_round(folder, engine)
     log.info(
         "%s on %s, %s, %s, from round %d",
@@ -176,9 +188,7 @@ def _train(config: TrainConfig, sites: Sequence[SiteData], folder: Path) -> Iter
             if in_last_fifth(record.round, config.rounds) and candidate > best:
                 best = candidate
                 names.append("best")
-            for name in names:
-                save_models(engine, folder, name, record.round)
-                save_predictions(engine, labels, config.classes, folder, name)
+            save_deployed(engine, tests, config.classes, folder, names, record.round)
             append_records(folder / "metrics.jsonl", fresh)
             seconds = done.seconds + time.monotonic() - started
             size = (folder / "metrics.jsonl").stat().st_size
@@ -187,6 +197,61 @@ def _train(config: TrainConfig, sites: Sequence[SiteData], folder: Path) -> Iter
             fresh = []
         yield record
     finish(history, config, folder, done.seconds + time.monotonic() - started)
+
+
+REST_ABOVE = 2**30
+"""Bytes of all sites' states together from which on they rest on disk while they are not in use."""
+
+
+@contextmanager
+def open_engine(
+    config: TrainConfig,
+    algorithm: Algorithm[Any],
+    recipe: Recipe,
+    sites: Sequence[SiteData],
+    folder: Path,
+) -> Iterator[Engine]:
+    """Give the engine that the settings ask for; end its processes and remove its files afterwards."""
+    rest = folder / "state" / ".rest"
+    shutil.rmtree(rest, ignore_errors=True)  # of a run that was killed
+    state = algorithm.start(recipe.network.state_dict())
+    large = len(sites) * len(to_bytes(state)) > REST_ABOVE
+
+    def make(some: Sequence[SiteData]) -> InProcess:
+        return InProcess(
+            algorithm,
+            some,
+            recipe,
+            pooled=isinstance(algorithm, Centralised),
+            rest_in=rest if large else None,
+            share_dtype=torch.float16 if config.share_bits == 16 else None,
+        )
+
+    threads = torch.get_num_threads()
+    try:
+        if config.workers == 1:
+            torch.set_num_threads(config.threads)
+            yield make(sites)
+        else:
+            with Workers(make, sites, config.workers, config.threads) as engine:
+                yield engine
+    finally:
+        torch.set_num_threads(threads)
+        shutil.rmtree(rest, ignore_errors=True)
+
+
+def resolved(config: TrainConfig, sites: int) -> TrainConfig:
+    """Return the settings with workers and threads chosen where they are left to choose.
+
+    Sites share nothing while they train, so that a process for each of them wastes less than threads, which
+    wait for each other at every layer; what cores are left then go to threads. On a GPU and for one network
+    there is one process.
+    """
+    cores = len(os.sched_getaffinity(0))
+    alone = config.device.startswith("cuda") or config.method == "centralised"
+    workers = config.workers or (1 if alone else min(sites, max(1, cores // (config.threads or 1))))
+    threads = config.threads or max(1, cores // workers)
+    return config.model_copy(update={"workers": workers, "threads": threads})
 
 
 @dataclass(frozen=True)
@@ -208,14 +273,13 @@ class Progress:
     checksums: Mapping[str, str] = field(default_factory=dict)
 
 
-def commit(engine: InProcess, folder: Path, progress: Progress) -> None:
+def commit(engine: Engine, folder: Path, progress: Progress) -> None:
     """Write every site's state and the progress as ``state/round-<n>``, whole or not at all."""
     states = folder / "state"
     final = states / f"round-{progress.round:04d}"
     temporary = states / f".{final.name}"
     shutil.rmtree(temporary, ignore_errors=True)
-    for client, state in engine.states.items():
-        write_state(temporary / f"{client}.safetensors", state)
+    engine.save(temporary)
     progress = replace(progress, checksums={path.name: _checksum(path) for path in temporary.iterdir()})
     write_json(temporary / "progress.json", asdict(progress))
     shutil.rmtree(final, ignore_errors=True)
@@ -225,7 +289,7 @@ def commit(engine: InProcess, folder: Path, progress: Progress) -> None:
             shutil.rmtree(path)
 
 
-def last_complete_round(folder: Path, engine: InProcess) -> Progress:
+def last_complete_round(folder: Path, engine: Engine) -> Progress:
     """Give the engine the states of the last complete round of a run's folder, and return how far it came.
 
     A damaged state is named in a warning and the one before it used, if there is one.
@@ -236,12 +300,7 @@ def last_complete_round(folder: Path, engine: InProcess) -> Progress:
             for name, expected in progress.checksums.items():
                 if _checksum(path / name) != expected:
                     raise StateMismatchError(f"{path / name} is not as it was written")
-            engine.restore(
-                {
-                    client: read_state(path / f"{client}.safetensors", type(state))
-                    for client, state in engine.states.items()
-                }
-            )
+            engine.load(path)
         except (OSError, ValueError, StateMismatchError) as cause:
             log.warning("%s cannot be used: %s", path, " ".join(str(cause).split()))
             continue
@@ -390,24 +449,29 @@ def in_last_fifth(index: int, rounds: int) -> bool:
     return index >= rounds - last_fifth(rounds)
 
 
-def save_models(engine: InProcess, folder: Path, name: str, index: int) -> None:
-    """Write every site's deployed network as ``models/<site>/<name>.safetensors``."""
-    for client, networks in engine.models().items():
-        role, weights = next(iter(networks.items()))
-        write_tensors(
-            folder / "models" / client / f"{name}.safetensors", weights, {"model": role, "round": index}
-        )
-
-
-def save_predictions(
-    engine: InProcess, tests: Mapping[ClientId, Examples], classes: Sequence[str], folder: Path, name: str
+def save_deployed(
+    engine: Engine,
+    tests: Mapping[ClientId, Examples],
+    classes: Sequence[str],
+    folder: Path,
+    names: Sequence[str],
+    index: int,
 ) -> None:
-    """Write what each site's deployed network says of its test images, ``predictions/<site>/<name>.csv``."""
-    for client, logits in engine.outputs("test").items():
-        images = tests[client]
-        ids = images.ids or tuple(map(str, range(len(images))))
-        predictions = Predictions(ids, images.labels, logits.double().softmax(1))
-        write_text(folder / "predictions" / client / f"{name}.csv", predictions_to_csv(predictions, classes))
+    """Write every site's deployed network, and what it says of the test images.
+
+    Files are ``models/<site>/<name>.safetensors`` and ``predictions/<site>/<name>.csv``.
+    """
+    for one in engine.deployed("test"):
+        for name in names:
+            path = folder / "models" / one.client / f"{name}.safetensors"
+            write_tensors(path, one.weights, {"model": one.model, "round": index})
+        for site, logits in one.outputs.items():
+            images = tests[site]
+            ids = images.ids or tuple(map(str, range(len(images))))
+            predictions = Predictions(ids, images.labels, logits.double().softmax(1))
+            for name in names:
+                path = folder / "predictions" / site / f"{name}.csv"
+                write_text(path, predictions_to_csv(predictions, classes))
 
 
 def environment() -> dict[str, Any]:

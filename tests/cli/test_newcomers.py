@@ -16,7 +16,7 @@ from tests.sites_on_disk import write_layout
 @pytest.fixture
 def folder(prrfl, tmp_path):
     data = write_layout(tmp_path / "data")
-    small = ["--image-size", 32, "--rounds", 1, "--epochs", 2, "--batch", 8]
+    small = ["--image-size", 32, "--rounds", 1, "--epochs", 2, "--batch", 8, "--precision", "float32"]
     code, _, err = prrfl("train", "--data", data, *small, "--out", tmp_path / "run")
     assert code == 0, err
     return tmp_path

@@ -35,7 +35,7 @@ METHODS = ",".join(ALGORITHMS)
         "workers": Annotated[int | None, typer.Option(min=1, help="runs at a time; all cores if not given")],
     },
     defaults={"methods": METHODS, "seeds": "0,1", "workers": None},
-    leave_out=("method", "seed"),
+    leave_out=("method", "seed", "workers", "threads"),
 )
 def compare(
     methods: str, seeds: str, workers: int | None, config: Path | None, out: Path | None, **flags: Any

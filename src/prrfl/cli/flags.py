@@ -57,9 +57,10 @@ def _parameter(name: str, kind: Any, text: str) -> signatures.Parameter:
 
 def _flag_type(annotation: Any) -> Any:
     """Return what a flag is read as; pydantic checks the rest, so that files and flags err alike."""
-    if get_origin(annotation) in (Literal, tuple):
+    choices = (annotation, *get_args(annotation))
+    if any(get_origin(kind) in (Literal, tuple) for kind in choices):
         return str
-    return next((kind for kind in get_args(annotation) if kind is Path), annotation)
+    return next((kind for kind in choices if kind is Path), annotation)
 
 
 def _shown(default: Any) -> str:

@@ -35,10 +35,13 @@ def run_training(settings: TrainConfig, folder: Path, resume: bool = False) -> N
     if settings.data is None:
         console.print(f"No --data given: {settings.sites} generated sites of {settings.images} images.")
     sites = run.load_data(settings)
+    settings = run.resolved(settings, len(sites))
     console.print(
         f"{settings.method} on {len(sites)} sites ({', '.join(s.name for s in sites)}), "
         f"{sum(len(s.train) for s in sites)} training images of {settings.image_size} px, "
-        f"{settings.rounds} rounds x {settings.epochs} epochs, {settings.device}, {settings.precision}"
+        f"{settings.rounds} rounds x {settings.epochs} epochs, "
+        f"{settings.device}, processes: {settings.workers}, threads of each: {settings.threads}, "
+        f"{settings.precision}"
     )
     done = run.rounds_done(folder)
     if done:

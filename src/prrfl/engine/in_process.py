@@ -1,20 +1,25 @@
 """The simulation engine: every site in this process, one after the other."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from prrfl.algorithms.base import Algorithm
-from prrfl.engine.rounds import Arrival
+from prrfl.engine.rounds import Arrival, Deployed
 from prrfl.engine.site import Visitor
+from prrfl.engine.store import StatesOnDisk, read_state, write_state
 from prrfl.errors import ParticipationError
 from prrfl.training import Recipe, Site
 from prrfl.types import ClientId, Examples, RoundContext, RoundRecord, SiteData, Split, Tensors
 
 POOL = "all sites"
 """The name under which pooled sites train."""
+
+Present = Callable[[RoundContext], Collection[ClientId]]
+"""Says which sites take part in a round."""
 
 
 class InProcess:
@@ -25,8 +30,10 @@ class InProcess:
         algorithm: Algorithm[Any],
         sites: Iterable[SiteData],
         recipe: Recipe,
-        present: Callable[[RoundContext], Collection[ClientId]] | None = None,
+        present: Present | None = None,
         pooled: bool = False,
+        rest_in: Path | None = None,
+        share_dtype: torch.dtype | None = None,
     ) -> None:
         """Give every site its starting state.
 
@@ -36,6 +43,8 @@ class InProcess:
             recipe: how to train; the network's weights are the common start.
             present: which sites take part in a round; all, if not given.
             pooled: train one network on the images of all sites together, and score it at each of them.
+            rest_in: an empty folder where states rest while they are not in use; in memory, if not given.
+            share_dtype: see :class:`prrfl.engine.site.Visitor`.
 
         Raises:
             ParticipationError: if two sites have the same name, or there is none.
@@ -50,48 +59,92 @@ class InProcess:
         self._algorithm = algorithm
         self._present = present
         if pooled:
-            self._visitors = {POOL: Visitor(algorithm, Site(pool(ordered), recipe), ordered)}
+            self._visitors = {POOL: Visitor(algorithm, Site(pool(ordered), recipe), share_dtype, ordered)}
         else:
-            self._visitors = {data.name: Visitor(algorithm, Site(data, recipe)) for data in ordered}
-        self._states = {name: algorithm.start(recipe.network.state_dict()) for name in self._visitors}
+            self._visitors = {
+                data.name: Visitor(algorithm, Site(data, recipe), share_dtype) for data in ordered
+            }
+        self._start = partial(algorithm.start, recipe.network.state_dict())
+        self._states: MutableMapping[ClientId, Any] = (
+            {} if rest_in is None else StatesOnDisk(rest_in, type(self._start()))
+        )
+
+    @property
+    def names(self) -> list[ClientId]:
+        """The sites, in the order in which they are visited."""
+        return list(self._visitors)
 
     def train(self, ctx: RoundContext) -> Iterator[RoundRecord | Arrival]:
         """Visit the present sites one by one."""
-        for name in self._taking_part(ctx):
-            self._states[name], share = yield from self._visitors[name].train(self._states[name], ctx)
-            yield Arrival(name, share)
+        for name in taking_part(self.names, self._present, ctx):
+            yield from self.train_at(name, ctx)
+
+    def train_at(self, name: ClientId, ctx: RoundContext) -> Iterator[RoundRecord | Arrival]:
+        """Let one site train for one round."""
+        self._states[name], share = yield from self._visitors[name].train(self._state(name), ctx)
+        yield Arrival(name, share)
 
     def receive(self, mean: Tensors, ctx: RoundContext) -> Iterator[RoundRecord]:
         """Hand the mean to the present sites."""
-        for name in self._taking_part(ctx):
-            self._states[name] = yield from self._visitors[name].receive(self._states[name], mean, ctx)
+        for name in taking_part(self.names, self._present, ctx):
+            yield from self.receive_at(name, mean, ctx)
+
+    def receive_at(self, name: ClientId, mean: Tensors, ctx: RoundContext) -> Iterator[RoundRecord]:
+        """Hand the mean to one site."""
+        self._states[name] = yield from self._visitors[name].receive(self._state(name), mean, ctx)
 
     def models(self) -> dict[ClientId, Mapping[str, Tensors]]:
         """Return every site's networks as they are now; the first of each is the one deployed."""
-        return {name: self._algorithm.models(state) for name, state in self._states.items()}
+        return {name: self._algorithm.models(self._state(name)) for name in self._visitors}
 
-    def outputs(self, split: Split) -> dict[ClientId, Tensor]:
-        """Return, for each site, the (N, C) logits that the network deployed there gives on one split."""
-        return {
-            site: logits
-            for name, visitor in self._visitors.items()
-            for site, logits in visitor.outputs(self._states[name], split).items()
-        }
+    def deployed(self, split: Split) -> Iterator[Deployed]:
+        """Yield what each site would take home now, with its outputs on one split."""
+        for name in self._visitors:
+            yield self.deployed_at(name, split)
 
-    @property
-    def states(self) -> Mapping[ClientId, Any]:
-        """Each site's state as it is now."""
-        return dict(self._states)
+    def deployed_at(self, name: ClientId, split: Split) -> Deployed:
+        """Return what one site would take home now."""
+        state = self._state(name)
+        model, weights = next(iter(self._algorithm.models(state).items()))
+        return Deployed(name, model, weights, self._visitors[name].outputs(state, split))
 
-    def restore(self, states: Mapping[ClientId, Any]) -> None:
-        """Go on from states of an earlier time, one for each site."""
-        self._states = {name: states[name] for name in self._visitors}
+    def save(self, folder: Path) -> None:
+        """Write every site's state as ``<site>.safetensors``."""
+        for name in self._visitors:
+            self.save_at(name, folder)
 
-    def _taking_part(self, ctx: RoundContext) -> list[ClientId]:
-        if self._present is None:
-            return list(self._visitors)
-        present = set(self._present(ctx))
-        return [name for name in self._visitors if name in present]
+    def save_at(self, name: ClientId, folder: Path) -> None:
+        """Write one site's state."""
+        path = folder / f"{name}.safetensors"
+        if isinstance(self._states, StatesOnDisk) and name in self._states:
+            folder.mkdir(parents=True, exist_ok=True)
+            path.hardlink_to(self._states.path(name))
+        else:
+            write_state(path, self._state(name))
+
+    def load(self, folder: Path) -> None:
+        """Go on from states that were saved."""
+        for name in self._visitors:
+            self.load_at(name, folder)
+
+    def load_at(self, name: ClientId, folder: Path) -> None:
+        """Go on from one site's saved state."""
+        self._states[name] = read_state(folder / f"{name}.safetensors", type(self._start()))
+        self._visitors[name].forget()
+
+    def _state(self, name: ClientId) -> Any:
+        try:
+            return self._states[name]
+        except KeyError:
+            return self._start()
+
+
+def taking_part(names: Sequence[ClientId], present: Present | None, ctx: RoundContext) -> Sequence[ClientId]:
+    """Return the names of the sites that take part in a round, in their order."""
+    if present is None:
+        return names
+    there = set(present(ctx))
+    return [name for name in names if name in there]
 
 
 def pool(sites: Sequence[SiteData]) -> SiteData:

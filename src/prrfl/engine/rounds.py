@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from prrfl.algorithms.base import Algorithm
 from prrfl.errors import ParticipationError
 from prrfl.tensors import count_bytes
-from prrfl.types import ClientId, ExchangeRecord, RoundContext, RoundRecord, Share, Tensors
+from prrfl.types import ClientId, ExchangeRecord, RoundContext, RoundRecord, Share, Split, Tensors
 
 
 @dataclass(frozen=True)
@@ -18,14 +19,48 @@ class Arrival:
     share: Share
 
 
+@dataclass(frozen=True, eq=False)
+class Deployed:
+    """What one site would take home now.
+
+    Attributes:
+        client: the site.
+        model: the network's name in the algorithm.
+        weights: its state_dict.
+        outputs: for each site that judges it, (N, C) logits on the split asked for.
+    """
+
+    client: ClientId
+    model: str
+    weights: Tensors
+    outputs: Tensors
+
+
 class Exchange(Protocol):
-    """An engine: it brings the algorithm to the sites, in this process or over a network."""
+    """What the round loop needs of an engine, which brings the algorithm to the sites, near or far."""
 
     def train(self, ctx: RoundContext) -> Iterator[RoundRecord | Arrival]:
         """Let every present site train for one round; its records first, then its share."""
 
     def receive(self, mean: Tensors, ctx: RoundContext) -> Iterator[RoundRecord]:
         """Hand the mean to every site that shared in this round."""
+
+
+class Engine(Exchange, Protocol):
+    """An engine in whole: what a run needs to be kept and gone on with, too."""
+
+    def deployed(self, split: Split) -> Iterator[Deployed]:
+        """Yield what each site would take home now, with its outputs on one split."""
+
+    def save(self, folder: Path) -> None:
+        """Write every site's state as ``<site>.safetensors``."""
+
+    def load(self, folder: Path) -> None:
+        """Go on from states that were saved.
+
+        Raises:
+            StateMismatchError: if one is absent, torn, or of another method.
+        """
 
 
 def run_rounds(

@@ -5,6 +5,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic
 
+import torch
 from torch import Tensor
 
 from prrfl.algorithms.base import Algorithm, C
@@ -29,9 +30,9 @@ from prrfl.types import (
 
 @dataclass(frozen=True, eq=False)
 class _Outcome:
-    """What a network gave on one split of one site."""
+    """What a network gave on one split of one site; its weights, while the site is visited."""
 
-    weights: Tensors
+    weights: Tensors | None
     logits: Tensor
     scores: Scores
 
@@ -40,16 +41,20 @@ class _Outcome:
 class Visitor(Generic[C]):
     """Carries an algorithm to one site.
 
-    It remembers the last outputs of each network, because the same weights would give the same again.
+    It remembers the last outputs of each network, because the same weights would give the same again. So each
+    visit must begin with the state that the last one returned, or be preceded by :meth:`forget`.
 
     Attributes:
         algorithm: the method.
         site: where it trains.
+        share_dtype: real-valued tensors travel in this type, both ways: ``torch.float16`` halves the bytes;
+            ``None`` leaves them as they are.
         judged_on: the sites whose valid and test images score it; only the site itself, if not given.
     """
 
     algorithm: Algorithm[C]
     site: Site
+    share_dtype: torch.dtype | None = None
     judged_on: Sequence[SiteData] = ()
     _known: dict[tuple[str, ClientId, Split], _Outcome] = field(default_factory=dict)
 
@@ -62,6 +67,7 @@ class Visitor(Generic[C]):
         Raises:
             NonFiniteShareError: if a loss or a tensor to be sent is NaN or infinite.
         """
+        self._recognise(client)
         for epoch in range(ctx.epochs):
             now = replace(ctx, epoch=epoch)
             client, metrics = self.algorithm.train(client, self.site, now)
@@ -75,26 +81,58 @@ class Visitor(Generic[C]):
             yield from self._scores(client, now, "test", "epoch", deployed_only=True)
         last = replace(ctx, epoch=ctx.epochs - 1)
         yield from self._scores(client, last, "test", "before")
-        share = self.algorithm.share(client, ctx)
+        share = self._packed(self.algorithm.share(client, ctx))
         if broken := non_finite(share.tensors):
             raise NonFiniteShareError(
                 f"site {self.site.name}, round {ctx.round}: '{broken[0]}' of its share holds NaN or "
                 "infinity; the share is not sent"
             )
+        self._rest(client)
         return client, share
 
     def receive(self, client: C, mean: Tensors, ctx: RoundContext) -> Generator[RoundRecord, Any, C]:
         """Hand the round's mean to the site; yield the scores after it, return the new state."""
-        client = self.algorithm.receive(client, mean, ctx)
+        self._recognise(client)
+        client = self.algorithm.receive(client, self._unpacked(mean), ctx)
         last = replace(ctx, epoch=ctx.epochs - 1)
         yield from self._scores(client, last, "test", "after")
         yield from self._scores(client, last, "valid", "after", deployed_only=True)
+        self._rest(client)
         return client
 
     def outputs(self, client: C, split: Split) -> dict[ClientId, Tensor]:
         """Return the (N, C) logits of the deployed network on one split of each site that it is judged on."""
+        self._recognise(client)
         name, weights = next(iter(self.algorithm.models(client).items()))
-        return {data.name: self._outcome(name, weights, data, split).logits for data in self.judged_on}
+        logits = {data.name: self._outcome(name, weights, data, split).logits for data in self.judged_on}
+        self._rest(client)
+        return logits
+
+    def forget(self) -> None:
+        """Forget all outputs, because the site's state was replaced."""
+        self._known.clear()
+
+    def _rest(self, client: C) -> None:
+        """Keep what belongs to the state that a visit ends with, but not its weights: they may rest on disk."""
+        models = self.algorithm.models(client)
+        self._known = {
+            key: replace(known, weights=None)
+            for key, known in self._known.items()
+            if known.weights is models[key[0]]
+        }
+
+    def _recognise(self, client: C) -> None:
+        """Take the state that a visit begins with as the one that the last visit ended with."""
+        models = self.algorithm.models(client)
+        self._known = {key: replace(known, weights=models[key[0]]) for key, known in self._known.items()}
+
+    def _packed(self, share: Share) -> Share:
+        if self.share_dtype is None:
+            return share
+        return replace(share, tensors=_cast(share.tensors, self.share_dtype))
+
+    def _unpacked(self, mean: Tensors) -> Tensors:
+        return mean if self.share_dtype is None else _cast(mean, torch.float32)
 
     def _scores(
         self, client: C, ctx: RoundContext, split: Split, moment: Moment, deployed_only: bool = False
@@ -118,3 +156,7 @@ class Visitor(Generic[C]):
             known = _Outcome(weights, logits, score(logits, examples.labels))
             self._known[name, data.name, split] = known
         return known
+
+
+def _cast(tensors: Tensors, dtype: torch.dtype) -> Tensors:
+    return {key: t.to(dtype) if t.is_floating_point() else t for key, t in tensors.items()}

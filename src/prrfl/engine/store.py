@@ -3,19 +3,20 @@
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from pydantic import TypeAdapter
-from safetensors import safe_open
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load, load_file, save
 from torch import Tensor
 
 from prrfl.errors import StateMismatchError
-from prrfl.types import Tensors
+from prrfl.types import ClientId, Tensors
 
 T = TypeVar("T")
 
@@ -50,12 +51,16 @@ def write_json(path: Path, value: object) -> None:
 
 def write_tensors(path: Path, tensors: Tensors, notes: Mapping[str, object] | None = None) -> None:
     """Write named tensors as safetensors, atomically, with notes as JSON under ``prrfl`` in the header."""
+    # Written by Python, so that a full disk is an OSError as everywhere else.
+    with replacing(path) as temporary:
+        temporary.write_bytes(_safetensors(tensors, notes))
+
+
+def _safetensors(tensors: Tensors, notes: Mapping[str, object] | None) -> bytes:
     # One entry only, because safetensors writes several in an order that differs from time to time.
     header = {"prrfl": json.dumps(notes)} if notes else None
-    # Written by Python, so that a full disk is an OSError as everywhere else.
-    whole = save({key: tensor.contiguous() for key, tensor in tensors.items()}, metadata=header)
-    with replacing(path) as temporary:
-        temporary.write_bytes(whole)
+    whole: bytes = save({key: tensor.contiguous() for key, tensor in tensors.items()}, metadata=header)
+    return whole
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -73,16 +78,41 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def write_state(path: Path, state: object) -> None:
-    """Write a site's state atomically: nested frozen dataclasses of tensors by name, numbers and ``None``."""
+def to_bytes(value: object) -> bytes:
+    """Return nested dataclasses of tensors by name and plain values as the bytes of a safetensors file."""
     tensors: dict[str, Tensor] = {}
     values: dict[str, object] = {}
-    _flatten(state, "", tensors, values)
-    write_tensors(path, tensors, {"values": values})
+    _flatten(type(value), value, "", tensors, values)
+    return _safetensors(tensors, {"values": values})
+
+
+def from_bytes(kind: type[T], whole: bytes) -> T:
+    """Return what :func:`to_bytes` was given.
+
+    Args:
+        kind: its class, whose fields say what to expect.
+        whole: the bytes.
+
+    Raises:
+        StateMismatchError: if they are torn, or those of another kind of value.
+    """
+    try:
+        length = int.from_bytes(whole[:8], "little")
+        header = json.loads(whole[8 : 8 + length])["__metadata__"]["prrfl"]
+        value: T = _build(kind, "", load(whole), json.loads(header)["values"])
+    except (KeyError, TypeError, ValueError, SafetensorError) as cause:
+        raise StateMismatchError(f"no {kind.__name__}: {' '.join(str(cause).split())}") from None
+    return value
+
+
+def write_state(path: Path, state: object) -> None:
+    """Write a site's state atomically, as :func:`to_bytes` gives it."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(to_bytes(state))
 
 
 def read_state(path: Path, kind: type[T]) -> T:
-    """Read a site's state back.
+    """Read a site's state back; its tensors are mapped from the file, which is read when they are used.
 
     Args:
         path: the file that :func:`write_state` wrote.
@@ -101,22 +131,64 @@ def read_state(path: Path, kind: type[T]) -> T:
     return state
 
 
-def _flatten(value: object, prefix: str, tensors: dict[str, Tensor], values: dict[str, object]) -> None:
-    if is_dataclass(value):
-        for part in fields(value):
-            _flatten(getattr(value, part.name), f"{prefix}{part.name}/", tensors, values)
-    elif isinstance(value, Mapping):
+class StatesOnDisk(MutableMapping[ClientId, T]):
+    """States that rest in files of one folder, so that memory does not grow with the number of sites.
+
+    A file is never changed, only replaced: a link to it is a copy of the state.
+    """
+
+    def __init__(self, folder: Path, kind: type[T]) -> None:
+        """Use a folder for states of one kind."""
+        self._folder, self._kind = folder, kind
+
+    def path(self, client: ClientId) -> Path:
+        """Return where a site's state rests."""
+        return self._folder / f"{client}.safetensors"
+
+    def __getitem__(self, client: ClientId) -> T:
+        if not self.path(client).exists():
+            raise KeyError(client)
+        return read_state(self.path(client), self._kind)
+
+    def __setitem__(self, client: ClientId, state: T) -> None:
+        write_state(self.path(client), state)
+
+    def __delitem__(self, client: ClientId) -> None:
+        self.path(client).unlink()
+
+    def __iter__(self) -> Iterator[ClientId]:
+        return iter(sorted(path.stem for path in self._folder.glob("*.safetensors")))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+_adapter = lru_cache(TypeAdapter)  # slow to make
+
+
+@lru_cache
+def _parts(kind: type) -> dict[str, Any]:
+    hints = get_type_hints(kind)
+    return {part.name: hints[part.name] for part in fields(kind)}
+
+
+def _flatten(
+    kind: Any, value: object, prefix: str, tensors: dict[str, Tensor], values: dict[str, object]
+) -> None:
+    if isinstance(kind, type) and is_dataclass(kind):
+        for name, part in _parts(kind).items():
+            _flatten(part, getattr(value, name), f"{prefix}{name}/", tensors, values)
+    elif kind == Tensors:
         # Copies, because two networks may be one and the same, which safetensors does not take.
-        tensors.update({f"{prefix}{key}": tensor.clone() for key, tensor in value.items()})
+        tensors.update({f"{prefix}{key}": tensor.clone() for key, tensor in value.items()})  # type: ignore[attr-defined]
     else:
-        values[prefix] = value
+        values[prefix] = _adapter(kind).dump_python(value, mode="json")
 
 
 def _build(kind: Any, prefix: str, tensors: Tensors, values: Mapping[str, object]) -> Any:
     if isinstance(kind, type) and is_dataclass(kind):
-        kinds = get_type_hints(kind)
-        parts = {f.name: _build(kinds[f.name], f"{prefix}{f.name}/", tensors, values) for f in fields(kind)}
-        return kind(**parts)
+        parts = _parts(kind).items()
+        return kind(**{name: _build(part, f"{prefix}{name}/", tensors, values) for name, part in parts})
     if kind == Tensors:
         return {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
-    return TypeAdapter(kind).validate_python(values[prefix])
+    return _adapter(kind).validate_python(values[prefix])

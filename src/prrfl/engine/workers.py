@@ -1,0 +1,260 @@
+"""The simulation engine on several cores: sites shared out over processes, with the bits of a single one."""
+
+import multiprocessing
+import os
+import signal
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Literal, Self, cast
+
+import torch
+
+from prrfl import errors
+from prrfl.engine.in_process import InProcess, Present, taking_part
+from prrfl.engine.rounds import Arrival, Deployed
+from prrfl.engine.store import from_bytes, to_bytes
+from prrfl.errors import PRRFLError
+from prrfl.types import (
+    ClientId,
+    ExchangeRecord,
+    RoundContext,
+    RoundRecord,
+    ScoreRecord,
+    SiteData,
+    Split,
+    Tensors,
+    TrainRecord,
+)
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What a worker is told to do with one of its sites."""
+
+    do: Literal["train", "receive", "deployed", "save", "load"]
+    client: ClientId
+    ctx: RoundContext | None = None
+    mean: Tensors = field(default_factory=dict)
+    split: Split = "test"
+    folder: Path = Path()
+
+
+@dataclass(frozen=True)
+class _Done:
+    """An order is carried out."""
+
+
+@dataclass(frozen=True)
+class _Failed:
+    """An order failed: the error's class, and its words; for what is no user's error, its traceback."""
+
+    error: str
+    words: str
+
+
+_Event = RoundRecord | Arrival | Deployed
+_MESSAGES = {
+    kind.__name__: kind
+    for kind in (TrainRecord, ScoreRecord, ExchangeRecord, Arrival, Deployed, _Done, _Failed)
+}
+
+
+class Workers:
+    """An engine whose sites live in processes: each site in one of them, with its data, state and scores.
+
+    Processes are forked, so that they share the images' memory. What passes between them is safetensors and
+    JSON. Linux only; not for GPUs, whose driver cannot be forked.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[Sequence[SiteData]], InProcess],
+        sites: Sequence[SiteData],
+        workers: int,
+        threads: int = 1,
+        present: Present | None = None,
+    ) -> None:
+        """Start the processes.
+
+        Args:
+            make: makes the engine of some of the sites; called in the process that they live in.
+            sites: all sites' data.
+            workers: number of processes.
+            threads: threads of each one's arithmetic. Bits depend on it, but not on ``workers``.
+            present: which sites take part in a round; all, if not given.
+        """
+        self._names = sorted(site.name for site in sites)
+        self._present = present
+        self._workers = [_Worker(make, part, threads) for part in shared_out(sites, workers)]
+        self._of = {name: worker for worker in self._workers for name in worker.names}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the processes."""
+        for worker in self._workers:
+            worker.close()
+
+    def train(self, ctx: RoundContext) -> Iterator[RoundRecord | Arrival]:
+        """Let all present sites train; their records and shares come in order of name."""
+        names = taking_part(self._names, self._present, ctx)
+        events = self._carry_out([_Order("train", name, ctx) for name in names])
+        return cast(Iterator[RoundRecord | Arrival], events)
+
+    def receive(self, mean: Tensors, ctx: RoundContext) -> Iterator[RoundRecord]:
+        """Hand the mean to the present sites."""
+        names = taking_part(self._names, self._present, ctx)
+        events = self._carry_out([_Order("receive", name, ctx, mean) for name in names])
+        return cast(Iterator[RoundRecord], events)
+
+    def deployed(self, split: Split) -> Iterator[Deployed]:
+        """Yield what each site would take home now, with its outputs on one split."""
+        events = self._carry_out([_Order("deployed", name, split=split) for name in self._names])
+        return cast(Iterator[Deployed], events)
+
+    def save(self, folder: Path) -> None:
+        """Write every site's state as ``<site>.safetensors``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        list(self._carry_out([_Order("save", name, folder=folder) for name in self._names]))
+
+    def load(self, folder: Path) -> None:
+        """Go on from states that were saved."""
+        list(self._carry_out([_Order("load", name, folder=folder) for name in self._names]))
+
+    def _carry_out(self, orders: Sequence[_Order]) -> Iterator[_Event]:
+        """Give out all orders at once; yield what came of them one after the other."""
+        answers = [self._of[order.client].give(order) for order in orders]
+        for answer in answers:
+            while not isinstance(message := _unpack(answer.get()), _Done):
+                if isinstance(message, _Failed):
+                    kind = getattr(errors, message.error, OSError if message.error == "OSError" else None)
+                    raise kind(message.words) if kind else RuntimeError(message.words)
+                yield cast(_Event, message)
+
+
+def shared_out(sites: Sequence[SiteData], workers: int) -> list[list[SiteData]]:
+    """Share sites out by their training images: the largest first, each to whom has the fewest so far."""
+    parts: list[list[SiteData]] = [[] for _ in range(min(workers, len(sites)))]
+    for site in sorted(sites, key=lambda site: (-len(site.train), site.name)):
+        min(parts, key=lambda part: sum(len(one.train) for one in part)).append(site)
+    return parts
+
+
+class _Worker:
+    """One process, and the thread of this one that talks with it."""
+
+    def __init__(
+        self, make: Callable[[Sequence[SiteData]], InProcess], sites: Sequence[SiteData], threads: int
+    ) -> None:
+        self.names = [site.name for site in sites]
+        self._thread = ThreadPoolExecutor(1)
+        # Forked by a thread that has not computed anything: OpenMP keeps its team of threads per calling
+        # thread, and a child that inherited a team would wait for threads that fork does not copy.
+        self._process, self._connection = self._thread.submit(self._start, make, sites, threads).result()
+
+    def _start(
+        self, make: Callable[[Sequence[SiteData]], InProcess], sites: Sequence[SiteData], threads: int
+    ) -> tuple[multiprocessing.process.BaseProcess, Connection]:
+        context = multiprocessing.get_context("fork")
+        ours, theirs = context.Pipe()
+        # The child must not hold our end, or it would never see that we are gone.
+        process = context.Process(target=_serve, args=(ours, theirs, make, sites, threads), daemon=True)
+        process.start()
+        theirs.close()
+        return process, ours
+
+    def give(self, order: _Order) -> "SimpleQueue[bytes]":
+        """Send an order once those before it are carried out; return where the answers will come."""
+        answers: SimpleQueue[bytes] = SimpleQueue()
+        self._thread.submit(self._talk, order, answers)
+        return answers
+
+    def _talk(self, order: _Order, answers: "SimpleQueue[bytes]") -> None:
+        try:
+            self._connection.send_bytes(to_bytes(order))
+            while True:
+                message = self._connection.recv_bytes()
+                answers.put(message)
+                if message.startswith((b"_Done\n", b"_Failed\n")):
+                    return
+        except (EOFError, OSError):
+            self._process.join(timeout=5)
+            words = (
+                f"the process of {', '.join(self.names)} ended with exit code {self._process.exitcode}; "
+                "where memory ran out, use fewer --workers"
+            )
+            answers.put(_pack(_Failed("PRRFLError", words)))
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.join()
+        self._thread.shutdown(cancel_futures=True)
+        self._connection.close()
+
+
+def _pack(message: object) -> bytes:
+    return type(message).__name__.encode() + b"\n" + to_bytes(message)
+
+
+def _unpack(message: bytes) -> object:
+    name, _, whole = message.partition(b"\n")
+    return from_bytes(_MESSAGES[name.decode()], whole)
+
+
+def _serve(
+    parents: Connection,
+    connection: Connection,
+    make: Callable[[Sequence[SiteData]], InProcess],
+    sites: Sequence[SiteData],
+    threads: int,
+) -> None:
+    """Carry out orders until the parent is gone."""
+    parents.close()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interruption means
+    torch.set_num_threads(threads)
+    try:
+        engine = make(sites)
+        while True:
+            order = from_bytes(_Order, connection.recv_bytes())
+            for message in _answers(engine, order):
+                connection.send_bytes(_pack(message))
+    except (EOFError, BrokenPipeError):
+        pass
+    finally:
+        # Not by way of the interpreter, which would flush and close what belongs to the parent.
+        os._exit(0)
+
+
+def _answers(engine: InProcess, order: _Order) -> Iterator[object]:
+    try:
+        yield from _events(engine, order)
+        yield _Done()
+    except PRRFLError as error:
+        yield _Failed(type(error).__name__, str(error))
+    except OSError as error:
+        yield _Failed("OSError", str(error))
+    except Exception:
+        yield _Failed("", traceback.format_exc())
+
+
+def _events(engine: InProcess, order: _Order) -> Iterator[_Event]:
+    match order:
+        case _Order(do="train", ctx=RoundContext() as ctx):
+            yield from engine.train_at(order.client, ctx)
+        case _Order(do="receive", ctx=RoundContext() as ctx):
+            yield from engine.receive_at(order.client, order.mean, ctx)
+        case _Order(do="deployed"):
+            yield engine.deployed_at(order.client, order.split)
+        case _Order(do="save"):
+            engine.save_at(order.client, order.folder)
+        case _Order(do="load"):
+            engine.load_at(order.client, order.folder)
