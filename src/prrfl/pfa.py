@@ -132,8 +132,9 @@ def low_band_amplitudes(state: Tensors, ratio: float, local_keys: Collection[str
         match treatment(key, tensor, local_keys):
             case "fourier":
                 matrix = _as_matrix(tensor)
-                band = _low_band(*matrix.shape, ratio).to(tensor.device)
-                sent[key] = torch.fft.rfft2(matrix).flatten()[band.sent].abs()
+                band = _low_band(*matrix.shape, ratio, tensor.device)
+                amplitude = _amplitude(torch.fft.rfft2(matrix)[:, : band.gain.shape[1]])
+                sent[key] = amplitude.flatten()[band.sent]
             case "mean":
                 sent[key] = tensor.clone()
     return sent
@@ -169,58 +170,58 @@ def rebuild(
 
 def _rebuild_weight(weight: Tensor, mean_amplitude: Tensor, ratio: float) -> Tensor:
     matrix = _as_matrix(weight)
-    band = _low_band(*matrix.shape, ratio).to(weight.device)
+    band = _low_band(*matrix.shape, ratio, weight.device)
     spectrum = torch.fft.rfft2(matrix)
-    flat = spectrum.flatten()
-    own = flat[band.filled]
-    amplitude = own.abs()
-    # A zero has no phase; the reference takes it as 0, which makes the rebuilt value real and positive.
-    direction = torch.where(amplitude > 0, own / amplitude, torch.ones_like(own))
-    target = mean_amplitude.to(amplitude.dtype)[band.source] * direction
-    flat[band.filled] = torch.lerp(own, target, band.gain.to(own.dtype))
-    mixed = torch.fft.irfft2(flat.view(spectrum.shape), s=list(matrix.shape))
-    return _from_matrix(mixed, weight.shape)
+    low = spectrum[:, : band.gain.shape[1]]
+    own = _amplitude(low)
+    # A zero has no phase; the reference takes it as 0. A tiny positive number has that phase.
+    zero = own == 0
+    for part in (low.real, own):
+        part.masked_fill_(zero, 1e-18)
+    mean = torch.zeros_like(own)
+    mean.view(-1)[band.sent] = mean_amplitude.to(own.dtype)
+    mirrored = -torch.arange(len(mean)) % len(mean)
+    for column in band.paired:
+        # Of u and -u one was sent; where the other would lie there is 0.
+        mean[:, column] = torch.maximum(mean[:, column], mean[mirrored, column])
+    # G(u) = 1 - m(u) + m(u) mean A(u) / A(u)
+    low *= torch.lerp(torch.ones_like(own), mean / own, band.gain.to(own.dtype))
+    return _from_matrix(torch.fft.irfft2(spectrum, s=list(matrix.shape)), weight.shape)
+
+
+def _amplitude(spectrum: Tensor) -> Tensor:
+    # Three times as fast as abs(), which guards against squares that overflow; those of weights do not.
+    return torch.addcmul(spectrum.real.square(), spectrum.imag, spectrum.imag).sqrt_()
 
 
 @dataclass(frozen=True, eq=False)
 class _LowBand:
-    """Where the band lies on the flattened half-plane of an (h, w) matrix's ``rfft2``.
+    """Where the band lies on the columns 0 ... k-1 of an (h, w) matrix's ``rfft2``; it is 0 on the others.
 
     Attributes:
-        sent: (n,) positions whose amplitude travels, each conjugate pair once.
-        filled: (p,) positions whose amplitude changes; p exceeds n by the pairs inside the half-plane.
-        source: (p,) for each filled position, the index of the sent amplitude that it takes.
-        gain: (p,) m(u), one half on the border that only one of u and -u shares.
+        gain: (h, k) m(u), one half on the border that only one of u and -u shares.
+        sent: (n,) positions, in the flattened (h, k), whose amplitude travels, each conjugate pair once.
+        paired: the columns that hold u and -u both: 0, and w/2 of an even width.
     """
 
-    sent: Tensor
-    filled: Tensor
-    source: Tensor
     gain: Tensor
-
-    def to(self, device: torch.device) -> "_LowBand":
-        if device.type == "cpu":
-            return self
-        return _LowBand(*(t.to(device) for t in (self.sent, self.filled, self.source, self.gain)))
+    sent: Tensor
+    paired: tuple[int, ...]
 
 
-@lru_cache(maxsize=64)
-def _low_band(height: int, width: int, ratio: float) -> _LowBand:
-    columns = width // 2 + 1
+@lru_cache(maxsize=256)
+def _low_band(height: int, width: int, ratio: float, device: torch.device) -> _LowBand:
     # Frequencies run 0 ... n-1 here; a frequency f and f - n are the same.
     row_in, row_mirror_in = _inside(height, ratio)
     column_in, column_mirror_in = _inside(width, ratio)
+    columns = min(_half_side(width, ratio), width // 2) + 1
     band = torch.outer(row_in, column_in[:columns])
     mirrored = torch.outer(row_mirror_in, column_mirror_in[:columns])
-    gain = ((band + mirrored) / 2).flatten()
-    filled = gain.nonzero().squeeze(1)
-    row, column = filled // columns, filled % columns
-    # Column 0, and column w/2 of an even width, hold u and -u both; the pair shares one sent amplitude.
-    paired = (column == 0) | (2 * column == width)
-    twin = torch.where(paired, (-row) % height, row) * columns + column
-    representative = torch.minimum(filled, twin)
-    sent, source = torch.unique(representative, return_inverse=True)
-    return _LowBand(sent=sent, filled=filled, source=source, gain=gain[filled])
+    gain = (band + mirrored) / 2
+    paired = tuple(c for c in {0, width // 2} if c < columns and 2 * c % width == 0)
+    travels = gain > 0
+    travels[height // 2 + 1 :, list(paired)] = False
+    return _LowBand(gain.to(device), travels.flatten().nonzero().squeeze(1).to(device), paired)
 
 
 def _inside(size: int, ratio: float) -> tuple[Tensor, Tensor]:
@@ -239,7 +240,7 @@ def _sent_layout(state: Tensors, ratio: float, local_keys: Collection[str]) -> d
     for key, tensor in state.items():
         match treatment(key, tensor, local_keys):
             case "fourier":
-                layout[key] = _low_band(*_matrix_shape(tensor.shape), ratio).sent
+                layout[key] = _low_band(*_matrix_shape(tensor.shape), ratio, tensor.device).sent
             case "mean":
                 layout[key] = tensor
     return layout
