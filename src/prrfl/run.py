@@ -228,6 +228,9 @@ def open_engine(
         )
 
     threads = torch.get_num_threads()
+    if config.device.startswith("cuda"):
+        torch.set_float32_matmul_precision("high")  # TF32, in convolutions as in products
+        torch.backends.cudnn.allow_tf32 = True
     try:
         if config.workers == 1:
             torch.set_num_threads(config.threads)

@@ -136,6 +136,9 @@ def batches(
         chunks[-2:] = [torch.cat(chunks[-2:])]
     dtype = torch.float64 if recipe.precision == "float64" else torch.float32
     for chunk in chunks:
+        # The order is drawn on the CPU, so that it is the same on every device. Nothing here, nor in a step,
+        # waits for a GPU: losses and outputs stay there until the epoch is over.
+        chunk = chunk.to(data.inputs.device, non_blocking=True)
         inputs = data.inputs[chunk].to(recipe.device, non_blocking=True)
         if recipe.augment is not None and draw is not None:
             inputs = recipe.augment(inputs, draw)

@@ -1,7 +1,7 @@
 """The words that every other module speaks: tensors by name, shares, contexts and records."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
@@ -36,6 +36,10 @@ class Examples:
     def __len__(self) -> int:
         return self.labels.numel()
 
+    def to(self, device: str) -> "Examples":
+        """Return the same examples on a device; themselves where they are there already."""
+        return replace(self, inputs=self.inputs.to(device), labels=self.labels.to(device))
+
 
 @dataclass(frozen=True, eq=False)
 class SiteData:
@@ -49,6 +53,12 @@ class SiteData:
     def split(self, name: Split) -> Examples:
         """Return the examples of one split by its name."""
         return {"train": self.train, "valid": self.valid, "test": self.test}[name]
+
+    def to(self, device: str) -> "SiteData":
+        """Return the same data on a device."""
+        return replace(
+            self, train=self.train.to(device), valid=self.valid.to(device), test=self.test.to(device)
+        )
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The paper's training augmentation, on whole batches, with all randomness from a given generator."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -99,23 +100,35 @@ def apply(images: Tensor, draws: Draws, generator: torch.Generator) -> Tensor:
     The order is brightness, blur or noise, affine. Flips are part of the affine map: they commute with the
     rest in distribution, and one interpolation is cheaper and blurs less than several.
     """
-    device = images.device
-    shifted = images.float() + draws.brightness.to(device).view(-1, 1, 1, 1)
-    pixels = shifted.clamp_(0, 255)
+
+    def there(drawn: Tensor) -> Tensor:
+        return drawn.to(images.device, non_blocking=True)
+
+    pixels = (images.float() + there(draws.brightness).view(-1, 1, 1, 1)).clamp_(0, 255)
     for index, name in enumerate(SMOOTHINGS):
-        chosen = (draws.smoothing == index).nonzero().squeeze(1).to(device)
-        if len(chosen) == 0 or name == "none":
+        # Looked up where it was drawn, on the CPU: a GPU would have to be waited for.
+        rows = (draws.smoothing == index).nonzero().squeeze(1)
+        if len(rows) == 0 or name == "none":
             continue
+        chosen = there(rows)
         kind, _, size = name.partition(" ")
         part = pixels[chosen]
         if kind == "noise":
-            field = torch.randn(part.shape, generator=generator).to(device)
-            part = (part + field * draws.noise_sd.to(device)[chosen].view(-1, 1, 1, 1)).clamp_(0, 255)
+            sd = there(draws.noise_sd[rows]).view(-1, 1, 1, 1)
+            part = (part + normal(part.shape, generator, images.device) * sd).clamp_(0, 255)
         else:
             part = median_blur(part, int(size)) if kind == "median" else gaussian_blur(part, int(size))
         pixels[chosen] = part
-    grid = functional.affine_grid(draws.affine.to(device), list(pixels.shape), align_corners=False)
+    grid = functional.affine_grid(there(draws.affine), list(pixels.shape), align_corners=False)
     return functional.grid_sample(pixels, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def normal(shape: Sequence[int], generator: torch.Generator, device: torch.device) -> Tensor:
+    """Return standard normal numbers, drawn on the device itself with a seed from the CPU's generator."""
+    if device.type != "cpu":
+        seed = int(torch.randint(2**62, (), generator=generator))
+        generator = torch.Generator(device).manual_seed(seed)
+    return torch.randn(*shape, generator=generator, device=device)
 
 
 def median_blur(images: Tensor, size: int) -> Tensor:

@@ -49,7 +49,7 @@ class InProcess:
         Raises:
             ParticipationError: if two sites have the same name, or there is none.
         """
-        ordered = sorted(sites, key=lambda data: data.name)
+        ordered = sorted((data.to(recipe.device) for data in sites), key=lambda data: data.name)
         names = [data.name for data in ordered]
         if not names:
             raise ParticipationError("no site given, expected at least one")

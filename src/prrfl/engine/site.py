@@ -113,7 +113,7 @@ class Visitor(Generic[C]):
         self._known.clear()
 
     def _rest(self, client: C) -> None:
-        """Keep what belongs to the state that a visit ends with, but not its weights: they may rest on disk."""
+        """Keep what belongs to the state that a visit ends with; not its weights, which may rest on disk."""
         models = self.algorithm.models(client)
         self._known = {
             key: replace(known, weights=None)
