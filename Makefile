@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup train test test-slow check figure clean
+.PHONY: setup train test test-slow check bench figure clean
 
 setup: $(READY)
 
@@ -29,6 +29,9 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks
 
 clean:
 	rm -rf $(VENV)

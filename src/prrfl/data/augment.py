@@ -132,14 +132,24 @@ def normal(shape: Sequence[int], generator: torch.Generator, device: torch.devic
 
 
 def median_blur(images: Tensor, size: int) -> Tensor:
-    """Return the median of each size x size neighbourhood, borders replicated. (N, C, H, W) to the same.
-
-    Values are selected by elementwise minima and maxima of shifted images: among half + 2 of them neither
-    the smallest nor the largest can be the median, so both are dropped and the next value comes in. That is
-    several times as fast as sorting each neighbourhood.
-    """
-    height, width = images.shape[2:]
+    """Return the median of each size x size neighbourhood, borders replicated. (N, C, H, W) to the same."""
     padded = functional.pad(images, [size // 2] * 4, mode="replicate").contiguous()
+    # A GPU waits for launches rather than for arithmetic: sorting takes a few, selection hundreds.
+    return (_median_by_selection if images.device.type == "cpu" else _median_by_sorting)(padded, size)
+
+
+def _median_by_sorting(padded: Tensor, size: int) -> Tensor:
+    windows = padded.unfold(2, size, 1).unfold(3, size, 1).flatten(-2)
+    return windows.sort(-1).values[..., size * size // 2]
+
+
+def _median_by_selection(padded: Tensor, size: int) -> Tensor:
+    """Select by elementwise minima and maxima of shifted images, several times as fast as sorting on a CPU.
+
+    Among half + 2 values neither the smallest nor the largest can be the median, so both are dropped and the
+    next value comes in.
+    """
+    height, width = padded.shape[2] - size + 1, padded.shape[3] - size + 1
     waiting = [padded[:, :, i : i + height, j : j + width] for i in range(size) for j in range(size)]
     held = [waiting.pop() for _ in range(size * size // 2 + 2)]
     while len(held) > 1:
