@@ -11,12 +11,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
 
 from prrfl import run
+from prrfl.algorithms import ALGORITHMS
 from prrfl.config import TrainConfig, load_config
 from prrfl.data.synthetic import GeneratedData, cached
 from prrfl.engine.store import write_text
@@ -25,6 +27,7 @@ from prrfl.records import read_predictions, read_records
 from prrfl.reports import comparison
 from prrfl.reports.meter import measure
 from prrfl.reports.page import comparison_page
+from prrfl.types import ClientId, Predictions
 
 POLL_SECONDS = 0.2
 
@@ -71,31 +74,70 @@ def plan(
             # The base as a whole, so that a quickstart's or file's settings hold for every run.
             whole = {**base.model_dump(exclude_none=True), **settings}
             planned.append(Planned(method, seed, load_config(None, whole), folder))
+    begun = {folder: run.settings_of(folder) for folder in _run_folders(out)}
+    _check_alike({one.folder: one.config for one in planned} | begun)
     for one in planned:
-        if (one.folder / "config.toml").is_file():
-            _check_same(run.settings_of(one.folder), one)
+        if one.folder in begun:
+            _check_same(begun[one.folder], one)
     return planned
+
+
+SHARED = frozenset({"data", "classes", "image_size", "allow_missing", "sites", "images", "method", "seed"})
+"""Settings that no method may have of its own, because it would not be compared with the others then."""
+
+FREE = frozenset({"device", "workers", "threads", "tensorboard"})
+"""Settings that may differ from run to run: they change how a run is done, not what it is."""
 
 
 def _settings(method: str) -> dict[str, object]:
     name, _, rest = method.partition(":")
     settings: dict[str, object] = {"method": name}
+    own = {field.name for field in fields(ALGORITHMS[name])} if name in ALGORITHMS else set()
+    others = {field.name for kind in ALGORITHMS.values() for field in fields(kind)} - own
     for part in rest.split("+") if rest else ():
         key, equals, value = part.partition("=")
         if not equals:
             raise ConfigError(f"method '{method}': expected name:key=value, as in prrfl:transfer=off")
+        if key in SHARED | FREE:
+            raise ConfigError(f"method '{method}': {key} is the same for all methods; give --{key} instead")
+        if key in others:
+            known = f"its own are {', '.join(sorted(own))}" if own else "it has none of its own"
+            raise ConfigError(f"method '{method}': {name} has no setting {key}; {known}")
         settings[key] = value
     return settings
 
 
+def _run_folders(out: Path) -> list[Path]:
+    """Return the folders of all runs of a comparison, PRR-FL's first."""
+    folders = [path.parent for path in (out / "runs").glob("*-seed*/config.toml")]
+    return sorted(folders, key=lambda path: (_method(path) != comparison.REFERENCE, path.name))
+
+
 def _check_same(found: TrainConfig, planned: Planned) -> None:
     expected = planned.config.model_dump()
-    for key, value in found.model_dump(exclude={"workers", "threads"}).items():
+    for key, value in found.model_dump(exclude=set(FREE)).items():
         if value != expected[key]:
             raise ConfigError(
                 f"{planned.folder} holds a run with {key} = {value}, now asked for with {expected[key]}; "
                 "choose another --out, or remove that folder"
             )
+
+
+def _check_alike(runs: Mapping[Path, TrainConfig]) -> None:
+    """Raise unless all runs have the same settings, but for those that their methods name."""
+
+    def common(folder: Path, config: TrainConfig) -> dict[str, object]:
+        named = _settings(_method(folder)).keys() | {"seed"} | FREE
+        return {key: value for key, value in config.model_dump().items() if key not in named}
+
+    settings = {folder: common(folder, config) for folder, config in runs.items()}
+    for (first, mine), (second, theirs) in pairwise(settings.items()):
+        for key in mine.keys() & theirs.keys():
+            if mine[key] != theirs[key]:
+                raise ConfigError(
+                    f"{first} has {key} = {mine[key]}, but {second} has {theirs[key]}; they cannot be "
+                    "compared: choose another --out, or remove one of the folders"
+                )
 
 
 @dataclass(frozen=True)
@@ -174,28 +216,43 @@ def read_runs(folder: Path) -> tuple[list[comparison.Run], TrainConfig]:
     """Return a comparison's finished runs, in the order of its table, and their settings.
 
     Raises:
-        ConfigError: if the folder holds no finished run.
+        ConfigError: if the folder holds no finished run, or runs whose settings differ.
+        DataError: if runs were judged on different images.
     """
-    runs, config = [], None
-    for path in sorted((folder / "runs").glob("*-seed*"), key=_order):
-        if run.is_finished(path):
-            config = run.settings_of(path)
-            summary = run.read_summary(path)
-            runs.append(
-                comparison.Run(
-                    method=_method(path),
-                    seed=config.seed,
-                    records=read_records(path / "metrics.jsonl"),
-                    predictions={
-                        site: read_predictions(path / "predictions" / site / "best.csv")
-                        for site in summary["best"]["sites"]
-                    },
-                    seconds=summary["seconds"],
-                )
-            )
-    if config is None:
+    finished = {path: run.settings_of(path) for path in _run_folders(folder) if run.is_finished(path)}
+    if not finished:
         raise ConfigError(f"{folder} holds no finished run; expected the folder of a comparison")
-    return runs, config
+    _check_alike(finished)
+    runs = [_read_run(path, config.seed) for path, config in finished.items()]
+    for one, path in zip(runs, finished, strict=True):
+        _check_tests(runs[0].predictions, one.predictions, path)
+    return runs, next(iter(finished.values()))
+
+
+def _read_run(folder: Path, seed: int) -> comparison.Run:
+    summary = run.read_summary(folder)
+    return comparison.Run(
+        method=_method(folder),
+        seed=seed,
+        records=read_records(folder / "metrics.jsonl"),
+        predictions={
+            site: read_predictions(folder / "predictions" / site / "best.csv")
+            for site in summary["best"]["sites"]
+        },
+        seconds=summary["seconds"],
+    )
+
+
+def _check_tests(
+    expected: Mapping[ClientId, Predictions], found: Mapping[ClientId, Predictions], folder: Path
+) -> None:
+    for site in expected.keys() | found.keys():
+        mine, theirs = expected.get(site), found.get(site)
+        if mine is None or theirs is None or mine.ids != theirs.ids or not mine.labels.equal(theirs.labels):
+            raise DataError(
+                f"{folder}: the test images of site {site} are not those of the other runs; the data has "
+                "changed since, so remove that folder and run it again"
+            )
 
 
 def _method(folder: Path) -> str:
@@ -205,10 +262,6 @@ def _method(folder: Path) -> str:
         return name
     parts = [part.replace("-", "=", 1) for part in settings[0].split("+")]
     return f"{name}:{'+'.join(parts)}"
-
-
-def _order(folder: Path) -> tuple[bool, str]:
-    return _method(folder) != comparison.REFERENCE, folder.name
 
 
 def tabulate(folder: Path) -> list[comparison.Row]:

@@ -1,6 +1,7 @@
 """The command line: every command is a function in one of this room's modules, named here."""
 
 import logging
+import signal
 import sys
 from typing import Any
 
@@ -38,6 +39,7 @@ def guarded(command: Any) -> int:
     # Errors are said once, below; they reach the log file of a run by a handler of its own.
     warnings.addFilter(lambda record: record.levelno == logging.WARNING)
     logging.basicConfig(handlers=[warnings], level=logging.WARNING)
+    before = signal.signal(signal.SIGTERM, _stop)
     try:
         command()
     except PRRFLError as error:
@@ -47,8 +49,16 @@ def guarded(command: Any) -> int:
         print(f"error: {error}; what was written before is whole", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; finished rounds are kept", file=sys.stderr)
+        print("interrupted; finished rounds are kept: `prrfl resume RUN` goes on", file=sys.stderr)
         return 130
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
+
+
+def _stop(*_: object) -> None:
+    """End as after an exception, so that files are closed and no process of ours lives on."""
+    print("terminated; finished rounds are kept: `prrfl resume RUN` goes on", file=sys.stderr)
+    sys.exit(128 + signal.SIGTERM)

@@ -50,12 +50,20 @@ def compare(
     folder = out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-compare"
     given = {key: value for key, value in flags.items() if value is not None}
     planned = comparing.plan(config, given, [m.strip() for m in methods.split(",")], numbers, folder)
-    _show(planned, workers)
-    print_comparison(comparing.tabulate(folder), planned[0].config.classes)
-    console.print(f"Tables, picture and runs: {folder}", soft_wrap=True)
+    failed = _show(planned, workers)
+    if len(failed) < len(planned):
+        print_comparison(comparing.tabulate(folder), planned[0].config.classes)
+        console.print(f"Tables, picture and runs: {folder}", soft_wrap=True)
+    if failed:
+        name, words = next(iter(failed.items()))
+        raise PRRFLError(
+            f"{len(failed)} of {len(planned)} runs failed and are not in the table, first {name}: "
+            f"{words.removeprefix('error: ')}"
+        )
 
 
-def _show(planned: list["Planned"], workers: int | None) -> None:
+def _show(planned: list["Planned"], workers: int | None) -> Mapping[str, str]:
+    """Do the runs with live progress; return the last words of those that failed."""
     from prrfl.compare import run_all
     from prrfl.run import rounds_done
 
@@ -76,12 +84,7 @@ def _show(planned: list["Planned"], workers: int | None) -> None:
         for now in run_all(planned, workers):
             progress.update(task, completed=now.rounds - before)
             failed = now.failed
-    if failed:
-        name, words = next(iter(failed.items()))
-        raise PRRFLError(
-            f"{len(failed)} of {len(planned)} runs failed, first {name}: {words.removeprefix('error: ')}; "
-            "give the same command again to go on with the others"
-        )
+    return failed
 
 
 def print_comparison(rows: list["Row"], classes: tuple[str, ...]) -> None:

@@ -220,6 +220,7 @@ def _serve(
     """Carry out orders until the parent is gone."""
     parents.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interruption means
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(threads)
     try:
         engine = make(sites)

@@ -1,0 +1,95 @@
+"""``prrfl compare`` keeps what cannot be compared apart, and ends well when something else does not."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.sites_on_disk import write_layout
+
+SMALL = ["--image-size", 32, "--rounds", 1, "--epochs", 1, "--batch", 8, "--seeds", 0]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_layout(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def done(data, tmp_path_factory):
+    """Make a comparison of one run."""
+    out = tmp_path_factory.mktemp("compare") / "c"
+    command = [sys.executable, "-m", "prrfl", "compare", "--methods", "fedavg", "--data", data, *SMALL]
+    subprocess.run([*map(str, command), "--out", out], check=True, capture_output=True)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("fedavg:data=/x", "data is the same for all methods; give --data instead"),
+        ("fedavg:seed=3", "seed is the same for all methods"),
+        ("fedavg:transfer=off", "fedavg has no setting transfer; it has none of its own"),
+        ("fedprox:alpha1=0.5", "fedprox has no setting alpha1; its own are mu"),
+        ("fedavg:lrr=0.1", "did you mean 'lr'"),
+    ],
+)
+def test_a_method_takes_its_own_settings_only(prrfl, data, tmp_path, method, said):
+    code, _, err = prrfl("compare", "--methods", method, "--data", data, *SMALL, "--out", tmp_path / "c")
+    assert code == 2
+    assert said in err
+    assert not (tmp_path / "c").exists()
+
+
+def test_runs_with_other_settings_or_images_are_not_put_side_by_side(prrfl, data, done, tmp_path):
+    shutil.copytree(done, tmp_path / "c")
+    common = ["--data", data, *SMALL, "--out", tmp_path / "c"]
+    code, _, err = prrfl("compare", "--methods", "local", *common, "--lr", 0.5)
+    assert code == 2
+    assert "lr = " in err
+    assert "cannot be compared" in err
+    assert not (tmp_path / "c/runs/local-seed0").exists()
+    # A setting that the method's name gives is another matter.
+    assert prrfl("compare", "--methods", "fedavg,fedavg:lr=0.5", *common)[0] == 0
+    predictions = tmp_path / "c/runs/fedavg-seed0/predictions/clientB/best.csv"
+    predictions.write_text(predictions.read_text().replace("clientB_test_0", "another"))
+    code, _, err = prrfl("report", tmp_path / "c")
+    assert code == 2
+    assert "the test images of site clientB are not those of the other runs" in err
+
+
+def test_a_run_that_fails_is_named_and_the_others_are_in_the_table(prrfl, data, done, tmp_path):
+    shutil.copytree(done, tmp_path / "c")
+    methods = "fedavg,local:lr=1e30"
+    code, out, err = prrfl("compare", "--methods", methods, "--data", data, *SMALL, "--out", tmp_path / "c")
+    assert code == 2
+    assert "1 of 2 runs failed and are not in the table, first local:lr=1e30, seed 0" in err
+    assert "fedavg" in out
+    assert "| fedavg |" in (tmp_path / "c/comparison.md").read_text()
+
+
+def test_nothing_lives_on_when_the_command_is_terminated(data, tmp_path):
+    out = tmp_path / "terminated"
+    command = ["compare", "--methods", "fedavg", "--data", data, *SMALL, "--rounds", 999, "--out", out]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "prrfl", *map(str, command)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while not (out / "runs/fedavg-seed0/state").is_dir() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert b"prrfl resume RUN" in err
+    assert [words for words in command_lines() if str(out).encode() in words] == []
+
+
+def command_lines():
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has ended since
+            yield path.read_bytes()
