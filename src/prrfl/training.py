@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -216,6 +217,14 @@ def train_epoch(
     )
 
 
+def scoring_batch(data: Examples, recipe: Recipe) -> int:
+    """Return how many examples to score at a time: on a CPU as many as keep activations within its cache."""
+    if torch.device(recipe.device).type != "cpu":
+        return 256
+    pixels = math.prod(data.inputs.shape[2:])
+    return min(64, max(16, 2**18 // max(1, pixels)))
+
+
 def predict(
     models: Sequence[Tensors], data: Examples, recipe: Recipe, draw: torch.Generator | None = None
 ) -> tuple[Tensor, ...]:
@@ -231,7 +240,7 @@ def predict(
         networks = [recipe.build_for_scoring(weights) for weights in models]
         outputs = [
             torch.stack(forward(networks, inputs, recipe))
-            for inputs, _ in batches(data, recipe, max(recipe.batch, 64), draw)
+            for inputs, _ in batches(data, recipe, scoring_batch(data, recipe), draw)
         ]
     return torch.cat(outputs, dim=1).cpu().clone().unbind()
 
@@ -247,7 +256,7 @@ def reestimate_norms(weights: Tensors, data: Examples, recipe: Recipe) -> Tensor
             module.train().reset_running_stats()
             module.momentum = None  # a plain mean over batches
     with torch.inference_mode():
-        for inputs, _ in batches(data, recipe, max(recipe.batch, 64)):
+        for inputs, _ in batches(data, recipe, scoring_batch(data, recipe)):
             forward([network], inputs, recipe)
     return _weights(network)
 
