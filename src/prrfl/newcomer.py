@@ -17,6 +17,9 @@ from prrfl.tensors import WeightedMean, norm_keys
 from prrfl.training import Recipe, Site, predict, reestimate_norms
 from prrfl.types import ClientId, RoundContext, Scores, SiteData, Tensors
 
+PLURALS = {"deputy": "deputies", "meme": "memes"}
+"""The networks that travel, of the methods with two at each site."""
+
 
 @dataclass(frozen=True, eq=False)
 class Federation:
@@ -33,12 +36,26 @@ class Federation:
         return {site: self._networks(state)[0] for site, state in self.states.items()}
 
     @property
+    def agrees(self) -> bool:
+        """Whether there is one network, the same at every site, as after a plain average."""
+        first, *others = (self._networks(state) for state in self.states.values())
+        return len(first) == 1 and all(
+            torch.equal(other[0][key], tensor) for other in others for key, tensor in first[0].items()
+        )
+
+    @property
     def mean(self) -> Tensors:
-        """The plain mean of the networks that travel: PRR-FL's deputies, or else the only networks."""
+        """The plain mean of the networks that travel: PRR-FL's deputies, FML's memes, else the only ones."""
         total = WeightedMean()
         for site, state in self.states.items():
             total.add(self._networks(state)[-1], whose=f"site {site}")
         return total.result()
+
+    @property
+    def mean_name(self) -> str:
+        """What to call :attr:`mean` in a table."""
+        role = list(self.algorithm.models(next(iter(self.states.values()))))[-1]
+        return f"mean of {PLURALS.get(role, 'networks')}"
 
     def _networks(self, state: Any) -> Sequence[Tensors]:
         return list(self.algorithm.models(state).values())
@@ -62,15 +79,19 @@ def read_federation(folder: Path) -> Federation:
 
 
 def evaluate(federation: Federation, site: SiteData) -> dict[str, Scores]:
-    """Score on a site's test images: every deployed network, their ensemble, and the mean of deputies.
+    """Score on a site's test images: every deployed network, their ensemble, and the mean network.
 
-    The ensemble is the mean of the networks' softmax outputs.
+    The ensemble is the mean of the networks' softmax outputs. Where all sites have one and the same network,
+    it is scored once, for ensemble and mean are that network too.
     """
     deployed = federation.deployed
-    logits = predict([*deployed.values(), federation.mean], site.test, federation.recipe)
-    ensemble = torch.stack([output.double().softmax(1) for output in logits[:-1]]).mean(0).log()
-    outputs = dict(zip([f"network of {name}" for name in deployed], logits, strict=False))
-    outputs |= {"ensemble of all": ensemble, "mean of deputies": logits[-1]}
+    if federation.agrees:
+        (logits,) = predict([next(iter(deployed.values()))], site.test, federation.recipe)
+        return {"network of all sites": score(logits, site.test.labels)}
+    *each, mean = predict([*deployed.values(), federation.mean], site.test, federation.recipe)
+    outputs = {f"network of {name}": output for name, output in zip(deployed, each, strict=True)}
+    outputs["ensemble of all"] = torch.stack([output.double().softmax(1) for output in each]).mean(0).log()
+    outputs[federation.mean_name] = mean
     return {name: score(output, site.test.labels) for name, output in outputs.items()}
 
 
@@ -83,7 +104,7 @@ class Onboarding:
 
 
 def onboard(federation: Federation, site: SiteData, epochs: int = 5, seed: int = 0) -> Onboarding:
-    """Make a network for a new site: mean of deputies, batch norm re-estimated there, then a short training.
+    """Make a network for a new site: the mean, batch norm re-estimated there, then a short training.
 
     The training is the run's own method (DET for PRR-FL) with both networks starting from that mean, at the
     learning rate of the first round. Beside it, the same epochs from the run's initial weights alone.
@@ -93,11 +114,12 @@ def onboard(federation: Federation, site: SiteData, epochs: int = 5, seed: int =
     adapted = reestimate_norms(federation.mean, site.train, recipe)
     ours = _train(federation.algorithm, adapted, place, epochs, seed)
     alone = _train(Local(), recipe.network.state_dict(), place, epochs, seed)
+    length = f"{epochs} epoch" if epochs == 1 else f"{epochs} epochs"
     steps = {
-        "mean of deputies": federation.mean,
+        federation.mean_name: federation.mean,
         "with its own batch norm": adapted,
-        f"after {epochs} epochs: its own network": ours,
-        f"for comparison: {epochs} epochs alone": alone,
+        f"after {length}: its own network": ours,
+        f"for comparison: {length} alone": alone,
     }
     outputs = predict(list(steps.values()), site.test, recipe)
     return Onboarding(

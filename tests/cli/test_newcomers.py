@@ -1,10 +1,12 @@
 """A hospital that took no part: evaluation and onboarding, by hand on a small run."""
 
 import json
+import re
 
 import pytest
 import torch
 
+from prrfl.cli.newcomers import change
 from prrfl.data.sources import load_sites
 from prrfl.engine.store import read_tensors
 from prrfl.evaluation import score
@@ -12,14 +14,27 @@ from prrfl.newcomer import read_federation
 from prrfl.training import batches, forward, predict, reestimate_norms
 from tests.sites_on_disk import write_layout
 
+SMALL = ["--image-size", 32, "--rounds", 1, "--epochs", 2, "--batch", 8, "--precision", "float32"]
+
 
 @pytest.fixture
 def folder(prrfl, tmp_path):
-    data = write_layout(tmp_path / "data")
-    small = ["--image-size", 32, "--rounds", 1, "--epochs", 2, "--batch", 8, "--precision", "float32"]
-    code, _, err = prrfl("train", "--data", data, *small, "--out", tmp_path / "run")
+    return trained(prrfl, tmp_path)
+
+
+def trained(prrfl, folder, *settings):
+    """Train on a data set of two sites; return the folder that holds ``data`` and ``run``."""
+    data = write_layout(folder / "data")
+    code, _, err = prrfl("train", "--data", data, *SMALL, *settings, "--out", folder / "run")
     assert code == 0, err
-    return tmp_path
+    return folder
+
+
+def without(site, *splits):
+    """Take the tables of splits away from the only site of a layout."""
+    for split in splits:
+        (site / f"csv_folder/clientA/{split}_clientA.csv").unlink()
+    return site
 
 
 def test_evaluate_scores_each_network_their_ensemble_and_the_mean_of_deputies(prrfl, folder):
@@ -54,8 +69,13 @@ def test_onboard_writes_a_network_of_the_newcomers_own(prrfl, folder):
     command = ["onboard", folder / "run", "--data", folder / "new", "--out", folder / "o", "--epochs", 2]
     code, out, err = prrfl(*command)
     assert code == 0, err
-    assert "points of macro-F1 over the mean of deputies" in " ".join(out.split())
     scores = json.loads((folder / "o/clientA/scores.json").read_text())
+    start, _, own, alone = (value["macro_f1"] for value in scores.values())
+    said = " ".join(out.split())
+    for other, name in ((start, "the mean of deputies"), (alone, "training alone")):
+        points = round(100 * (own - other), 2)
+        word = "lost" if points < 0 else "gained"
+        assert re.search(rf"{word} {abs(points):.2f} points of macro-F1 against {name}", said), (said, points)
     network = read_tensors(folder / "o/clientA/model.safetensors")
     federation = read_federation(folder / "run")
     (site,) = load_sites(folder / "new", image_size=32, classes=("nv", "bkl", "mel"))
@@ -90,3 +110,85 @@ def test_a_folder_without_a_run_or_a_round_is_named(prrfl, tmp_path):
     code, _, err = prrfl("evaluate", tmp_path, "--data", tmp_path)
     assert code == 2
     assert "holds no run" in err
+
+
+def test_change_is_said_by_a_word_and_no_sign():
+    assert change(0.5, 0.5758) == "lost 7.58 points"
+    assert change(0.5758, 0.5) == "gained 7.58 points"
+    assert change(0.5, 0.500001) == "gained 0.00 points"
+
+
+def test_evaluate_needs_test_images_alone(prrfl, folder):
+    write_layout(folder / "whole", sites=1)
+    without(write_layout(folder / "new", sites=1), "train", "valid")
+    for name in ("whole", "new"):
+        code, _, err = prrfl(
+            "evaluate", folder / "run", "--data", folder / name, "--json", folder / f"{name}.json"
+        )
+        assert code == 0, err
+    assert (folder / "new.json").read_text() == (folder / "whole.json").read_text()
+    without(folder / "new", "test")
+    code, _, err = prrfl("evaluate", folder / "run", "--data", folder / "new")
+    assert code == 2
+    assert "test_clientA.csv is not there" in err
+
+
+def test_onboard_needs_no_validation_images(prrfl, folder):
+    new = without(write_layout(folder / "new", sites=1), "valid")
+    command = ["onboard", folder / "run", "--data", new, "--out", folder / "o", "--epochs", 1]
+    code, _, err = prrfl(*command)
+    assert code == 0, err
+    scores = json.loads((folder / "o/clientA/scores.json").read_text())
+    assert list(scores) == [
+        "mean of deputies",
+        "with its own batch norm",
+        "after 1 epoch: its own network",
+        "for comparison: 1 epoch alone",
+    ]
+    without(new, "train")
+    code, _, err = prrfl(*command[:-4], "--out", folder / "p")
+    assert code == 2
+    assert "train_clientA.csv is not there" in err
+
+
+def warnings(caplog):
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+@pytest.mark.parametrize("method", ["prrfl", "centralised"])
+def test_data_of_the_run_itself_is_warned_of(prrfl, tmp_path, caplog, method):
+    folder = trained(prrfl, tmp_path, "--method", method)
+    write_layout(folder / "new", sites=1)  # the same name, but other images
+    prrfl("evaluate", folder / "run", "--data", folder / "new")
+    assert not warnings(caplog)
+    prrfl("evaluate", folder / "run", "--data", folder / "new" / ".." / "data")
+    (said,) = warnings(caplog)
+    assert "clientA, clientB took part" in said
+
+
+def test_networks_that_are_one_are_scored_once(prrfl, tmp_path):
+    folder = trained(prrfl, tmp_path, "--method", "fedavg")
+    write_layout(folder / "new", sites=1)
+    code, out, err = prrfl("evaluate", folder / "run", "--data", folder / "new", "--json", folder / "e.json")
+    assert code == 0, err
+    assert list(json.loads((folder / "e.json").read_text())["clientA"]) == ["network of all sites"]
+    assert "deput" not in out
+
+
+@pytest.mark.parametrize(("method", "mean"), [("fedbn", "mean of networks"), ("fml", "mean of memes")])
+def test_the_mean_is_named_after_what_travels(prrfl, tmp_path, method, mean):
+    folder = trained(prrfl, tmp_path, "--method", method)
+    write_layout(folder / "new", sites=1)
+    code, _, err = prrfl("evaluate", folder / "run", "--data", folder / "new", "--json", folder / "e.json")
+    assert code == 0, err
+    assert list(json.loads((folder / "e.json").read_text())["clientA"]) == [
+        "network of clientA",
+        "network of clientB",
+        "ensemble of all",
+        mean,
+    ]
+    command = ["onboard", folder / "run", "--data", folder / "new", "--out", folder / "o", "--epochs", 1]
+    code, out, err = prrfl(*command)
+    assert code == 0, err
+    assert next(iter(json.loads((folder / "o/clientA/scores.json").read_text()))) == mean
+    assert f"against the {mean}" in " ".join(out.split())

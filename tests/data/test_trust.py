@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import zipfile
 from collections import Counter
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from prrfl.data.build import ham_entries
 from prrfl.data.sources import load_sites, read_entries
 from prrfl.errors import DataError
 from tests.reference import DERMOSCOPY, needs_dermoscopy
@@ -93,23 +95,137 @@ def test_training_runs_on_a_manifest_and_on_arrays(prrfl, tmp_path):
     assert (sites[0].train.inputs[:, 1].numpy() == arrays["train_images"]).all()
 
 
+def write_arrays(path, **change):
+    """Two grey images of each split, with the labels 0 and 1; ``None`` leaves an array out."""
+    arrays = {f"{name}_images": np.zeros((2, 8, 8), np.uint8) for name in ("train", "val", "test")}
+    arrays |= {f"{name}_labels": np.array([0, 1]) for name in ("train", "val", "test")}
+    np.savez(path, **{key: value for key, value in (arrays | change).items() if value is not None})
+    return path
+
+
+def refused(source, **settings):
+    with pytest.raises(DataError) as caught:
+        load_sites(source, **{"image_size": 8, "classes": CLASSES, **settings})
+    assert "\n" not in str(caught.value)
+    assert str(source) in str(caught.value)
+    return str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"val_images": None}, "val_images"),
+        ({"val_images": None}, "has no val_images"),
         ({"test_labels": np.array([[3], [0]])}, "labels run from 0 to 3, there are 3 classes"),
+        ({"test_labels": np.array([9, 11])}, "labels run from 9 to 11, there are 3 classes"),
         ({"test_labels": np.array([0])}, "expected one whole number per image"),
+        ({"test_labels": np.array(0)}, "expected one whole number per image"),
+        ({"test_labels": np.array([0.0, 1.0])}, "test: labels are float64; expected whole numbers"),
         ({"train_images": np.zeros((2, 8, 8), np.float32)}, "expected uint8"),
-        ({"train_labels": np.array([{}, {}])}, "cannot be read as arrays"),
+        ({"train_images": np.zeros((2, 8, 8, 2), np.uint8)}, "expected uint8"),
+        (
+            {"train_images": np.zeros((0, 8, 8), np.uint8), "train_labels": np.zeros(0, int)},
+            "train: .*hold no pixel",
+        ),
+        ({"val_images": np.zeros((2, 0, 0), np.uint8)}, "valid: .*hold no pixel"),
+        (
+            {"train_labels": np.array([{}, {}])},
+            r"train_labels cannot be read \(Object arrays cannot be loaded\)",
+        ),
+        ({"train_labels": np.array([1, 1])}, r"fewer than two classes \(nv 0, bkl 2, mel 0\)"),
     ],
 )
 def test_bad_arrays_are_named(tmp_path, change, message):
-    arrays = {f"{name}_images": np.zeros((2, 8, 8), np.uint8) for name in ("train", "val", "test")}
-    arrays |= {f"{name}_labels": np.array([0, 1]) for name in ("train", "val", "test")}
-    arrays = {key: value for key, value in (arrays | change).items() if value is not None}
-    np.savez(tmp_path / "site.npz", **arrays)
-    with pytest.raises(DataError, match=message):
-        load_sites(tmp_path / "site.npz", image_size=8, classes=CLASSES)
+    assert re.search(message, refused(write_arrays(tmp_path / "site.npz", **change)))
+
+
+def test_what_is_no_npz_is_said_to_be_none(tmp_path):
+    path = tmp_path / "site.npz"
+    with path.open("wb") as file:
+        np.save(file, np.zeros((2, 8, 8), np.uint8))  # an .npy by another name
+    assert "is no whole .npz" in refused(path)
+    path.write_text("image,label\n")
+    assert "is no whole .npz" in refused(path)
+    assert "pickle" not in refused(path)
+    path.write_bytes(write_arrays(tmp_path / "whole.npz").read_bytes()[:-30])
+    assert "is no whole .npz" in refused(path)
+    path.unlink()
+    assert "No such file" in refused(path)
+
+
+def test_a_damaged_array_is_named(tmp_path):
+    path = write_arrays(tmp_path / "site.npz")
+    flip_data(path, "test_labels.npy")
+    assert "test_labels cannot be read (Bad CRC-32" in refused(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("train_images", b"no array")
+    assert "train_images cannot be read" in refused(path)
+
+
+def flip_data(path, member):
+    """Flip the last byte of an uncompressed member's data."""
+    with zipfile.ZipFile(path) as archive:
+        info = archive.getinfo(member)
+    content = bytearray(path.read_bytes())
+    head = info.header_offset
+    start = head + 30 + sum(int.from_bytes(content[head + k : head + k + 2], "little") for k in (26, 28))
+    content[start + info.compress_size - 1] ^= 1
+    path.write_bytes(content)
+
+
+def test_grey_images_may_have_an_axis_for_it(tmp_path):
+    grey = np.arange(128, dtype=np.uint8).reshape(2, 8, 8)
+    (plain,) = load_sites(write_arrays(tmp_path / "a.npz", train_images=grey), image_size=8, classes=CLASSES)
+    (axis,) = load_sites(
+        write_arrays(tmp_path / "b.npz", train_images=grey[..., None]), image_size=8, classes=CLASSES
+    )
+    assert (axis.train.inputs == plain.train.inputs).all()
+    assert (axis.train.inputs[:, 2].numpy() == grey).all()
+
+
+def only(split, layout):
+    """The layout's first site with one split: as a layout, a manifest and arrays."""
+    for table in (layout / "csv_folder").rglob("*.csv"):
+        if not table.name.startswith(split):
+            table.unlink()
+    pictures = sorted((layout / "data/clientA").rglob(f"*_{split}_*.png"))
+    rows = [f"{p},{int(p.stem.rpartition('_')[2]) % 3},clientA,{split}" for p in pictures]
+    manifest = write_manifest(layout.parent, rows, "path,label,site,split")
+    arrays = layout.parent / "clientA.npz"
+    name = {"valid": "val"}.get(split, split)
+    np.savez(
+        arrays,
+        **{
+            f"{name}_images": np.stack([np.array(Image.open(p)) for p in pictures]),
+            f"{name}_labels": np.array([int(row.split(",")[1]) for row in rows]),
+        },
+    )
+    return layout, manifest, arrays
+
+
+def test_a_site_needs_only_the_splits_that_are_asked_for(tmp_path):
+    for source in only("test", write_layout(tmp_path / "layout", sites=1)):
+        (site,) = load_sites(source, image_size=32, classes=CLASSES, needed=("test",))
+        assert site.name == "clientA"
+        assert site.test.inputs.shape == (6, 3, 32, 32)
+        assert sorted(site.test.labels.tolist()) == [0, 0, 1, 1, 2, 2]
+        for empty in (site.train, site.valid):
+            assert len(empty) == 0
+            assert empty.inputs.shape == (0, 3, 32, 32)
+            assert (empty.inputs.dtype, empty.labels.dtype) == (
+                site.test.inputs.dtype,
+                site.test.labels.dtype,
+            )
+        with pytest.raises(DataError, match="train"):
+            load_sites(source, image_size=32, classes=CLASSES, needed=("train", "test"))
+        with pytest.raises(DataError, match="train"):
+            load_sites(source, image_size=32, classes=CLASSES)
+
+
+def test_splits_that_are_not_asked_for_are_not_looked_at(tmp_path):
+    layout = write_layout(tmp_path, sites=1)
+    (layout / "csv_folder/clientA/train_clientA.csv").write_text("image_id,label\n../x,9\n")
+    (site,) = load_sites(layout, image_size=32, classes=CLASSES, needed=("valid",))
+    assert [len(site.train), len(site.valid), len(site.test)] == [0, 6, 0]
 
 
 def test_check_finds_everything_at_once(prrfl, tmp_path):
@@ -134,6 +250,50 @@ def test_check_finds_everything_at_once(prrfl, tmp_path):
     assert found["lone"] == [["x", 18], ["y", 18]]
     for words in ("leakage", "missing", "broken", "copies", "few", "lone"):
         assert f"{words}: " in out
+
+
+def test_check_warns_of_what_one_site_trains_on_and_another_is_judged_on(prrfl, tmp_path):
+    pics = tmp_path / "pics"
+    for name, seed in (("a", 0), ("b", 1), ("c", 0), ("d", 2), ("e", 3), ("f", 4), ("g", 2)):
+        picture(pics / f"{name}.png", seed)
+    manifest = write_manifest(
+        tmp_path,
+        [
+            "pics/a.png,nv,x,train,p1",
+            "pics/b.png,nv,x,train,p2",
+            "pics/d.png,nv,x,train,",
+            "pics/f.png,nv,x,test,p2",  # of its own site's training: a leak, but not across sites
+            "pics/c.png,nv,y,test,p3",  # the pixels of x's a
+            "pics/b.png,nv,y,valid,p2",  # pixels and group of x's b
+            "pics/e.png,nv,y,test,p1",  # the group of x's a
+            "pics/g.png,nv,y,train,",  # trained on at both, judged at none
+        ],
+    )
+    code, out, _ = prrfl("data", "check", manifest, "--json", tmp_path / "f.json")
+    found = json.loads((tmp_path / "f.json").read_text())
+    assert code == 0
+    assert (found["copies_across"], found["groups_across"]) == (2, 2)
+    said = " ".join(out.split())
+    assert "across sites: 2 valid or test images have the pixels of a training image of another site" in said
+    assert "across sites: 2 valid or test images have the same group id as a training image of" in said
+
+
+def test_split_counts_as_left_out_what_is_missing_or_broken(prrfl, tmp_path):
+    manifest = whole_manifest(tmp_path)
+    rows = manifest.read_text().splitlines()
+    both = [rows[0], *(row for row in rows if ",x," in row)]
+    both += [row.replace(",x,", ",z,") for row in both[1:]]  # the same files at a second site
+    manifest.write_text("\n".join(both) + "\n")
+    code, out, err = prrfl("data", "split", manifest, "--out", tmp_path / "s.csv")
+    assert code == 0, err
+    assert "60 images" in out
+    assert "left out" not in out
+    (tmp_path / "pics/x/0.png").unlink()
+    (tmp_path / "pics/x/1.png").write_bytes(b"no image")
+    code, out, err = prrfl("data", "split", manifest, "--out", tmp_path / "s.csv")
+    assert code == 0, err
+    assert "56 images" in out
+    assert "4 images are missing or broken and left out" in out
 
 
 def test_split_leaks_nothing_and_keeps_the_shares(prrfl, tmp_path):
@@ -187,13 +347,7 @@ def write_archives(folder):
 
 def test_build_makes_the_four_sites_from_zips_and_folders(prrfl, tmp_path):
     write_archives(tmp_path)
-    command = [
-        "data", "build",
-        "--ham", tmp_path / "HAM10000_images_part_1.zip", "--ham", tmp_path / "HAM10000_images_part_2.zip",
-        "--ham-csv", tmp_path / "HAM10000_metadata",
-        "--isic", tmp_path / "isic", "--isic-csv", tmp_path / "gt.csv",
-        "--out", tmp_path / "built", "--image-size", 32,
-    ]  # fmt: skip
+    command = build_command(tmp_path)
     code, out, err = prrfl(*command)
     assert code == 0, err
     assert "30 images of source vienna_dias" in out
@@ -214,6 +368,65 @@ def test_build_makes_the_four_sites_from_zips_and_folders(prrfl, tmp_path):
     assert found["without_groups"] == ["clientD"]
     assert prrfl(*command)[0] == 2
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".built")]
+
+
+def build_command(folder):
+    """The command for the archives of :func:`write_archives`."""
+    return [
+        "data", "build",
+        "--ham", folder / "HAM10000_images_part_1.zip", "--ham", folder / "HAM10000_images_part_2.zip",
+        "--ham-csv", folder / "HAM10000_metadata",
+        "--isic", folder / "isic", "--isic-csv", folder / "gt.csv",
+        "--out", folder / "built", "--image-size", 32,
+    ]  # fmt: skip
+
+
+def test_a_damaged_archive_is_named_with_the_image(prrfl, tmp_path):
+    write_archives(tmp_path)
+    archive = tmp_path / "HAM10000_images_part_1.zip"
+    flip_data(archive, "ISIC_0000004.jpg")
+    code, _, err = prrfl(*build_command(tmp_path))
+    assert code == 2
+    assert err.startswith(f"error: {archive}: ISIC_0000004.jpg cannot be read (Bad CRC-32")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "built").exists()
+    with zipfile.ZipFile(archive, "w") as whole:
+        for n in range(60):
+            whole.writestr(f"ISIC_{n:07}.jpg", b"no image")
+    code, _, err = prrfl(*build_command(tmp_path))
+    assert code == 2
+    assert re.search(r"part_1.zip/ISIC_\d+.jpg cannot be decoded", err)
+
+
+@pytest.mark.parametrize(
+    ("table", "row", "column"),
+    [
+        ("gt.csv", "ISIC_9000000", "melanoma"),
+        ("gt.csv", "ISIC_9000000,1.0", "seborrheic_keratosis"),
+        ("gt.csv", "ISIC_9000000,1.0, ", "seborrheic_keratosis"),
+        ("HAM10000_metadata", "HAM_0,ISIC_0000000,nv", "dataset"),
+        ("HAM10000_metadata", "HAM_0", "image_id"),
+        ("HAM10000_metadata", "HAM_0,../x,nv,histo,50,male,face,rosendahl", "image_id"),
+    ],
+)
+def test_a_row_with_missing_cells_is_named_by_its_line(prrfl, tmp_path, table, row, column):
+    write_archives(tmp_path)
+    head, _, *others = (tmp_path / table).read_text().splitlines()
+    (tmp_path / table).write_text("\n".join([head, *others[:2], row, *others[2:]]) + "\n")
+    code, _, err = prrfl(*build_command(tmp_path))
+    assert code == 2
+    assert f"{tmp_path / table}:4: " in err
+    assert column in err
+    assert err.count("\n") == 1
+
+
+def test_a_lesion_may_be_unknown(tmp_path):
+    write_archives(tmp_path)
+    table = tmp_path / "HAM10000_metadata"
+    table.write_text(table.read_text().replace("HAM_0,", ","))
+    entries, _ = ham_entries(table)
+    assert {e.group for e in entries if e.path.name <= "ISIC_0000007"} == {None}
+    assert "HAM_1" in {e.group for e in entries}
 
 
 @needs_dermoscopy

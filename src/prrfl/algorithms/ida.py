@@ -14,6 +14,7 @@ SMALLEST = 1e-12  # of a distance: networks that agree to the last bit count ali
 class InverseDistanceMean:
     """Weights each network by one over its L1 distance from the plain mean of the round's networks.
 
+    The distance runs over all that is shared, batch norm's running statistics included; see :func:`distance`.
     It needs every single share at once, so it cannot run under secure summation, and its memory grows with
     the number of sites.
     """
@@ -40,7 +41,12 @@ class InverseDistanceMean:
 
 
 def distance(first: Tensors, second: Tensors) -> float:
-    """Return the L1 distance between two sets of named tensors, over their real-valued entries."""
+    """Return the L1 distance between two sets of named tensors, over all floating-point ones.
+
+    Of a network's state_dict these are weights, biases, the scales and shifts of norm layers, and also batch
+    norm's running means and variances, each entry counting alike. Integers (its number of batches) do
+    not count.
+    """
     return sum(
         (tensor.double() - second[key].double()).abs().sum().item()
         for key, tensor in first.items()

@@ -63,6 +63,16 @@ def _print(found: "Findings", classes: tuple[str, ...], batch: int) -> None:
                 f"leakage: {leak.images} of {leak.of} {leak.split} images of {leak.site} show a group that "
                 "is also in its training set; `prrfl data split` makes splits without"
             )
+    if found.copies_across:
+        console.print(
+            f"across sites: {found.copies_across} valid or test images have the pixels of a training image "
+            "of another site; every shared network has seen them"
+        )
+    if found.groups_across:
+        console.print(
+            f"across sites: {found.groups_across} valid or test images have the same group id as a training "
+            "image of another site; unless ids are a site's own, every shared network has seen the group"
+        )
     for what, paths in (("missing", found.missing), ("broken", list(found.broken.values()))):
         for path in paths[:10]:
             console.print(f"{what}: {path}", soft_wrap=True)
@@ -92,7 +102,10 @@ def split(
     classes: Classes = "nv,bkl,mel",
     image_size: Annotated[int, typer.Option(min=1, help="which stored size to name")] = 128,
 ) -> None:
-    """Make new splits, stratified by class, that tear no group (lesion, patient) and no copies apart."""
+    """Make new splits, stratified by class, that tear no group (lesion, patient) and no copies apart.
+
+    That holds within each site: what two sites share is not looked at; `prrfl data check` counts it.
+    """
     from prrfl.data.check import hashes
     from prrfl.data.manifest import manifest_csv
     from prrfl.data.sources import read_entries
@@ -103,10 +116,10 @@ def split(
     entries = read_entries(source, image_size=image_size, classes=names)
     with _progress("reading images", len(entries)) as seen:
         same = hashes(entries, seen)
-    gone = len(entries) - len(same)
-    entries = [e for e in entries if str(e.path) in same]
-    write_text(out, manifest_csv(divide(entries, valid, test, seed, same), out.parent))
-    console.print(f"{len(entries)} images: {out}", soft_wrap=True)
+    whole = [e for e in entries if str(e.path) in same]
+    gone = len(entries) - len(whole)
+    write_text(out, manifest_csv(divide(whole, valid, test, seed, same), out.parent))
+    console.print(f"{len(whole)} images: {out}", soft_wrap=True)
     if gone:
         console.print(f"{gone} images are missing or broken and left out; `prrfl data check` names them")
 

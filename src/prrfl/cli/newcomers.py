@@ -1,6 +1,7 @@
 """``prrfl evaluate`` and ``onboard``: a hospital that took no part in a run."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,10 +10,12 @@ import typer
 from rich.table import Table
 
 from prrfl.cli.screen import console, percent
-from prrfl.types import Scores, SiteData
+from prrfl.types import Scores, SiteData, Split
 
 if TYPE_CHECKING:
     from prrfl.newcomer import Federation
+
+log = logging.getLogger("prrfl")
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run")]
 Data = Annotated[Path, typer.Option(metavar="DIR", help="the new sites' data, in any form that train takes")]
@@ -23,13 +26,16 @@ def evaluate(
     data: Data,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="write the scores there too")] = None,
 ) -> None:
-    """Score every site's network, their ensemble and the mean of deputies on sites that took no part."""
+    """Score every site's network, their ensemble and their mean on sites that took no part.
+
+    Test images are enough. What PRR-FL means are its deputies.
+    """
     from prrfl import newcomer
     from prrfl.engine.store import write_json
 
     federation = newcomer.read_federation(run_folder)
     found = {}
-    for site in _sites(data, federation):
+    for site in _sites(data, federation, ("test",)):
         scores = newcomer.evaluate(federation, site)
         _print(f"{site.name}: {len(site.test)} test images (%)", scores, federation.config.classes)
         found[site.name] = {name: asdict(value) for name, value in scores.items()}
@@ -44,35 +50,57 @@ def onboard(
     epochs: Annotated[int, typer.Option(min=1, help="local epochs of training")] = 5,
     seed: Annotated[int, typer.Option(min=0, help="same seed, same bits")] = 0,
 ) -> None:
-    """Give a new hospital its own network from a finished run, and say what it gained."""
+    """Give a new hospital its own network from a finished run, and say what it gained.
+
+    It needs images for training and test, none for validation.
+    """
     from prrfl import newcomer
     from prrfl.engine.store import write_json, write_tensors
     from prrfl.run import check_folder_is_free
 
     check_folder_is_free(out)
     federation = newcomer.read_federation(run_folder)
-    for site in _sites(data, federation):
-        with console.status(f"{site.name}: {epochs} epochs on {len(site.train)} images, twice"):
+    for site in _sites(data, federation, ("train", "test")):
+        with console.status(f"{site.name}: training on {len(site.train)} images, twice"):
             result = newcomer.onboard(federation, site, epochs, seed)
         write_tensors(out / site.name / "model.safetensors", result.network, {"run": str(run_folder)})
         write_json(out / site.name / "scores.json", {k: asdict(v) for k, v in result.scores.items()})
         _print(f"{site.name}: {len(site.test)} test images (%)", result.scores, federation.config.classes)
-        start, _, own, alone = result.scores.values()
+        start, _, own, alone = (scores.macro_f1 for scores in result.scores.values())
         console.print(
-            f"{site.name} gained {100 * (own.macro_f1 - start.macro_f1):.2f} points of macro-F1 over "
-            f"the mean of deputies, {100 * (own.macro_f1 - alone.macro_f1):.2f} over training alone; "
+            f"{site.name} {change(own, start)} of macro-F1 against the {federation.mean_name}, "
+            f"{change(own, alone)} of macro-F1 against training alone; "
             f"network: {out / site.name / 'model.safetensors'}",
             soft_wrap=True,
         )
 
 
-def _sites(data: Path, federation: "Federation") -> list[SiteData]:
+def change(after: float, before: float) -> str:
+    """Return how a fraction changed, in points."""
+    points = round(100 * (after - before), 2)
+    return f"{'lost' if points < 0 else 'gained'} {abs(points):.2f} points"
+
+
+def _sites(data: Path, federation: "Federation", needed: Sequence[Split]) -> list[SiteData]:
     from prrfl.data.sources import load_sites
+    from prrfl.engine.in_process import POOL
 
     config = federation.config
-    return load_sites(
-        data, image_size=config.image_size, classes=config.classes, allow_missing=config.allow_missing
+    sites = load_sites(
+        data,
+        image_size=config.image_size,
+        classes=config.classes,
+        allow_missing=config.allow_missing,
+        needed=needed,
     )
+    own = config.data is not None and config.data.resolve() == data.resolve()
+    known = [site.name for site in sites if own and federation.states.keys() & {site.name, POOL}]
+    if known:
+        log.warning(
+            "%s took part in the run, with this very data: scores here are not those of a newcomer",
+            ", ".join(known),
+        )
+    return sites
 
 
 def _print(title: str, scores: Mapping[str, Scores], classes: tuple[str, ...]) -> None:

@@ -37,14 +37,32 @@ class Source:
 
     @contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:
-        """Open one image for reading."""
+        """Open one image for reading.
+
+        Raises:
+            DataError: if it is in a zip and damaged there.
+        """
         path, member = self.files[name]
         if member is None:
             with path.open("rb") as file:
                 yield file
         else:
-            with zipfile.ZipFile(path) as archive:
-                yield io.BytesIO(archive.read(member))
+            yield io.BytesIO(_unzip(path, member))
+
+    def where(self, name: str) -> Path:
+        """Return what to call one image in messages: its file, or its name below its zip's."""
+        path, member = self.files[name]
+        return path if member is None else path / member
+
+
+def _unzip(path: Path, member: str) -> bytes:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.read(member)
+    # Each kind of compression raises exceptions of its own on damaged members; all mean the same to the user.
+    except Exception as cause:
+        reason = " ".join(str(cause).split())
+        raise DataError(f"{path}: {member} cannot be read ({reason}); get the archive anew") from None
 
 
 def find_images(places: Sequence[Path]) -> Source:
@@ -119,17 +137,21 @@ def one(text: str) -> bool:
 def _read(table: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     try:
         reader = csv.DictReader(io.StringIO(table.read_text("utf-8-sig"), newline=""))
-        rows = list(reader)
+        rows = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as cause:
         raise DataError(f"table {table} cannot be read: {cause}") from None
     for column in columns:
         if column not in (reader.fieldnames or ()):
             raise DataError(f"table {table} has no column '{column}'; is it the archive's own table?")
-    for row in rows:
-        name = row["image_id"] or ""
-        if not name or Path(name).name != name:
-            raise DataError(f"table {table}: image_id '{name}' is no plain name")
-    return rows
+    for line, row in rows:
+        for column in columns:
+            # A short row has None for the cells that it lacks. A lesion may be unknown, nothing else.
+            if column != "lesion_id" and not (row[column] or "").strip():
+                raise DataError(f"{table}:{line}: {column} is missing; complete the row, or drop it")
+        name = row["image_id"]
+        if Path(name).name != name:
+            raise DataError(f"{table}:{line}: image_id '{name}' is no plain name")
+    return [row for _, row in rows]
 
 
 def build(
@@ -154,7 +176,7 @@ def build(
         Names of the images that the source has not; they are left out.
 
     Raises:
-        DataError: if the folder exists and holds anything, or none of the images is there.
+        DataError: if the folder exists and holds anything, none of the images is there, or one is damaged.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} exists already; choose another folder, or remove it")
@@ -169,7 +191,7 @@ def build(
             target = temporary / "data" / entry.site / f"img_resize{image_size}" / f"{entry.name}.png"
             target.parent.mkdir(parents=True, exist_ok=True)
             with source.open(entry.name) as file:
-                pixels = read_image(source.files[entry.name][0], image_size, file)
+                pixels = read_image(source.where(entry.name), image_size, file)
             Image.fromarray(pixels).save(target)
             if seen:
                 seen(count)

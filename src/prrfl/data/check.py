@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -41,6 +41,8 @@ class Findings:
         leaks: one for each site with group ids and split but training, also where no image leaks.
         without_groups: sites none of whose images has a group id.
         few: (site, split, class name, images) with less than FEW images.
+        copies_across: valid and test images with the pixels of a training image of another site.
+        groups_across: valid and test images with the group id of a training image of another site.
         lone: (site, images) whose last training batch would hold one image, which joins the one before.
     """
 
@@ -51,6 +53,8 @@ class Findings:
     leaks: list[Leak] = field(default_factory=list)
     without_groups: list[ClientId] = field(default_factory=list)
     few: list[tuple[ClientId, Split, str, int]] = field(default_factory=list)
+    copies_across: int = 0
+    groups_across: int = 0
     lone: list[tuple[ClientId, int]] = field(default_factory=list)
 
 
@@ -96,6 +100,8 @@ def check(
             for k, name in enumerate(classes)
             if counts[site, split, k] < FEW
         ],
+        copies_across=_across(digests),
+        groups_across=_across((e, e.group) for e in entries if e.group),
         lone=[(site, n) for site, n in training.items() if n > 1 and n % batch == 1],
     )
 
@@ -107,6 +113,16 @@ def _leaks(entries: Sequence[Entry], sites: Sequence[ClientId]) -> Iterator[Leak
         for split in SPLITS[1:]:
             part = [e for e in here if e.split == split]
             yield Leak(site, split, sum(e.group in trained for e in part), len(part))
+
+
+def _across(keyed: Iterable[tuple[Entry, str]]) -> int:
+    """Return how many valid and test images have a key (pixels, a group) that another site trains on."""
+    keyed = list(keyed)
+    trained: defaultdict[str, set[ClientId]] = defaultdict(set)
+    for entry, key in keyed:
+        if entry.split == "train":
+            trained[key].add(entry.site)
+    return sum(e.split != "train" and bool(trained[key] - {e.site}) for e, key in keyed)
 
 
 def _digests(

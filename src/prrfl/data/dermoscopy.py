@@ -8,7 +8,7 @@ from pathlib import Path
 
 from prrfl.data.images import SPLITS, Entry, load_entries
 from prrfl.errors import DataError, nearest
-from prrfl.types import SiteData
+from prrfl.types import SiteData, Split
 
 CLASSES = ("nv", "bkl", "mel")
 SUFFIXES = {".png", ".jpg", ".jpeg"}
@@ -75,16 +75,21 @@ def load_site(
 
 
 def site_entries(
-    folder: Path, site: str, *, image_size: int, classes: Sequence[str] = CLASSES
+    folder: Path,
+    site: str,
+    *,
+    image_size: int,
+    classes: Sequence[str] = CLASSES,
+    needed: Sequence[Split] = SPLITS,
 ) -> list[Entry]:
-    """Return what one site's tables name, whether or not the images are there.
+    """Return what one site's tables of the needed splits name, whether or not the images are there.
 
     The group is the lesion_id, where a table has one; D's tables have none, or flags 0 and 1 in its place.
     """
     images = _image_folder(folder / "data" / site, image_size)
     files = {path.stem: path for path in images.iterdir() if path.suffix.lower() in SUFFIXES}
     tables = {
-        split: read_table(folder / "csv_folder" / site / f"{split}_{site}.csv", classes) for split in SPLITS
+        split: read_table(folder / "csv_folder" / site / f"{split}_{site}.csv", classes) for split in needed
     }
     return [
         Entry(files.get(row.image_id, images / f"{row.image_id}.png"), row.label, site, split, row.lesion)
@@ -103,8 +108,8 @@ def read_table(path: Path, classes: Sequence[str] = CLASSES) -> list[Row]:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         raise DataError(
-            f"table {path} is not there; every site needs train, valid and test: for a missing one, hold out "
-            "about 10 % of the training rows"
+            f"table {path} is not there; expected one for each split that is used: for validation, "
+            "hold out about 10 % of the training rows"
         ) from None
     except (OSError, UnicodeDecodeError) as cause:
         raise DataError(f"table {path} cannot be read as UTF-8 text: {cause}") from None

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,41 +45,69 @@ class Entry:
 
 
 def load_entries(
-    entries: Sequence[Entry], *, image_size: int, classes: Sequence[str], allow_missing: bool = False
+    entries: Sequence[Entry],
+    *,
+    image_size: int,
+    classes: Sequence[str],
+    allow_missing: bool = False,
+    needed: Sequence[Split] = SPLITS,
 ) -> list[SiteData]:
-    """Decode every image and return the sites, sorted by name.
+    """Decode every image of the needed splits and return the sites, sorted by name.
 
     Args:
         entries: of all sites and splits.
         image_size: side in pixels; images of another size are resized (bilinear, antialiased).
         classes: names of the labels 0, 1, ...
         allow_missing: leave out images that are not there, instead of refusing.
+        needed: the splits that every site must have; the others are not looked at and come out empty.
 
     Raises:
         DataError: naming the site, split or image at fault, what was expected and the mend.
     """
     return [
-        _load_site(site, [e for e in entries if e.site == site], image_size, classes, allow_missing)
+        _load_site(site, [e for e in entries if e.site == site], image_size, classes, allow_missing, needed)
         for site in sorted({e.site for e in entries})
     ]
 
 
 def _load_site(
-    site: ClientId, entries: Sequence[Entry], size: int, classes: Sequence[str], allow_missing: bool
+    site: ClientId,
+    entries: Sequence[Entry],
+    size: int,
+    classes: Sequence[str],
+    allow_missing: bool,
+    needed: Sequence[Split],
 ) -> SiteData:
-    parts = {split: [e for e in entries if e.split == split] for split in SPLITS}
+    parts = {split: [e for e in entries if e.split == split] for split in needed}
     for split, part in parts.items():
         if not part:
-            raise DataError(f"site {site} has no {split} images; every site needs train, valid and test")
+            raise DataError(
+                f"site {site} has no {split} images; expected images for each of {', '.join(needed)}"
+            )
     present = {split: _present(site, split, part, allow_missing) for split, part in parts.items()}
-    shown = Counter(e.label for e in present["train"])
-    if len(shown) < 2 or len(present["train"]) < 2:
+    if "train" in present:
+        check_training(f"site {site}", (e.label for e in present["train"]), classes)
+    return SiteData(site, *(_decode(present.get(split, []), size) for split in SPLITS))
+
+
+def check_training(whose: str, labels: Iterable[int], classes: Sequence[str]) -> None:
+    """Refuse training labels from which no network could learn to tell anything apart.
+
+    Raises:
+        DataError: if they show fewer than two classes.
+    """
+    shown = Counter(labels)
+    if len(shown) < 2:
         counts = ", ".join(f"{name} {shown[k]}" for k, name in enumerate(classes))
         raise DataError(
-            f"site {site}: its training table shows fewer than two classes ({counts}); "
+            f"{whose}: its training images show fewer than two classes ({counts}); "
             "add images of another class, or leave the site out"
         )
-    return SiteData(site, *(_decode(present[split], size) for split in SPLITS))
+
+
+def no_examples(size: int) -> Examples:
+    """Return a split without images."""
+    return Examples(torch.empty(0, 3, size, size, dtype=torch.uint8), torch.empty(0, dtype=torch.int64))
 
 
 def _present(site: ClientId, split: Split, entries: list[Entry], allow_missing: bool) -> list[Entry]:
@@ -102,6 +130,8 @@ def _present(site: ClientId, split: Split, entries: list[Entry], allow_missing: 
 
 
 def _decode(entries: Sequence[Entry], size: int) -> Examples:
+    if not entries:
+        return no_examples(size)
     pixels = torch.empty(len(entries), size, size, 3, dtype=torch.uint8)
 
     def fill(index: int) -> None:

@@ -3,6 +3,7 @@
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,14 +11,22 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from prrfl.data import dermoscopy
-from prrfl.data.images import Entry, load_entries
+from prrfl.data.images import SPLITS, Entry, check_training, load_entries, no_examples
 from prrfl.data.manifest import read_manifest
 from prrfl.errors import DataError
-from prrfl.types import Examples, SiteData
+from prrfl.types import Examples, SiteData, Split
+
+STEMS: dict[Split, str] = {"train": "train", "valid": "val", "test": "test"}
+"""What MedMNIST calls the splits."""
 
 
 def load_sites(
-    source: Path, *, image_size: int, classes: Sequence[str], allow_missing: bool = False
+    source: Path,
+    *,
+    image_size: int,
+    classes: Sequence[str],
+    allow_missing: bool = False,
+    needed: Sequence[Split] = SPLITS,
 ) -> list[SiteData]:
     """Load every site of a data set, decoding each image once.
 
@@ -27,18 +36,26 @@ def load_sites(
         image_size: side in pixels; images of another size are resized (bilinear, antialiased).
         classes: names of the labels 0, 1, ...
         allow_missing: leave out images that a table names but nobody has, instead of refusing.
+        needed: the splits that every site must have; the others are not looked at and come out empty.
 
     Raises:
         DataError: naming the file, line or site at fault, what was expected and the mend.
     """
     if arrays := _arrays(source):
-        return [_load_arrays(path, image_size, classes) for path in arrays]
-    entries = read_entries(source, image_size=image_size, classes=classes)
-    return load_entries(entries, image_size=image_size, classes=classes, allow_missing=allow_missing)
+        return [_load_arrays(path, image_size, classes, needed) for path in arrays]
+    return load_entries(
+        read_entries(source, image_size=image_size, classes=classes, needed=needed),
+        image_size=image_size,
+        classes=classes,
+        allow_missing=allow_missing,
+        needed=needed,
+    )
 
 
-def read_entries(source: Path, *, image_size: int, classes: Sequence[str]) -> list[Entry]:
-    """Return what a folder's tables or a manifest name, whether or not the images are there.
+def read_entries(
+    source: Path, *, image_size: int, classes: Sequence[str], needed: Sequence[Split] = SPLITS
+) -> list[Entry]:
+    """Return what a folder's tables of the needed splits or a manifest name, there or not.
 
     Raises:
         DataError: if a table cannot be read, or the source holds arrays, whose images have no files.
@@ -50,7 +67,9 @@ def read_entries(source: Path, *, image_size: int, classes: Sequence[str]) -> li
     return [
         entry
         for site in dermoscopy.find_sites(source)
-        for entry in dermoscopy.site_entries(source, site, image_size=image_size, classes=classes)
+        for entry in dermoscopy.site_entries(
+            source, site, image_size=image_size, classes=classes, needed=needed
+        )
     ]
 
 
@@ -60,52 +79,82 @@ def _arrays(source: Path) -> list[Path]:
     return sorted(source.glob("*.npz")) if source.is_dir() else []
 
 
-def _load_arrays(path: Path, size: int, classes: Sequence[str]) -> SiteData:
+def _load_arrays(path: Path, size: int, classes: Sequence[str], needed: Sequence[Split]) -> SiteData:
+    _check_zip(path)
+    parts = {
+        split: _examples(
+            f"{path}, {split}",
+            _read_array(path, f"{STEMS[split]}_images"),
+            _read_array(path, f"{STEMS[split]}_labels"),
+            size,
+            classes,
+        )
+        for split in needed
+    }
+    if "train" in parts:
+        check_training(str(path), parts["train"].labels.tolist(), classes)
+    return SiteData(path.stem, *(parts.get(split, no_examples(size)) for split in SPLITS))
+
+
+def _check_zip(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            whole = zipfile.is_zipfile(file)
+    except OSError as cause:
+        raise DataError(f"{path} cannot be read: {cause}") from None
+    if not whole:
+        raise DataError(f"{path} is no whole .npz file; expected a zip of arrays, as numpy.savez writes it")
+
+
+def _read_array(path: Path, name: str) -> NDArray[Any]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            parts = {
-                split: (arrays[f"{name}_images"], arrays[f"{name}_labels"])
-                for split, name in (("train", "train"), ("valid", "val"), ("test", "test"))
-            }
-    except KeyError as cause:
-        raise DataError(
-            f"{path}: {cause.args[0]}; expected {{train,val,test}}_images and _labels, as in MedMNIST"
-        ) from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as cause:
-        raise DataError(f"{path} cannot be read as arrays: {' '.join(str(cause).split())}") from None
-    return SiteData(
-        path.stem,
-        *(
-            _examples(f"{path}, {split}", *parts[split], size, classes)
-            for split in ("train", "valid", "test")
-        ),
-    )
+            if name not in arrays:
+                raise DataError(
+                    f"{path} has no {name}; expected {{train,val,test}}_images and _labels, as in MedMNIST"
+                )
+            array = arrays[name]
+    except DataError:
+        raise
+    # Damaged zips and arrays raise many kinds of exceptions; each means the same to the user.
+    except Exception as cause:
+        reason = " ".join(str(cause).split()).partition(" when allow_pickle")[0]  # no option of ours
+        raise DataError(f"{path}: {name} cannot be read ({reason}); write it anew by numpy.savez") from None
+    if not isinstance(array, np.ndarray):
+        raise DataError(f"{path}: {name} cannot be read (it is no array); write it anew by numpy.savez")
+    return array
 
 
 def _examples(
-    where: str, images: NDArray[np.uint8], labels: NDArray[np.int64], size: int, classes: Sequence[str]
+    where: str, images: NDArray[Any], labels: NDArray[Any], size: int, classes: Sequence[str]
 ) -> Examples:
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (3,)):
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (1,), (3,)):
         raise DataError(
             f"{where}: images are {images.dtype} of shape {images.shape}; "
-            "expected uint8 (N, H, W) or (N, H, W, 3)"
+            "expected uint8 (N, H, W), (N, H, W, 1) or (N, H, W, 3)"
         )
-    labels = labels.reshape(len(labels), -1)
-    if len(labels) != len(images) or labels.shape[1:] != (1,) or labels.dtype.kind not in "iu":
-        raise DataError(f"{where}: labels have shape {labels.shape}; expected one whole number per image")
-    if not len(labels) or labels.min() < 0 or labels.max() >= len(classes):
+    if images.size == 0:
+        raise DataError(f"{where}: images of shape {images.shape} hold no pixel; expected one image or more")
+    if labels.dtype.kind not in "iu":
+        raise DataError(f"{where}: labels are {labels.dtype}; expected whole numbers, int64 say")
+    if labels.shape not in ((len(images),), (len(images), 1)):
         raise DataError(
-            f"{where}: labels run from {labels.min(initial=0)} to {labels.max(initial=0)}, there are "
+            f"{where}: labels have shape {labels.shape}; expected one whole number per image, "
+            f"({len(images)},) or ({len(images)}, 1)"
+        )
+    if labels.min() < 0 or labels.max() >= len(classes):
+        raise DataError(
+            f"{where}: labels run from {labels.min()} to {labels.max()}, there are "
             f"{len(classes)} classes ({', '.join(classes)}); name them all by --classes"
         )
     pixels = np.stack([_square(image, size) for image in images])
     return Examples(
         inputs=torch.from_numpy(pixels).permute(0, 3, 1, 2),
-        labels=torch.from_numpy(labels[:, 0].astype(np.int64)),
+        labels=torch.from_numpy(labels.reshape(-1).astype(np.int64)),
         ids=tuple(map(str, range(len(labels)))),
     )
 
 
 def _square(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    rgb = Image.fromarray(image).convert("RGB")
+    rgb = Image.fromarray(image.squeeze(2) if image.shape[2:] == (1,) else image).convert("RGB")
     return np.array(rgb if rgb.size == (size, size) else rgb.resize((size, size), Image.Resampling.BILINEAR))
