@@ -1,7 +1,7 @@
 """Batch norm folded into the convolution before it: in evaluation the same outputs, for less arithmetic."""
 
 from torch import fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 Pairs = tuple[tuple[str, str], ...]
 """Names of a convolution and of the batch norm that alone takes its outputs."""
@@ -38,9 +38,9 @@ def _fits(network: nn.Module, conv: str, norm: str) -> bool:
 
 def fold(network: nn.Module, pairs: Pairs) -> nn.Module:
     """Fold each pair of a network in evaluation mode, in place, and return the network."""
-    for conv, norm in pairs:
-        convolution, batch_norm = network.get_submodule(conv), network.get_submodule(norm)
-        fused = fuse_conv_bn_eval(convolution, batch_norm)  # type: ignore[type-var, arg-type]
-        network.set_submodule(conv, fused)
-        network.set_submodule(norm, nn.Identity())
+    for conv_name, norm_name in pairs:
+        conv, norm = network.get_submodule(conv_name), network.get_submodule(norm_name)
+        statistics = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+        conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics)  # type: ignore[arg-type]
+        network.set_submodule(norm_name, nn.Identity())
     return network

@@ -135,3 +135,12 @@ def test_records_survive_the_file(tmp_path):
     append_records(tmp_path / "m.jsonl", records[:1])
     append_records(tmp_path / "m.jsonl", records[1:])
     assert read_records(tmp_path / "m.jsonl") == records
+
+
+def test_in_float64_no_weight_is_rounded_on_the_way():
+    recipe = Recipe(tiny_network(), precision="float64")  # the network itself is float32
+    weights = {
+        k: t.double() + 1e-12 if t.is_floating_point() else t for k, t in recipe.network.state_dict().items()
+    }
+    built = recipe.build(weights).state_dict()
+    assert all(torch.equal(built[key], tensor) for key, tensor in weights.items())

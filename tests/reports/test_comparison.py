@@ -1,14 +1,16 @@
 """The comparison: its statistics against scikit-learn and by hand, and the command."""
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from scipy.stats import ttest_1samp
 from sklearn.metrics import f1_score, roc_auc_score
 
 from prrfl.reports import comparison, statistics
-from prrfl.reports.meter import measure, worst_site
+from prrfl.reports.meter import SiteDrop, by_site, measure, recovery
 from prrfl.types import ExchangeRecord, Predictions, ScoreRecord, Scores
 from tests.sites_on_disk import write_layout
 
@@ -23,27 +25,48 @@ def probabilities(seed, skill):
     return np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
 
 
-def test_resamples_keep_every_class():
-    counts = statistics.resamples(LABELS, 50, np.random.default_rng(0))
-    for label, size in ((0, 20), (1, 9), (2, 4)):
-        assert (counts[:, label == LABELS].sum(1) == size).all()
-    assert len(np.unique(counts, axis=0)) == 50
+def test_resamples_let_the_share_of_a_class_vary():
+    counts = statistics.resamples(len(LABELS), 400, np.random.default_rng(0))
+    assert (counts.sum(1) == 33).all()
+    rare = counts[:, LABELS == 2].sum(1)
+    # Binomial(33, 4/33): mean 4, variance 33 * 4/33 * 29/33 = 3.515.
+    assert rare.mean() == pytest.approx(4, abs=0.3)
+    assert rare.var() == pytest.approx(3.515, rel=0.25)
 
 
-def test_scores_of_samples_are_scikit_learns():
-    counts = statistics.resamples(LABELS, 20, np.random.default_rng(1))
+def test_scores_of_samples_are_scikit_learns_even_where_a_class_is_lost():
+    counts = statistics.resamples(len(LABELS), 100, np.random.default_rng(1))
+    counts[0, LABELS > 0] = 0  # a single class: there is no AUC
     values = probabilities(2, 1.0)
     predicted = values.argmax(1)
-    for row, f1, auc in zip(
-        counts,
-        statistics.macro_f1(counts, LABELS, predicted),
-        statistics.macro_auc(counts, LABELS, values),
-        strict=True,
-    ):
+    f1s = statistics.macro_f1(counts, LABELS, predicted)
+    aucs = statistics.macro_auc(counts, LABELS, values)
+    lost = 0
+    for row, f1, auc in zip(counts, f1s, aucs, strict=True):
         chosen = np.repeat(np.arange(len(LABELS)), row.astype(int))
         assert f1 == pytest.approx(f1_score(LABELS[chosen], predicted[chosen], average="macro"))
-        areas = [roc_auc_score(LABELS[chosen] == c, values[chosen, c]) for c in range(3)]
-        assert auc == pytest.approx(np.mean(areas))
+        shown = np.unique(LABELS[chosen])
+        lost += len(shown) == 2
+        if len(shown) > 1:
+            areas = [roc_auc_score(LABELS[chosen] == c, values[chosen, c]) for c in shown]
+            assert auc == pytest.approx(np.mean(areas))
+    assert np.isnan(aucs[0])
+    assert not np.isnan(aucs[1:]).any()
+    assert lost > 0
+
+
+def test_a_constant_answer_has_an_interval():
+    runs = [run("prrfl", 0, 1.0)]
+    for p in runs[0].predictions.values():
+        p.probabilities[:] = torch.tensor([1.0, 0.0, 0.0])
+    ours, majority = comparison.compare(runs, draws=400)
+    low, high = ours.f1["a"].images
+    # Always class 0 of 20 in 33: F1 is 40 / 53 / 3; a sample's share of class 0 differs by some 17 points.
+    assert ours.f1["a"].mean == pytest.approx(40 / 53 / 3)
+    assert low < 40 / 53 / 3 - 0.02
+    assert high > 40 / 53 / 3 + 0.02
+    assert majority.f1 == ours.f1  # the same answers on the same samples
+    assert majority.auc["mean"].mean == 0.5
 
 
 def test_intervals_and_corrections_by_hand():
@@ -52,7 +75,22 @@ def test_intervals_and_corrections_by_hand():
     assert statistics.seed_interval([0.1]) is None
     assert statistics.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
     assert statistics.paired_p(np.array([0.1] * 98 + [-0.1])) == pytest.approx(2 * 2 / 100)
+    assert statistics.paired_p(np.array([0.1] * 98 + [-0.1] + [np.nan] * 9)) == pytest.approx(2 * 2 / 100)
     assert statistics.paired_p(np.zeros(10)) == 1.0
+    assert statistics.percentile_interval(np.array([np.nan, *range(101)])) == pytest.approx((2.5, 97.5))
+    assert statistics.percentile_interval(np.array([np.nan])) is None
+    mean = statistics.mean_of_defined([np.array([1.0, np.nan, np.nan]), np.array([3.0, 4.0, np.nan])])
+    assert mean == pytest.approx([2, 4, np.nan], nan_ok=True)
+
+
+def test_the_t_test_over_seeds():
+    # Two seeds: t = 0.2 / 0.1 = 2 with one degree of freedom, p = 1 - 2 atan(2) / pi.
+    assert statistics.seeds_p(np.array([0.1, 0.3])) == pytest.approx(1 - 2 * np.arctan(2) / np.pi)
+    values = np.array([0.1, 0.3, -0.05, 0.2])
+    assert statistics.seeds_p(values) == pytest.approx(ttest_1samp(values, 0).pvalue)
+    assert statistics.seeds_p(np.array([0.1])) is None
+    assert statistics.seeds_p(np.zeros(3)) == 1.0
+    assert statistics.seeds_p(np.full(3, 0.1)) == 0.0
 
 
 def run(method, seed, skill, f1s=((0.5, 0.4), (0.6, 0.3)), epochs=(0.5, 0.6)):
@@ -84,18 +122,50 @@ def test_the_meter_by_hand():
     assert [d.auc for d in drops] == pytest.approx([0.1, 0.15, 0.3, 0.35])
     # After round 0 it takes one epoch to be back at 0.5; after round 1 the run is over.
     assert [d.recovered_after for d in drops] == [1, 1, None, None]
-    assert worst_site(drops) == "b"
+    assert [d.outcome for d in drops] == ["back", "back", "last round", "last round"]
+    found = recovery(drops)
+    assert (found.epochs, found.back, found.falls) == (1.0, 2, 2)
+    sites = by_site(drops)
+    assert (sites["a"].mean, sites["a"].largest) == pytest.approx((0.2, 0.3))
+    assert (sites["b"].mean, sites["b"].largest) == pytest.approx((0.25, 0.35))
+
+
+def test_only_falls_count_as_recovered_and_only_what_is_followed():
     steady = measure(run("prrfl", 0, 1.0, f1s=((0.5, 0.5), (0.6, 0.7))).records)
-    assert [d.recovered_after for d in steady if d.client == "a"] == [0, 0]
+    assert [(d.outcome, d.recovered_after) for d in steady if d.client == "a"] == [("no fall", None)] * 2
+    # At b the fall by 0.05 in round 0 does not come back: the next epoch gives 0.45.
+    lost = measure(run("prrfl", 0, 1.0, f1s=((0.5, 0.5), (0.6, 0.7)), epochs=(0.5, 0.45)).records)
+    assert [d.outcome for d in lost if d.client == "b"] == ["not back", "no fall"]
+    found = recovery(lost)
+    assert (found.epochs, found.back, found.falls) == (None, 0, 1)
+    unseen = [r for r in run("prrfl", 0, 1.0).records if getattr(r, "moment", "") != "epoch"]
+    assert {d.outcome for d in measure(unseen)} == {"not followed"}
+    assert recovery(measure(unseen)).falls == 0
+
+
+def test_cells_say_how_many_falls_came_back_and_where_it_fell_most():
+    back = [run("fedavg", 0, 1.0), run("fedavg", 1, 1.0, epochs=(0.5, 0.45))]
+    steady = run("prrfl", 0, 1.0, f1s=((0.5, 0.6), (0.6, 0.7)))
+    heads, body = comparison.cells(comparison.compare([steady, *back], draws=50), ("nv", "bkl", "mel"))
+    ours, theirs, majority = (dict(zip(heads, line, strict=True)) for line in body)
+    assert (theirs["epochs to recover"], theirs["worst drop at"]) == ("1.0 (2 of 4)", "b (25.0)")
+    assert (ours["epochs to recover"], ours["worst drop at"]) == ("–", "–")
+    assert (ours["seeds"], theirs["seeds"], majority["seeds"]) == ("1", "2", "–")
+    row = comparison.compare([back[1]], draws=50)[0]
+    assert (
+        comparison.cells([row], ("nv", "bkl", "mel"))[1][0][heads.index("epochs to recover")] == "– (0 of 2)"
+    )
+    assert row.drops["b"] == SiteDrop(pytest.approx(0.25), pytest.approx(0.35))
 
 
 def test_the_table_knows_who_is_better_and_who_is_tied():
-    runs = [run("prrfl", s, 4.0) for s in (0, 1)] + [run("fedavg", s, 0.5) for s in (0, 1)]
-    runs += [run("fedbn", s, 4.0) for s in (0, 1)]  # the same predictions as PRR-FL: a tie, exactly
+    seeds = range(4)
+    runs = [run("prrfl", s, 4.0) for s in seeds] + [run("fedavg", s, 0.5) for s in seeds]
+    runs += [run("fedbn", s, 4.0) for s in seeds]  # the same predictions as PRR-FL: a tie, exactly
     rows = {row.method: row for row in comparison.compare(runs, draws=400)}
     ours, weak, twin = rows["prrfl"], rows["fedavg"], rows["fedbn"]
     for key in ("f1", "auc"):
-        assert ours.p[key] is None
+        assert key not in ours.p
         assert weak.p[key] < 0.05 < twin.p[key] == 1.0
         assert key in ours.best & twin.best
         assert key in ours.tied & twin.tied
@@ -103,7 +173,7 @@ def test_the_table_knows_who_is_better_and_who_is_tied():
     expected = np.mean(
         [
             f1_score(LABELS, p.probabilities.numpy().argmax(1), average="macro")
-            for r in runs[2:4]
+            for r in runs[4:8]
             for p in r.predictions.values()
         ]
     )
@@ -112,7 +182,6 @@ def test_the_table_knows_who_is_better_and_who_is_tied():
     assert low < expected < high
     assert weak.bytes == (200, 50)
     assert weak.drop[0] == pytest.approx(0.225)
-    assert weak.worst == "b"
     majority = rows["always the most frequent class"]
     assert majority.f1["a"].mean == pytest.approx(
         f1_score(LABELS, np.zeros(33), average="macro", zero_division=0)
@@ -126,8 +195,52 @@ def test_methods_are_paired_over_the_seeds_that_both_ran():
     rows = {row.method: row for row in comparison.compare([*ours, *theirs], draws=300)}
     # Seed 1 gave both the same predictions, so that nothing tells them apart, whatever seeds 0 and 2 gave.
     assert rows["fedavg"].p == {"f1": 1.0, "auc": 1.0}
+    assert rows["fedavg"].tests["f1"].seeds is None
+    # Neither ran all three seeds, so that no mean is called the best.
+    assert not any(row.best or row.tied for row in rows.values())
+    assert "thus without prrfl, fedavg" in comparison.legend(list(rows.values()))
     apart = {row.method: row for row in comparison.compare([ours[0], theirs[1]], draws=300)}
-    assert apart["fedavg"].p == {"f1": None, "auc": None}
+    assert apart["fedavg"].p == {}
+
+
+def test_a_difference_is_claimed_only_where_images_and_trainings_say_so():
+    weak, strong = [run("fedavg", s, 0.5) for s in (0, 1)], [run("prrfl", s, 4.0) for s in (0, 1)]
+    swapped = [replace(weak[0], method="prrfl"), strong[1]], [replace(strong[0], method="fedavg"), weak[1]]
+    # In seed 0 PRR-FL is far worse, in seed 1 far better: trainings decide, whatever the images say.
+    row = comparison.compare([*swapped[0], *swapped[1]], draws=300)[1]
+    gaps = [a.f1["mean"].mean - b.f1["mean"].mean for a, b in (
+        comparison.compare([swapped[0][k], swapped[1][k]], draws=10)[:2] for k in (0, 1)
+    )]  # fmt: skip
+    test = row.tests["f1"]
+    assert test.seeds == pytest.approx(ttest_1samp(gaps, 0).pvalue)
+    assert row.p["f1"] == max(test.images, test.seeds) == test.seeds > 0.5
+    # One seed leaves the images alone, and the legend says so.
+    rows = comparison.compare([strong[0], weak[0]], draws=300)
+    assert rows[1].tests["f1"].seeds is None
+    assert rows[1].p["f1"] == rows[1].tests["f1"].images < 0.05
+    assert "says nothing of other trainings" in comparison.legend(rows)
+    assert "says nothing" not in comparison.legend(comparison.compare([*strong, *weak], draws=50))
+
+
+def test_the_best_is_sought_among_methods_with_all_seeds():
+    runs = [run("prrfl", 0, 0.5), run("prrfl", 1, 0.5), run("lucky", 0, 4.0)]
+    rows = {row.method: row for row in comparison.compare(runs, draws=100)}
+    assert rows["lucky"].f1["mean"].mean > rows["prrfl"].f1["mean"].mean
+    assert rows["prrfl"].best == {"f1", "auc"}
+    assert not rows["lucky"].best | rows["lucky"].tied
+    assert "thus without lucky." in comparison.legend(list(rows.values()))
+
+
+def test_sites_of_a_single_class_leave_auc_out():
+    one = run("prrfl", 0, 1.0)
+    single = {s: replace(p, labels=torch.zeros_like(p.labels)) for s, p in one.predictions.items()}
+    runs = [replace(one, predictions=single), replace(one, predictions=single, method="fedavg")]
+    rows = comparison.compare(runs, draws=50)
+    assert rows[0].auc["mean"] == comparison.Estimate(None)
+    assert rows[1].p == {"f1": 1.0}
+    half = {**one.predictions, "b": single["b"]}
+    mixed = comparison.compare([replace(one, predictions=half)], draws=50)[0]
+    assert mixed.auc["mean"].mean == mixed.auc["a"].mean is not None
 
 
 def test_tables_for_people_say_what_is_best_and_escape_what_latex_would_read():
@@ -139,10 +252,43 @@ def test_tables_for_people_say_what_is_best_and_escape_what_latex_would_read():
     assert "*" not in lines[3]
     latex = comparison.to_latex(rows, ("nv", "bkl", "mel"))
     assert r"off\_x" in latex
+    assert latex.isascii()
+    assert "best mean; = not" in latex[latex.index(r"\end{tabular}") :]
     assert len({line.count("&") for line in latex.splitlines() if "&" in line}) == 1
     tidy = list(csv.DictReader(comparison.to_csv(rows).splitlines()))
     means = [r for r in tidy if r["method"] == "prrfl" and r["site"] == "mean" and r["measure"] == "macro_f1"]
     assert float(means[0]["mean"]) == pytest.approx(rows[0].f1["mean"].mean)
+
+
+def test_names_are_escaped():
+    one = run(r"a&#$%_{}~^\|", 0, 1.0)
+    rows = comparison.compare([one], draws=20)
+    latex = comparison.to_latex(rows, (r"x&|", "bkl", "mel"))
+    escaped = r"a\&\#\$\%\_\{\}\textasciitilde{}\textasciicircum{}\textbackslash{}\textbar{}"
+    assert f"\n{escaped} & " in latex
+    assert r"recall x\&\textbar{} & " in latex
+    markdown = comparison.to_markdown(rows, (r"x&|", "bkl", "mel"))
+    assert r"| a&#$%_{}~^\\| | 1 |" in markdown
+    assert r"| recall x&\| |" in markdown
+
+
+def test_the_figure_has_a_line_for_each_method_and_room_on_the_right():
+    runs = [
+        run(m, s, 1.0, epochs=(0.5, 0.6 + s / 10))
+        for m in ("prrfl", "fedavg", "prrfl:r1=0.7")
+        for s in (0, 1)
+    ]
+    left, _ = comparison.comparison_figure(runs, epochs=1).axes
+    assert [line.get_label() for line in left.lines] == ["prrfl", "fedavg", "prrfl:r1=0.7"]
+    assert left.lines[0].get_color() == left.lines[2].get_color() != left.lines[1].get_color()
+    assert left.lines[2].is_dashed()
+    assert left.get_xlim()[1] >= 2.03  # the last communication is at 2
+    assert len(left.collections) == 3  # ranges over seeds
+    assert left.lines[0].get_zorder() > left.lines[1].get_zorder()
+    one = comparison.bands(runs, 1, "macro_f1")["fedavg"]
+    # Mean of sites in percent; the second epoch is 0.6 with seed 0, 0.7 with seed 1.
+    second = list(one.at).index(2.0)
+    assert (one.low[second], one.mean[second], one.high[second]) == pytest.approx((60, 65, 70))
 
 
 def test_the_command_runs_resumes_and_refuses(tmp_path, prrfl):
@@ -169,13 +315,3 @@ def test_the_command_runs_resumes_and_refuses(tmp_path, prrfl):
         assert code == 2
         assert message in err
     assert prrfl("report", tmp_path / "c")[0] == 0
-
-
-def test_a_run_that_fails_is_named_and_the_others_are_kept(tmp_path, prrfl):
-    data = write_layout(tmp_path / "data")
-    common = ["--data", data, *SMALL, "--out", tmp_path / "c"]
-    methods = "fedavg,local:lr=1e30"
-    code, _, err = prrfl("compare", "--methods", methods, "--seeds", "0", *common)
-    assert code == 2
-    assert "first local:lr=1e30, seed 0" in err
-    assert (tmp_path / "c/runs/fedavg-seed0/summary.json").is_file()

@@ -50,7 +50,7 @@ def test_the_browser_shows_the_scores_and_one_site_at_a_time(folder, tmp_path):
     text = dom(folder / "report.html", tmp_path)
     summary = run.read_summary(folder)
     for site, scores in summary["best"]["sites"].items():
-        assert f"<td>{site}</td><td>9</td><td>{100 * scores['macro_f1']:.2f}</td>" in text
+        assert f'<th scope="row">{site}</th><td>9</td><td>{100 * scores["macro_f1"]:.2f}</td>' in text
     assert shown_sites(text) == ["clientA"]
     assert shown_sites(dom(folder / "report.html", tmp_path, "clientB")) == ["clientB"]
     predictions = read_predictions(folder / "predictions/clientB/best.csv")
@@ -90,7 +90,14 @@ def test_a_comparison_has_a_page_with_a_curve_for_each_method(tmp_path, prrfl):
     text = (tmp_path / "c/report.html").read_text("utf-8")
     for index, method in enumerate(("prrfl", "fedavg")):
         assert f'id="curve-{index}-macro_f1"' in text
-        assert f"<td>{method}</td>" in text
+        assert f'<th scope="row">{method}</th>' in text
+    ids = re.findall(r' id="([^"]*)"', text)
+    assert len(ids) == len(set(ids))
+    headings = re.findall(r"<h2>(.*?)</h2>", text)
+    assert headings[:3] == ["Scores (mean of sites)", "Per site", "Retrogress and cost"]
+    assert headings[3] == "Drop in macro-F1 at a communication, by site"
+    assert re.search(r'<td title="best mean[^"]*"><strong>[\d.]+\*=?</strong></td>', text)
+    assert re.search(r"<td[^>]*>-?[\d.]+ / -?[\d.]+</td>", text)
     panels = re.findall(r'<section data-site="(\w+)" data-method="(\w+)"', text)
     assert sorted(panels) == [(f"client{s}", m) for s in "AB" for m in ("fedavg", "prrfl")]
     if CHROMIUM:
@@ -106,3 +113,27 @@ def test_without_the_data_the_page_goes_without_images(folder, tmp_path, caplog)
     run.report(tmp_path / "run")
     assert "the page shows no images" in caplog.text
     assert "data:image/png" not in (tmp_path / "run/report.html").read_text("utf-8")
+
+
+@needs_chromium
+def test_sorting_keeps_the_mean_last_and_says_its_direction(folder, tmp_path):
+    click = "<script>document.querySelectorAll('.sheet thead button')[0].click()</script></html>"
+    page = tmp_path / "sorted.html"
+    page.write_text((folder / "report.html").read_text("utf-8").replace("</html>", click), "utf-8")
+    table = re.search(r'<table class="sheet">.*?</table>', dom(page, tmp_path), re.DOTALL).group()
+    assert re.findall(r'<th scope="row">(.*?)</th>', table) == ["clientB", "clientA", "mean"]
+    assert re.findall(r'aria-sort="(\w+)"', table) == ["descending"]
+    assert re.search(r"<tfoot>\s*<tr><th scope=\"row\">mean</th>", table)
+
+
+def test_every_communication_shows_both_drops_and_what_came_of_it(folder):
+    text = (folder / "report.html").read_text("utf-8")
+    table = re.search(r"<details><summary>Every communication.*?</details>", text, re.DOTALL).group()
+    assert re.findall(r'<button type="button">(.*?)</button>', table)[-3:] == [
+        "F1 drop", "AUC drop", "epochs to recover",
+    ]  # fmt: skip
+    rows = re.findall(r"<tr><th scope=\"row\">.*?</tr>", table)
+    assert len(rows) == 2 * 2 * 2  # rounds, sites, networks
+    # PRR-FL's personalised network is never replaced, so that it cannot fall.
+    assert all("<td>no fall</td>" in row for row in rows if "personalised" in row)
+    assert "deputy: scored only before and after each communication" in text

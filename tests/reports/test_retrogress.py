@@ -1,8 +1,10 @@
-"""The meter and the curve of retrogress, from records made by hand."""
+"""The summary and the curve of retrogress, from records made by hand."""
+
+from math import isnan
 
 from PIL import Image
 
-from prrfl.reports.retrogress import draw_retrogress
+from prrfl.reports.retrogress import caption, curve, draw_retrogress
 from prrfl.reports.summary import summarise
 from prrfl.types import ExchangeRecord, ScoreRecord, Scores
 
@@ -47,3 +49,17 @@ def test_the_curve_of_many_sites_takes_more_rows(tmp_path):
             assert len(picture.convert("RGB").getcolors(1_000_000)) > 20
     assert heights[1] > 1.8 * heights[0]
     assert {p.name for p in tmp_path.iterdir()} == {"2.png", "9.png"}
+
+
+def test_a_network_scored_only_at_communications_is_strokes_with_gaps():
+    followed = curve(history(["a"]), "model", "a", "macro_f1", 2)
+    assert [x for x, _ in followed] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert not any(isnan(y) for _, y in followed)
+    records = [r for r in history(["a"]) if getattr(r, "moment", "") != "epoch"]
+    strokes = curve(records, "model", "a", "macro_f1", 2)
+    assert [x for x, _ in strokes] == [1, 1, 2, 2, 2, 3, 3, 3]
+    values = [round(y, 6) for _, y in strokes if not isnan(y)]
+    assert values == [40, 15, 50, 25, 60, 35]
+    assert [k for k, (_, y) in enumerate(strokes) if isnan(y)] == [2, 5]
+    assert caption(history(["a"])) == ""
+    assert caption(records).startswith("model: scored only before and after")

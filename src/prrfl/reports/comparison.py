@@ -3,26 +3,31 @@
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
+import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from prrfl.reports.meter import measure, worst_site
-from prrfl.reports.retrogress import MEASURES, curve, save
+from prrfl.reports.meter import Recovery, SiteDrop, by_site, measure, recovery
+from prrfl.reports.retrogress import MEASURES, Band, band, curve, draw, dress, save
 from prrfl.reports.statistics import (
     Floats,
     holm,
     macro_auc,
     macro_f1,
+    mean_of_defined,
     paired_p,
     percentile_interval,
     resamples,
     seed_interval,
+    seeds_p,
 )
+from prrfl.reports.styles import Style, of_methods
 from prrfl.types import ClientId, ExchangeRecord, Predictions, RoundRecord
 
 REFERENCE = "prrfl"
@@ -62,18 +67,40 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class PairedTest:
+    """Whether a method differs from PRR-FL, asked twice.
+
+    Attributes:
+        images: p-value of the paired bootstrap over test images: would other images say the same?
+        seeds: p-value of the paired t-test over the seeds that both ran: would other trainings? ``None`` for
+            a single seed, which cannot tell.
+    """
+
+    images: float
+    seeds: float | None
+
+    @property
+    def p(self) -> float:
+        """The larger: a difference is claimed only where both tests find it."""
+        return self.images if self.seeds is None else max(self.images, self.seeds)
+
+
+@dataclass(frozen=True)
 class Row:
     """One method in the table.
 
     Attributes:
         f1: macro-F1 by site, and under ``mean`` the unweighted mean of sites; ``auc`` likewise.
         recall: per class, mean over the sites that show it and over seeds.
-        p: per measure, Holm-corrected p-value of the paired bootstrap against PRR-FL, over the seeds that
-            both ran; ``None`` for itself, and where they have no seed in common.
-        best: measures in which no other method's mean is higher.
+        complete: whether it ran every seed that any method ran; only then it competes for ``best``.
+        tests: per measure, against PRR-FL over the seeds that both ran; missing for itself, and where they
+            have no seed in common.
+        p: per measure, the test's p-value, Holm-corrected over the methods.
+        best: measures in which no other complete method's mean is higher.
         tied: measures in which the best method is not significantly better than this one.
         drop: mean fall of the deployed network at a communication: macro-F1 and AUC.
-        recovery: mean number of local epochs to get back, over the communications after which it did.
+        drops: the same by site, macro-F1.
+        recovery: how those falls ended.
         bytes: sent per site and round, up and down.
     """
 
@@ -82,25 +109,33 @@ class Row:
     f1: Mapping[str, Estimate]
     auc: Mapping[str, Estimate]
     recall: tuple[float | None, ...]
-    p: Mapping[str, float | None]
+    complete: bool = True
+    tests: Mapping[str, PairedTest] = field(default_factory=dict)
+    p: Mapping[str, float] = field(default_factory=dict)
     best: frozenset[str] = frozenset()
     tied: frozenset[str] = frozenset()
     drop: tuple[float, float | None] | None = None
-    recovery: float | None = None
-    worst: ClientId = ""
+    drops: Mapping[ClientId, SiteDrop] = field(default_factory=dict)
+    recovery: Recovery | None = None
     bytes: tuple[float, float] | None = None
     seconds: float | None = None
 
+    @property
+    def worst(self) -> ClientId | None:
+        """The site whose macro-F1 falls most at a communication, in the mean; ``None`` where none falls."""
+        site = max(self.drops, key=lambda client: self.drops[client].mean, default=None)
+        return site if site is not None and self.drops[site].mean > 0 else None
 
-Resampled = dict[str, dict[str, dict[int, dict[str, Floats]]]]
-"""Bootstrap scores by method, measure, seed and site; the first of each is that of the test set itself."""
+
+BySeed = dict[int, dict[str, Floats]]
+"""Bootstrap scores by seed and site; the first of each array is that of the test set itself."""
 
 
 def compare(runs: Sequence[Run], draws: int = 2000, seed: int = 0) -> list[Row]:
     """Return one row per method, and at the end the row of always answering the most frequent class.
 
     The same bootstrap samples of each site's test images serve all methods and seeds, so that differences
-    are paired: what is uncertain in both cancels. Seeds are not resampled; their spread stands beside.
+    are paired: what is uncertain in both cancels. Seeds are not resampled; a t-test stands for their spread.
 
     Args:
         runs: finished runs on the same data, any number of seeds for each method.
@@ -108,29 +143,47 @@ def compare(runs: Sequence[Run], draws: int = 2000, seed: int = 0) -> list[Row]:
         seed: of the bootstrap.
     """
     methods = list(dict.fromkeys(run.method for run in runs))
-    sites = sorted(runs[0].predictions)
     rng = np.random.default_rng(seed)
-    truth = {site: runs[0].predictions[site].labels.numpy() for site in sites}
     # The first sample is the test set itself, so that scores and intervals come out of one calculation.
-    counts = {s: np.vstack([np.ones(len(truth[s])), resamples(truth[s], draws, rng)]) for s in sites}
-    scores: Resampled = {}
+    counts = {
+        site: np.vstack([np.ones(len(p.labels)), resamples(len(p.labels), draws, rng)])
+        for site, p in sorted(runs[0].predictions.items())
+    }
+    f1: dict[str, BySeed] = {method: {} for method in methods}
+    auc: dict[str, BySeed] = {method: {} for method in methods}
     for run in runs:
-        for name in ("f1", "auc"):
-            of_sites = {s: _resampled(name, counts[s], run.predictions[s]) for s in sites}
-            scores.setdefault(run.method, {}).setdefault(name, {})[run.seed] = _with_mean(of_sites)
-    rows = [_row(method, [r for r in runs if r.method == method], scores[method]) for method in methods]
-    rows = _tested(rows, scores)
-    return [*rows, _majority(truth, runs[0].predictions)]
+        f1[run.method][run.seed], auc[run.method][run.seed] = _resampled(counts, run.predictions)
+    seeds = {run.seed for run in runs}
+    rows = [
+        replace(
+            _row(method, [r for r in runs if r.method == method], f1[method], auc[method]),
+            complete=f1[method].keys() == seeds,
+        )
+        for method in methods
+    ]
+    rows = _tested(_tested(rows, "f1", f1), "auc", auc)
+    return [*rows, _majority(counts, runs[0].predictions)]
 
 
-def _resampled(name: str, counts: Floats, predictions: Predictions) -> Floats:
-    labels, values = predictions.labels.numpy(), predictions.probabilities.numpy()
-    return macro_f1(counts, labels, values.argmax(1)) if name == "f1" else macro_auc(counts, labels, values)
+def _resampled(
+    counts: Mapping[ClientId, Floats], predictions: Mapping[ClientId, Predictions]
+) -> tuple[dict[str, Floats], dict[str, Floats]]:
+    """Return macro-F1 and AUC of each sample, by site and as the mean of sites."""
+    f1, auc = {}, {}
+    for site, samples in counts.items():
+        labels, values = predictions[site].labels.numpy(), predictions[site].probabilities.numpy()
+        f1[site] = macro_f1(samples, labels, values.argmax(1))
+        auc[site] = macro_auc(samples, labels, values)
+    return _with_mean(f1), _with_mean(auc)
 
 
 def _with_mean(sites: dict[str, Floats]) -> dict[str, Floats]:
-    defined = [values for values in sites.values() if not np.isnan(values).any()]
-    return {**sites, "mean": np.mean(defined, axis=0) if defined else next(iter(sites.values()))}
+    return {**sites, "mean": mean_of_defined(list(sites.values()))}
+
+
+def _estimates(seeds: BySeed) -> dict[str, Estimate]:
+    by_seed = list(seeds.values())
+    return {site: _estimate([scores[site] for scores in by_seed]) for site in by_seed[0]}
 
 
 def _estimate(seeds: Sequence[Floats]) -> Estimate:
@@ -140,22 +193,19 @@ def _estimate(seeds: Sequence[Floats]) -> Estimate:
     return Estimate(fmean(values), seed_interval(values), percentile_interval(np.mean(seeds, axis=0)[1:]))
 
 
-def _row(method: str, runs: Sequence[Run], scores: Mapping[str, Mapping[int, Mapping[str, Floats]]]) -> Row:
-    f1, auc = (list(scores[name].values()) for name in ("f1", "auc"))
+def _row(method: str, runs: Sequence[Run], f1: BySeed, auc: BySeed) -> Row:
     drops = [d for run in runs for d in measure(run.records) if d.deployed]
     aucs = [d.auc for d in drops if d.auc is not None]
-    back = [d.recovered_after for d in drops if d.recovered_after is not None]
     exchanges = [r for run in runs for r in run.records if isinstance(r, ExchangeRecord)]
     return Row(
         method=method,
         seeds=len(runs),
-        f1={site: _estimate([s[site] for s in f1]) for site in f1[0]},
-        auc={site: _estimate([s[site] for s in auc]) for site in auc[0]},
+        f1=_estimates(f1),
+        auc=_estimates(auc),
         recall=_recall([p for run in runs for p in run.predictions.values()]),
-        p={},
         drop=(fmean(d.f1 for d in drops), fmean(aucs) if aucs else None),
-        recovery=fmean(back) if back else None,
-        worst=worst_site(drops),
+        drops=by_site(drops),
+        recovery=recovery(drops),
         bytes=(
             fmean(b for r in exchanges for b in r.bytes_up.values()),
             fmean(r.bytes_down for r in exchanges),
@@ -176,74 +226,62 @@ def _recall(listed: Sequence[Predictions]) -> tuple[float | None, ...]:
     return tuple(found)
 
 
-def _p_values(of: str, others: Sequence[str], scores: Resampled, name: str) -> list[float | None]:
-    """Return the Holm-corrected p-value of one method against each other, over the seeds that both ran."""
-
-    def p(other: str) -> float | None:
-        mine, theirs = scores[of][name], scores[other][name]
-        if common := mine.keys() & theirs.keys():
-            return paired_p(
-                np.mean([mine[s]["mean"] - theirs[s]["mean"] for s in sorted(common)], axis=0)[1:]
+def _tests(of: str, scores: Mapping[str, BySeed]) -> dict[str, PairedTest]:
+    """Return the tests of one method against each other with which it shares a seed."""
+    tests = {}
+    for other in scores:
+        common = sorted(scores[of].keys() & scores[other].keys())
+        if other != of and common:
+            pairs = [scores[of][seed]["mean"] - scores[other][seed]["mean"] for seed in common]
+            tests[other] = PairedTest(
+                paired_p(np.mean(pairs, axis=0)[1:]), seeds_p(np.array([d[0] for d in pairs]))
             )
-        return None
-
-    found = {other: p(other) for other in others}
-    corrected = iter(holm([value for value in found.values() if value is not None]))
-    return [None if value is None else next(corrected) for value in found.values()]
+    return tests
 
 
-def _tested(rows: Sequence[Row], scores: Resampled) -> list[Row]:
-    """Return the rows with p-values against PRR-FL, the best of each measure, and who is tied with it."""
-    p: dict[str, dict[str, float | None]] = {row.method: {} for row in rows}
-    best: dict[str, set[str]] = {row.method: set() for row in rows}
-    tied: dict[str, set[str]] = {row.method: set() for row in rows}
-    for name in ("f1", "auc"):
-        means = {row.method: fmean(s["mean"][0] for s in scores[row.method][name].values()) for row in rows}
-        top = max(means.values())
-        winner = next(method for method, value in means.items() if value == top)
-        for method, value in means.items():
-            if value == top:
-                best[method].add(name)
-        others = [m for m in means if m != winner]
-        for method, p_tie in zip(others, _p_values(winner, others, scores, name), strict=True):
-            if p_tie is not None and p_tie >= LEVEL:
-                tied[method].add(name)
-                tied[winner].add(name)
-        if REFERENCE in means:
-            others = [m for m in means if m != REFERENCE]
-            p[REFERENCE][name] = None
-            for method, p_ours in zip(others, _p_values(REFERENCE, others, scores, name), strict=True):
-                p[method][name] = p_ours
+def _corrected(tests: Mapping[str, PairedTest]) -> dict[str, float]:
+    return dict(zip(tests, holm([test.p for test in tests.values()]), strict=True))
+
+
+def _tested(rows: Sequence[Row], name: str, scores: Mapping[str, BySeed]) -> list[Row]:
+    """Return the rows with one measure's tests against PRR-FL, who is best, and who is tied with it."""
+    means = {row.method: (row.f1 if name == "f1" else row.auc)["mean"].mean for row in rows}
+    if None in means.values():  # all test sets show a single class
+        return list(rows)
+    tests = _tests(REFERENCE, scores) if REFERENCE in scores else {}
+    p = _corrected(tests)
+    full = {row.method: means[row.method] or 0.0 for row in rows if row.complete}
+    best = {method for method, value in full.items() if value == max(full.values())}
+    tied: set[str] = set()
+    if best:
+        winner = next(method for method in full if method in best)
+        even = [m for m, value in _corrected(_tests(winner, scores)).items() if value >= LEVEL and m in full]
+        tied = {winner, *even} if even else set()
     return [
-        Row(**{
-            **row.__dict__,
-            "p": p[row.method],
-            "best": frozenset(best[row.method]),
-            "tied": frozenset(tied[row.method]),
-        })
-        for row in rows
-    ]  # fmt: skip
-
-
-def _majority(truth: Mapping[str, np.ndarray], predictions: Mapping[ClientId, Predictions]) -> Row:
-    f1: dict[str, Estimate] = {}
-    recall: dict[int, list[float]] = {}
-    for site, labels in truth.items():
-        frequent = int(np.bincount(labels).argmax())
-        f1[site] = Estimate(
-            float(macro_f1(np.ones((1, len(labels))), labels, np.full_like(labels, frequent))[0])
+        replace(
+            row,
+            tests={**row.tests, name: tests[row.method]} if row.method in tests else row.tests,
+            p={**row.p, name: p[row.method]} if row.method in p else row.p,
+            best=row.best | {name} if row.method in best else row.best,
+            tied=row.tied | {name} if row.method in tied else row.tied,
         )
-        for label in np.unique(labels):
-            recall.setdefault(int(label), []).append(float(label == frequent))
-    f1["mean"] = Estimate(fmean(e.mean for e in f1.values() if e.mean is not None))
-    classes = next(iter(predictions.values())).probabilities.shape[1]
+        for row in rows
+    ]
+
+
+def _majority(counts: Mapping[ClientId, Floats], predictions: Mapping[ClientId, Predictions]) -> Row:
+    answers = {}
+    for site, p in predictions.items():
+        always = torch.zeros_like(p.probabilities)
+        always[:, p.labels.bincount().argmax()] = 1.0
+        answers[site] = replace(p, probabilities=always)
+    f1, auc = _resampled(counts, answers)
     return Row(
         method="always the most frequent class",
         seeds=0,
-        f1=f1,
-        auc={site: Estimate(0.5) for site in f1},
-        recall=tuple(fmean(recall[k]) if k in recall else None for k in range(classes)),
-        p={},
+        f1=_estimates({0: f1}),
+        auc=_estimates({0: auc}),
+        recall=_recall(list(answers.values())),
     )
 
 
@@ -252,93 +290,163 @@ def to_csv(rows: Sequence[Row]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     heads = ["method", "site", "measure", "seeds", "mean", "seeds_ci95", "images_low", "images_high"]
-    writer.writerow([*heads, "p_against_prrfl", "best", "tied"])
+    heads += ["p_against_prrfl", "best", "tied", "p_images", "p_seeds"]
+    writer.writerow(heads)
     for row in rows:
-        for name, estimates in (("macro_f1", row.f1), ("auc", row.auc)):
-            key = "f1" if name == "macro_f1" else "auc"
+        for name, key, estimates in (("macro_f1", "f1", row.f1), ("auc", "auc", row.auc)):
             for site, e in estimates.items():
                 overall = site == "mean"
                 low, high = e.images or (None, None)
+                test = row.tests.get(key) if overall else None
                 writer.writerow([
                     row.method, site, name, row.seeds, e.mean, e.seeds, low, high,
                     row.p.get(key) if overall else None,
                     overall and key in row.best, overall and key in row.tied,
+                    test and test.images, test and test.seeds,
                 ])  # fmt: skip
-        for name, value in (
+        for site, fall in row.drops.items():
+            for name, value in (("drop_macro_f1", fall.mean), ("largest_drop_macro_f1", fall.largest)):
+                writer.writerow([row.method, site, name, row.seeds, value, *[None] * 8])
+        for name, figure in (
             *((f"recall_{k}", value) for k, value in enumerate(row.recall)),
             ("drop_macro_f1", row.drop and row.drop[0]),
             ("drop_auc", row.drop and row.drop[1]),
-            ("epochs_to_recover", row.recovery),
+            ("epochs_to_recover", row.recovery and row.recovery.epochs),
+            ("falls_recovered", row.recovery and row.recovery.back),
+            ("falls", row.recovery and row.recovery.falls),
             ("bytes_up", row.bytes and row.bytes[0]),
             ("bytes_down", row.bytes and row.bytes[1]),
             ("seconds", row.seconds),
         ):
-            writer.writerow([row.method, "mean", name, row.seeds, value, *[None] * 6])
+            writer.writerow([row.method, "mean", name, row.seeds, figure, *[None] * 8])
     return text.getvalue()
 
 
-def cells(
-    rows: Sequence[Row], classes: Sequence[str], plus_minus: str = "±"
-) -> tuple[list[str], list[list[str]]]:
-    """Return the table for people: headings, and each row's cells in percent.
+@dataclass(frozen=True)
+class Table:
+    """A table for people: a title, headings, and rows of cells; the first column names the row."""
+
+    title: str
+    heads: Sequence[str]
+    body: Sequence[Sequence[str]]
+
+
+def tables(rows: Sequence[Row], classes: Sequence[str]) -> tuple[Table, Table, Table]:
+    """Return the comparison in three tables: scores, retrogress and cost, and each site. Percent.
 
     ``*`` marks the best mean of a measure, ``=`` those that are not significantly behind it.
     """
     sites = [site for site in rows[0].f1 if site != "mean"]
-    heads = ["method"]
+    scores = ["method", "seeds"]
     for name in ("F1", "AUC"):
-        heads += [f"{name} mean", f"{name} mean, 95 % of images", f"{name} p"]
-    heads += ["drop F1", "drop AUC", "worst drop at", "epochs to recover", "MB up", "MB down", "minutes"]
-    heads += [f"recall {name}" for name in classes]
-    heads += [f"{name} {site}" for name in ("F1", "AUC") for site in sites]
-    body = []
-    for row in rows:
-        line = [row.method]
-        for key, estimates in (("f1", row.f1), ("auc", row.auc)):
-            mark = "*" * (key in row.best) + "=" * (key in row.tied)
-            line.append(_with_spread(estimates["mean"], plus_minus) + mark)
-            interval = estimates["mean"].images
-            line.append(f"{_percent(interval[0])} – {_percent(interval[1])}" if interval else "–")
-            p = row.p.get(key)
-            line.append("–" if p is None else f"{p:.3f}" if p >= 0.001 else "< 0.001")
-        line += [_percent(row.drop[0]), _percent(row.drop[1])] if row.drop else ["–", "–"]
-        line.append(row.worst or "–")
-        line.append("–" if row.recovery is None else f"{row.recovery:.1f}")
-        line += [f"{value / 1e6:.2f}" for value in row.bytes] if row.bytes else ["–", "–"]
-        line.append("–" if row.seconds is None else f"{row.seconds / 60:.1f}")
-        line += [_percent(value) for value in row.recall]
-        line += [_with_spread(e[site], plus_minus) for e in (row.f1, row.auc) for site in sites]
-        body.append(line)
+        scores += [f"{name} mean", f"{name} mean, 95 % of images", f"{name} p"]
+    scores += [f"recall {name}" for name in classes]
+    costs = ["method", "drop F1", "drop AUC", "worst drop at", "epochs to recover"]
+    costs += ["MB up", "MB down", "minutes"]
+    by_site = ["method", *(f"{name} {site}" for name in ("F1", "AUC") for site in sites)]
+    return (
+        Table("Scores (mean of sites)", scores, [_score_cells(row) for row in rows]),
+        Table("Retrogress and cost", costs, [_cost_cells(row) for row in rows]),
+        Table(
+            "Per site",
+            by_site,
+            [[row.method, *(_with_spread(e[s]) for e in (row.f1, row.auc) for s in sites)] for row in rows],
+        ),
+    )
+
+
+def cells(rows: Sequence[Row], classes: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Return the tables of :func:`tables` as one: headings, and each row's cells."""
+    first, *more = tables(rows, classes)
+    heads = [*first.heads, *(head for table in more for head in table.heads[1:])]
+    body = [
+        [*line, *(cell for table in more for cell in table.body[index][1:])]
+        for index, line in enumerate(first.body)
+    ]
     return heads, body
+
+
+def _score_cells(row: Row) -> list[str]:
+    line = [row.method, str(row.seeds or "–")]
+    for key, estimates in (("f1", row.f1), ("auc", row.auc)):
+        mark = "*" * (key in row.best) + "=" * (key in row.tied)
+        line.append(_with_spread(estimates["mean"]) + mark)
+        interval = estimates["mean"].images
+        line.append(f"{_percent(interval[0])} – {_percent(interval[1])}" if interval else "–")
+        p = row.p.get(key)
+        line.append("–" if p is None else f"{p:.3f}" if p >= 0.001 else "< 0.001")
+    return line + [_percent(value) for value in row.recall]
+
+
+def _cost_cells(row: Row) -> list[str]:
+    line = [row.method]
+    line += [_percent(row.drop[0]), _percent(row.drop[1])] if row.drop else ["–", "–"]
+    line.append(f"{row.worst} ({100 * row.drops[row.worst].mean:.1f})" if row.worst is not None else "–")
+    if row.recovery and row.recovery.falls:
+        epochs = "–" if row.recovery.epochs is None else f"{row.recovery.epochs:.1f}"
+        line.append(f"{epochs} ({row.recovery.back} of {row.recovery.falls})")
+    else:
+        line.append("–")
+    line += [f"{value / 1e6:.2f}" for value in row.bytes] if row.bytes else ["–", "–"]
+    return [*line, "–" if row.seconds is None else f"{row.seconds / 60:.1f}"]
 
 
 def to_markdown(rows: Sequence[Row], classes: Sequence[str]) -> str:
     """Return the table as Markdown, with its legend."""
     heads, body = cells(rows, classes)
-    lines = [f"| {' | '.join(line)} |" for line in (heads, ["---"] * len(heads), *body)]
-    return "\n".join(lines) + f"\n\n{legend(rows)}\n"
+    escaped = [[cell.replace("|", r"\|") for cell in line] for line in (heads, *body)]
+    escaped.insert(1, ["---"] * len(heads))
+    return "\n".join(f"| {' | '.join(line)} |" for line in escaped) + f"\n\n{legend(rows)}\n"
+
+
+LATEX = str.maketrans({
+    **{letter: f"\\{letter}" for letter in "&#$%_{}"},
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}",
+    "|": r"\textbar{}", "<": "$<$", ">": "$>$", "±": r"$\pm$", "–": "--",
+})  # fmt: skip
 
 
 def to_latex(rows: Sequence[Row], classes: Sequence[str]) -> str:
-    """Return the table as a LaTeX ``tabular``."""
-    heads, body = cells(rows, classes, plus_minus=r"$\pm$")
-    escape = str.maketrans({"_": r"\_", "%": r"\%", "<": r"$<$", "–": "--"})
-    lines = [" & ".join(line).translate(escape) + r" \\" for line in (heads, *body)]
+    """Return the table as a LaTeX ``tabular``, with its legend below."""
+    heads, body = cells(rows, classes)
+    lines = [" & ".join(cell.translate(LATEX) for cell in line) + r" \\" for line in (heads, *body)]
     begin = rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}"
-    return "\n".join([begin, r"\hline", lines[0], r"\hline", *lines[1:], r"\hline", r"\end{tabular}", ""])
+    table = [begin, r"\hline", lines[0], r"\hline", *lines[1:], r"\hline", r"\end{tabular}"]
+    return "\n".join([*table, "", rf"\par{{\footnotesize {legend(rows).translate(LATEX)}\par}}", ""])
 
 
 def legend(rows: Sequence[Row]) -> str:
     """Return what the marks and intervals of the table mean."""
     seeds = max(row.seeds for row in rows)
     spread = f"mean ± half the 95 % t-interval over {seeds} seeds" if seeds > 1 else "one seed"
-    return (
-        f"Percent; {spread}. '95 % of images': stratified bootstrap over test images, seeds averaged. "
-        "p: paired bootstrap over test images against PRR-FL, Holm-corrected; it does not cover the spread "
-        "of seeds. * best mean; = not significantly different from the best: a tie. Scores are of the best "
-        "round on validation among the last 20 %. Drop: fall of the deployed network at a communication, in "
-        "points."
-    )
+    lines = [f"Percent; {spread}.", "'95 % of images': bootstrap over test images, seeds averaged."]
+    if seeds > 1:
+        lines.append(
+            "p: difference to PRR-FL, the larger of a paired bootstrap over test images and a paired t-test "
+            "over the seeds that both ran, Holm-corrected."
+        )
+    else:
+        lines.append("p: difference to PRR-FL, paired bootstrap over test images, Holm-corrected.")
+    if seeds == 1 or any(test.seeds is None for row in rows for test in row.tests.values()):
+        lines.append("One common seed says nothing of other trainings: p is then of the images alone.")
+    lines.append("* best mean; = not significantly different from the best: a tie.")
+    if partial := [row.method for row in rows if not row.complete]:
+        lines.append(f"Marked only among methods that ran every seed, thus without {', '.join(partial)}.")
+    lines += [
+        "Scores are of the best round on validation among the last 20 %.",
+        "Drop: fall of the deployed network at a communication, in points; mean of rounds, sites, seeds.",
+        "Epochs to recover: local epochs until macro-F1 was back, mean over the falls that came back, and "
+        "how many did; falls of the last round, after which nothing can come back, are left out.",
+    ]
+    return " ".join(lines)
+
+
+def bands(runs: Sequence[Run], epochs: int, measure: str) -> dict[str, Band]:
+    """Return each method's curve of one measure: mean and range over seeds, of the mean of sites."""
+    return {
+        method: band([curve(r.records, None, None, measure, epochs) for r in runs if r.method == method])
+        for method in dict.fromkeys(run.method for run in runs)
+    }
 
 
 def draw_comparison(runs: Sequence[Run], epochs: int, path: Path) -> None:
@@ -349,33 +457,21 @@ def draw_comparison(runs: Sequence[Run], epochs: int, path: Path) -> None:
         epochs: local epochs in each round.
         path: the PNG to write.
     """
-    methods = list(dict.fromkeys(run.method for run in runs))
-    figure = Figure(figsize=(11, 4.8), layout="constrained")
+    save(comparison_figure(runs, epochs), path)
+
+
+def comparison_figure(runs: Sequence[Run], epochs: int) -> Figure:
+    """Return the figure of :func:`draw_comparison`."""
+    styles = of_methods(list(dict.fromkeys(run.method for run in runs)))
+    many = len(styles) > 5
+    figure = Figure(figsize=(13 if many else 11, 4.8), layout="constrained")
     axes = figure.subplots(1, 2)
     for axis, (name, label) in zip(axes, MEASURES, strict=True):
-        for index, method in enumerate(methods):
-            curves = [curve(run.records, None, None, name, epochs) for run in runs if run.method == method]
-            at = [x for x, _ in curves[0]]
-            values = np.array([[y for _, y in points] for points in curves])
-            bold = method == REFERENCE
-            (line,) = axis.plot(
-                at,
-                values.mean(0),
-                label=method,
-                color=f"C{index}",
-                linewidth=2.2 if bold else 1.2,
-                zorder=3 if bold else 2,
-            )
-            axis.fill_between(
-                at, values.min(0), values.max(0), color=line.get_color(), alpha=0.15, linewidth=0
-            )
-        axis.set_xlabel("communication round")
-        axis.set_ylabel(label)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.grid(axis="y", color="#dddddd", linewidth=0.6)
-        axis.spines[["top", "right"]].set_visible(False)
+        draw_bands(axis, bands(runs, epochs, name), styles, label)
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(methods)), frameon=False)
+    place: dict[str, Any] = {"loc": "outside right center"} if many else {"loc": "outside lower center"}
+    columns = 1 if many else len(styles)
+    figure.legend(handles, labels, ncols=columns, frameon=False, handlelength=3.5, **place)
     seeds = len({run.seed for run in runs})
     figure.suptitle(
         "Deployed networks on the test sets, mean of sites"
@@ -384,11 +480,33 @@ def draw_comparison(runs: Sequence[Run], epochs: int, path: Path) -> None:
         ha="left",
         fontsize=11,
     )
-    save(figure, path)
+    return figure
 
 
-def _with_spread(estimate: Estimate, plus_minus: str) -> str:
-    spread = f" {plus_minus} {_percent(estimate.seeds)}" if estimate.seeds is not None else ""
+def draw_bands(
+    axis: Axes, lines: Mapping[str, Band], styles: Mapping[str, Style], label: str, name: str | None = None
+) -> None:
+    """Draw several curves of one measure, PRR-FL's boldest.
+
+    Args:
+        axis: where to.
+        lines: as :func:`bands` returns them.
+        styles: of each line.
+        label: of the measure.
+        name: identifies the lines in SVG: ``curve-0-macro_f1`` for ``macro_f1``.
+    """
+    shade = min(0.15, 0.4 / len(lines))  # many ranges over each other are mud
+    for index, (method, line) in enumerate(lines.items()):
+        width = 2.2 if method == REFERENCE else 1.3
+        gid = name and f"curve-{index}-{name}"
+        draw(axis, line, styles[method], width, shade=shade, label=method, name=gid)
+    axis.set_xlabel("communication round")
+    axis.set_ylabel(label)
+    dress(axis)
+
+
+def _with_spread(estimate: Estimate) -> str:
+    spread = f" ± {_percent(estimate.seeds)}" if estimate.seeds is not None else ""
     return _percent(estimate.mean) + spread
 
 

@@ -3,8 +3,12 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Literal
 
 from prrfl.types import ClientId, RoundRecord, ScoreRecord
+
+Outcome = Literal["no fall", "back", "not back", "last round", "not followed"]
+"""What came after a communication; the last two cannot be told: no local epoch, or none that is scored."""
 
 
 @dataclass(frozen=True)
@@ -16,8 +20,8 @@ class Drop:
         model: the network's name; ``deployed`` tells whether it is the one that the hospital uses.
         f1_before: macro-F1 on the test set just before the aggregate was received, and ``f1_after`` after.
         auc_before: macro AUC before, and ``auc_after`` after; ``None`` where the test set has one class.
-        recovered_after: local epochs until the macro-F1 was back at what it was before; 0 where it did not
-            fall, ``None`` where the run ended first or the network is not the deployed one.
+        outcome: whether the macro-F1 fell, and whether it came back to what it was before.
+        recovered_after: local epochs until it was back; ``None`` for every outcome but ``back``.
     """
 
     round: int
@@ -28,6 +32,7 @@ class Drop:
     f1_after: float
     auc_before: float | None
     auc_after: float | None
+    outcome: Outcome
     recovered_after: int | None
 
     @property
@@ -43,40 +48,80 @@ class Drop:
         return self.auc_before - self.auc_after
 
 
+@dataclass(frozen=True)
+class Recovery:
+    """How falls in macro-F1 ended, among those after which it can be told.
+
+    Attributes:
+        epochs: mean number of local epochs over the falls that came back; ``None`` where none did.
+        back: number of falls that came back before the run's end.
+        falls: number of all.
+    """
+
+    epochs: float | None
+    back: int
+    falls: int
+
+
+@dataclass(frozen=True)
+class SiteDrop:
+    """Falls in macro-F1 at one site: their mean over communications, and the largest."""
+
+    mean: float
+    largest: float
+
+
 def measure(records: Iterable[RoundRecord]) -> list[Drop]:
     """Return every communication of a run, in order of time."""
     tests = [r for r in records if isinstance(r, ScoreRecord) and r.split == "test"]
     after = {(r.round, r.client, r.model): r.scores for r in tests if r.moment == "after"}
-    epochs: dict[ClientId, list[tuple[int, float]]] = {}
+    epochs: dict[tuple[ClientId, str], list[tuple[int, float]]] = {}
     for r in tests:
         if r.moment == "epoch":
-            epochs.setdefault(r.client, []).append((r.round, r.scores.macro_f1))
+            epochs.setdefault((r.client, r.model), []).append((r.round, r.scores.macro_f1))
     drops = []
     for r in tests:
-        then = after.get((r.round, r.client, r.model))
-        if r.moment == "before" and then is not None:
-            before, now = r.scores, then
-            later = [f1 for index, f1 in epochs.get(r.client, []) if index > r.round]
-            curve = [now.macro_f1, *(later if r.deployed else [])]
-            back = next((k for k, f1 in enumerate(curve) if f1 >= before.macro_f1), None)
+        now = after.get((r.round, r.client, r.model))
+        if r.moment == "before" and now is not None:
+            followed = epochs.get((r.client, r.model), [])
+            later = [f1 for index, f1 in followed if index > r.round]
+            back = next((k for k, f1 in enumerate(later, 1) if f1 >= r.scores.macro_f1), None)
+            outcome: Outcome
+            if now.macro_f1 >= r.scores.macro_f1:
+                outcome, back = "no fall", None
+            elif not followed:
+                outcome = "not followed"
+            elif not later:
+                outcome = "last round"
+            else:
+                outcome = "not back" if back is None else "back"
             drops.append(
                 Drop(
                     round=r.round,
                     client=r.client,
                     model=r.model,
                     deployed=r.deployed,
-                    f1_before=before.macro_f1,
+                    f1_before=r.scores.macro_f1,
                     f1_after=now.macro_f1,
-                    auc_before=before.auc,
+                    auc_before=r.scores.auc,
                     auc_after=now.auc,
+                    outcome=outcome,
                     recovered_after=back,
                 )
             )
     return drops
 
 
-def worst_site(drops: Sequence[Drop]) -> ClientId:
-    """Return the site whose macro-F1 falls most at a communication, in the mean over rounds."""
-    return max(
-        sorted({d.client for d in drops}), key=lambda client: fmean(d.f1 for d in drops if d.client == client)
-    )
+def recovery(drops: Iterable[Drop]) -> Recovery:
+    """Return how falls ended; communications without a fall, and falls with nothing after them, are out."""
+    outcomes = [d for d in drops if d.outcome in ("back", "not back")]
+    epochs = [d.recovered_after for d in outcomes if d.recovered_after is not None]
+    return Recovery(fmean(epochs) if epochs else None, len(epochs), len(outcomes))
+
+
+def by_site(drops: Sequence[Drop]) -> dict[ClientId, SiteDrop]:
+    """Return for each site the mean and the largest fall in macro-F1."""
+    falls: dict[ClientId, list[float]] = {}
+    for d in drops:
+        falls.setdefault(d.client, []).append(d.f1)
+    return {client: SiteDrop(fmean(found), max(found)) for client, found in sorted(falls.items())}

@@ -2,8 +2,9 @@
 
 import base64
 import io
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
 
@@ -11,16 +12,47 @@ import jinja2
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import roc_curve
 
-from prrfl.reports.comparison import Row, Run, cells, legend
+from prrfl.reports.comparison import Row, Run, bands, draw_bands, legend, tables
 from prrfl.reports.meter import measure
-from prrfl.reports.retrogress import MEASURES, curve
+from prrfl.reports.retrogress import MEASURES, Band, band, caption, curve
+from prrfl.reports.styles import PALETTE, Style, of_methods, of_networks
 from prrfl.types import ClientId, Predictions, RoundRecord, ScoreRecord, TrainRecord
 
 STAGES = {1: "recover", 2: "exchange", 3: "sublimate"}
-COLOURS = ("#0b6e99", "#d9730d", "#6b4fa0", "#448361", "#ad1a72", "#9f6b53", "#787774", "#c4554d", "#2b2b2b")
+MARKS = {
+    "*": "best mean",
+    "=": "not significantly different from the best: a tie",
+    "*=": "best mean; not significantly better than those marked =",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table.
+
+    Attributes:
+        title: says what a mark means.
+        best: shown bold.
+        heat: 0...1, how deeply it is coloured.
+    """
+
+    text: str
+    title: str = ""
+    best: bool = False
+    heat: float = 0.0
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table of the page: the first cell of a row names it; the foot stays last when rows are sorted."""
+
+    title: str
+    heads: Sequence[str]
+    body: Sequence[Sequence[Cell]]
+    foot: Sequence[Sequence[Cell]] = ()
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,7 +94,8 @@ def run_page(
     epochs = int(settings["epochs"])  # type: ignore[call-overload]
     models = list(dict.fromkeys(r.model for r in records if isinstance(r, ScoreRecord)))
     lines = {
-        model: {name: curve(records, model, None, name, epochs) for name, _ in MEASURES} for model in models
+        name: {model: band([curve(records, model, None, name, epochs)]) for model in models}
+        for name, _ in MEASURES
     }
     method = str(settings["method"])
     panels = [
@@ -76,13 +109,12 @@ def run_page(
     return _render(
         title=f"{settings['method']}: {len(predictions)} sites",
         lead=f"{settings['rounds']} communication rounds of {epochs} local epochs, seed {settings['seed']}",
-        heads=_score_heads(classes),
-        body=_score_rows(summary),
-        note="Test scores in percent of each site's deployed network at the best round on validation "
-        f"(round {summary['best_round'] + 1}); the mean over sites is unweighted.",
-        lines=list(lines),
-        curves=_curves(lines),
-        drops=_drops(records),
+        sheets=[_score_sheet(summary, classes)],
+        styles=of_networks(models),
+        curves=_curves(lines, of_networks(models)),
+        strokes=caption(records),
+        shaded=False,
+        drops=_drop_sheet(records),
         panels=panels,
         classes=classes,
         settings=settings,
@@ -93,31 +125,25 @@ def comparison_page(runs: Sequence[Run], rows: Sequence[Row], settings: Mapping[
     """Return the page of a comparison: the table, and the curves of all methods."""
     classes = [str(name) for name in settings["classes"]]  # type: ignore[attr-defined]
     epochs = int(settings["epochs"])  # type: ignore[call-overload]
-    lines: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for method in dict.fromkeys(run.method for run in runs):
-        lines[method] = {}
-        for name, _ in MEASURES:
-            seeds = [curve(run.records, None, None, name, epochs) for run in runs if run.method == method]
-            values = np.mean([[y for _, y in points] for points in seeds], axis=0)
-            lines[method][name] = [(x, float(y)) for (x, _), y in zip(seeds[0], values, strict=True)]
-    heads, body = cells(rows, classes)
+    lines = {name: bands(runs, epochs, name) for name, _ in MEASURES}
+    methods = list(dict.fromkeys(run.method for run in runs))
     seeds_of_all = sorted({run.seed for run in runs})
-    first = {method: next(run for run in runs if run.method == method) for method in lines}
+    first = {method: next(run for run in runs if run.method == method) for method in methods}
     panels = [
         _panel(site, method, predictions, run.records, classes)
         for method, run in first.items()
         for site, predictions in run.predictions.items()
     ]
     return _render(
-        title=f"{len(lines)} methods compared",
+        title=f"{len(methods)} methods compared",
         lead=f"{settings['rounds']} communication rounds of {epochs} local epochs, "
         f"seeds {', '.join(map(str, seeds_of_all))}; the panels of sites show each method's first seed",
-        heads=heads,
-        body=body,
-        note=legend(rows),
-        lines=list(lines),
-        curves=_curves(lines),
-        drops=[],
+        sheets=_comparison_sheets(rows, classes),
+        styles=of_methods(methods),
+        curves=_curves(lines, of_methods(methods)),
+        strokes="",
+        shaded=len(seeds_of_all) > 1,
+        drops=None,
         panels=panels,
         classes=classes,
         settings=settings,
@@ -146,29 +172,83 @@ def _render(**values: Any) -> str:
     text = resources.files("prrfl.reports").joinpath("page.html").read_text("utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["data_uri"] = lambda png: _base64("image/png", png)
-    return environment.from_string(text).render(**values, stage_names=STAGES, colours=COLOURS)
+    return environment.from_string(text).render(**values, stage_names=STAGES)
 
 
-def _score_heads(classes: Sequence[str]) -> list[str]:
-    return ["site", "images", "macro-F1", "AUC", *(f"recall {name}" for name in classes)]
-
-
-def _score_rows(summary: Mapping[str, Any]) -> list[list[str]]:
+def _score_sheet(summary: Mapping[str, Any], classes: Sequence[str]) -> Sheet:
     best = summary["best"]
-    rows = [
+    heads = ["site", "images", "macro-F1", "AUC", *(f"recall {name}" for name in classes)]
+    body = [
         [site, str(s["n"]), _percent(s["macro_f1"]), _percent(s["auc"]), *map(_percent, s["recall"])]
         for site, s in best["sites"].items()
     ]
-    mean = best["mean"]
-    blank = [""] * (len(rows[0]) - 4)
-    return [*rows, ["mean", "", _percent(mean["macro_f1"]), _percent(mean["auc"]), *blank]]
+    mean = [
+        "mean",
+        "",
+        _percent(best["mean"]["macro_f1"]),
+        _percent(best["mean"]["auc"]),
+        *[""] * len(classes),
+    ]
+    note = (
+        "Test scores in percent of each site's deployed network at the best round on validation "
+        f"(round {summary['best_round'] + 1}); the mean over sites is unweighted."
+    )
+    return Sheet("Scores", heads, [list(map(Cell, line)) for line in body], [list(map(Cell, mean))], note)
 
 
-def _drops(records: Sequence[RoundRecord]) -> list[list[str]]:
-    return [
-        [str(d.round + 1), d.client, d.model, _percent(d.f1_before), _percent(d.f1_after), _percent(d.f1)]
+def _drop_sheet(records: Sequence[RoundRecord]) -> Sheet:
+    """Return every communication; where nothing came back, the last column says why."""
+    heads = ["round", "site", "network", "F1 before", "F1 after", "F1 drop", "AUC drop", "epochs to recover"]
+    body = [
+        [
+            str(d.round + 1),
+            d.client,
+            d.model,
+            *map(_percent, (d.f1_before, d.f1_after, d.f1, d.auc)),
+            d.outcome if d.recovered_after is None else str(d.recovered_after),
+        ]
         for d in measure(records)
     ]
+    return Sheet("Every communication in numbers", heads, [list(map(Cell, line)) for line in body])
+
+
+def _comparison_sheets(rows: Sequence[Row], classes: Sequence[str]) -> list[Sheet]:
+    scores, costs, sites = (
+        Sheet(table.title, table.heads, [[Cell(line[0]), *map(_marked, line[1:])] for line in table.body])
+        for table in tables(rows, classes)
+    )
+    return [replace(scores, note=legend(rows)), sites, costs, _falls_sheet(rows)]
+
+
+def _marked(text: str) -> Cell:
+    mark = text.lstrip("0123456789.± –")
+    return Cell(text, title=MARKS.get(mark, ""), best="*" in mark)
+
+
+def _falls_sheet(rows: Sequence[Row]) -> Sheet:
+    """Return falls by method and site, the deeper their mean the stronger coloured."""
+    measured = [row for row in rows if row.drops]
+    deepest = max(fall.mean for row in measured for fall in row.drops.values())
+    body = [
+        [
+            Cell(row.method),
+            *(
+                Cell(
+                    f"{_percent(fall.mean)} / {_percent(fall.largest)}",
+                    heat=round(max(fall.mean, 0.0) / deepest, 2) if deepest > 0 else 0.0,
+                )
+                for fall in row.drops.values()
+            ),
+        ]
+        for row in measured
+    ]
+    return Sheet(
+        "Drop in macro-F1 at a communication, by site",
+        ["method", *measured[0].drops],
+        body,
+        note="Mean / largest over rounds and seeds, in points, of the deployed network; coloured by the "
+        "mean. Below zero the communication helped.",
+    )
 
 
 def _stages(records: Sequence[RoundRecord], site: ClientId) -> list[list[int]]:
@@ -186,25 +266,16 @@ def _confusion(predictions: Predictions, classes: int) -> list[list[int]]:
     return [[int(cell) for cell in row] for row in table]
 
 
-def _curves(lines: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]) -> str:
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    for axis, (name, label) in zip(figure.subplots(1, 2), MEASURES, strict=True):
-        for index, measures in enumerate(lines.values()):
-            points = measures[name]
-            axis.plot(
-                [x for x, _ in points],
-                [y for _, y in points],
-                color=COLOURS[index % len(COLOURS)],
-                gid=f"curve-{index}-{name}",
-                linewidth=1.8,
-            )
-        axis.set_xlabel("communication round")
-        axis.set_ylabel(label)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.grid(axis="y", color="#dddddd", linewidth=0.6)
-        axis.spines[["top", "right"]].set_visible(False)
-    text = _svg(figure)
-    return text[text.index("<svg") :]
+def _curves(lines: Mapping[str, Mapping[str, Band]], styles: Mapping[str, Style]) -> list[str]:
+    """Return a picture for each measure, as SVG elements whose lines can be told by their ids."""
+    pictures = []
+    for name, label in MEASURES:
+        figure = Figure(figsize=(5.0, 3.8), layout="constrained")
+        draw_bands(figure.subplots(), lines[name], styles, label, name)
+        text = _svg(figure, name)
+        # Matplotlib numbers the groups of each picture from 1; on one page such ids would stand twice.
+        pictures.append(re.sub(r'<g id="(?!curve-)[^"]*"', "<g", text[text.index("<svg") :]))
+    return pictures
 
 
 def _roc(predictions: Predictions, classes: Sequence[str]) -> str:
@@ -215,7 +286,7 @@ def _roc(predictions: Predictions, classes: Sequence[str]) -> str:
         truth = predictions.labels.numpy() == index
         if truth.any() and not truth.all():
             wrong, right, _ = roc_curve(truth, predictions.probabilities[:, index].numpy())
-            axis.plot(wrong, right, label=f"{name} ({truth.sum()})", color=COLOURS[index % len(COLOURS)])
+            axis.plot(wrong, right, label=f"{name} ({truth.sum()})", color=PALETTE[index % len(PALETTE)])
     axis.set_xlabel("false positive rate")
     axis.set_ylabel("true positive rate")
     axis.legend(frameon=False, fontsize=8, loc="lower right")
@@ -223,9 +294,9 @@ def _roc(predictions: Predictions, classes: Sequence[str]) -> str:
     return _svg(figure)
 
 
-def _svg(figure: Figure) -> str:
+def _svg(figure: Figure, salt: str = "prrfl") -> str:
     text = io.StringIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "prrfl", "font.size": 9}):
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": salt, "font.size": 9}):
         figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()
 

@@ -1,19 +1,41 @@
 """The retrogress curve: scores over communication rounds, with the drop at each communication visible."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from math import nan
 from pathlib import Path
 from statistics import fmean
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from prrfl.reports.statistics import Floats
+from prrfl.reports.styles import Style, of_networks
 from prrfl.types import RoundRecord, ScoreRecord
 
-COLOURS = ("#0b6e99", "#d9730d", "#6b4fa0", "#448361")
 MEASURES = (("macro_f1", "macro-F1 (%)"), ("auc", "AUC (%)"))
 
 Curve = list[tuple[float, float]]
+"""(communication round, percent) in order of time; NaN is a gap, where nothing is known."""
+
+
+@dataclass(frozen=True, eq=False)
+class Band:
+    """One line or several of the same shape: their mean and range at each moment."""
+
+    at: Floats
+    mean: Floats
+    low: Floats
+    high: Floats
+
+
+def band(curves: Sequence[Curve]) -> Band:
+    """Return mean and range of curves that have their moments in common, as those of several seeds do."""
+    values = np.array([[y for _, y in points] for points in curves])
+    at = np.array([x for x, _ in curves[0]])
+    return Band(at, values.mean(0), values.min(0), values.max(0))
 
 
 def draw_retrogress(records: Sequence[RoundRecord], path: Path, epochs: int, columns: int = 5) -> None:
@@ -34,20 +56,21 @@ def draw_retrogress(records: Sequence[RoundRecord], path: Path, epochs: int, col
     figure = Figure(figsize=(2.0 + 2.6 * columns, 4.6 * bands), layout="constrained")
     axes = figure.subplots(2 * bands, columns, squeeze=False, sharex=True, sharey="row")
     for index, client in enumerate(panels):
-        band, column = divmod(index, columns)
-        for row, (measure, label) in enumerate(MEASURES):
-            axis = axes[2 * band + row][column]
-            for model, colour in zip(models, COLOURS, strict=False):
-                points = curve(scores, model, client, measure, epochs)
-                _draw(axis, points, model, colour, bold=client is None)
-            if row == 0:
+        row, column = divmod(index, columns)
+        for below, (measure, label) in enumerate(MEASURES):
+            axis = axes[2 * row + below][column]
+            for model, style in of_networks(models).items():
+                line = band([curve(scores, model, client, measure, epochs)])
+                draw(axis, line, style, 1.8 if client is None else 1.1, label=model)
+            dress(axis)
+            axis.tick_params(labelsize=8)
+            if below == 0:
                 axis.set_title(
                     client or "mean of sites", fontsize=10, fontweight="normal" if client else "bold"
                 )
             else:
                 axis.set_xlabel("communication round")
                 axis.tick_params(labelbottom=True)  # rows of sites further down share this axis
-                axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             if column == 0:
                 axis.set_ylabel(label)
     for axis in axes.flat:
@@ -55,7 +78,10 @@ def draw_retrogress(records: Sequence[RoundRecord], path: Path, epochs: int, col
             axis.set_visible(False)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=len(models), frameon=False)
-    figure.suptitle("Scores on the test set over communication rounds", x=0.01, ha="left", fontsize=11)
+    title = "Scores on the test set over communication rounds"
+    if strokes := caption(scores):
+        title += f"\n{strokes}"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     save(figure, path)
 
 
@@ -72,7 +98,10 @@ def save(figure: Figure, path: Path) -> None:
 def curve(
     records: Sequence[RoundRecord], model: str | None, client: str | None, measure: str, epochs: int
 ) -> Curve:
-    """Return (communication round, percent) points in order of time: epochs, before, after.
+    """Return a network's curve: after each local epoch, and before and after each communication.
+
+    A network that is not scored after local epochs has a gap between communications: what it went through
+    there is not known, and a line would make it up.
 
     Args:
         records: a run's records.
@@ -90,18 +119,73 @@ def curve(
         if value is not None and (r.deployed if model is None else r.model == model):
             at = r.round + (r.epoch + 1) / epochs
             points.setdefault((at, rank[r.moment]), []).append(100 * value)
-    return [(at, fmean(points[at, moment])) for at, moment in sorted(points)]
+    followed = any(moment == rank["epoch"] for _, moment in points)
+    found: Curve = []
+    for at, moment in sorted(points):
+        if not followed and moment == rank["before"] and found:
+            found.append((at, nan))
+        found.append((at, fmean(points[at, moment])))
+    return found
 
 
-def _draw(axis: Axes, points: Curve, model: str, colour: str, bold: bool) -> None:
+def caption(records: Sequence[RoundRecord]) -> str:
+    """Return which networks are scored at communications alone; nothing where all are followed."""
+    tests = [r for r in records if isinstance(r, ScoreRecord) and r.split == "test"]
+    followed = {r.model for r in tests if r.moment == "epoch"}
+    strokes = [model for model in dict.fromkeys(r.model for r in tests) if model not in followed]
+    if not strokes:
+        return ""
+    return f"{' and '.join(strokes)}: scored only before and after each communication, one stroke for each"
+
+
+def draw(
+    axis: Axes,
+    line: Band,
+    style: Style,
+    width: float,
+    shade: float = 0.15,
+    label: str | None = None,
+    name: str | None = None,
+) -> None:
+    """Draw one line with its range; with markers where it has gaps, so that each stroke is seen.
+
+    Args:
+        axis: where to.
+        line: what to draw.
+        style: its colour and dashes.
+        width: in points.
+        shade: opacity of the range.
+        label: for the legend.
+        name: identifies it in SVG.
+    """
     axis.plot(
-        [x for x, _ in points],
-        [y for _, y in points],
-        color=colour,
-        label=model,
-        linewidth=1.8 if bold else 1.1,
+        line.at,
+        line.mean,
+        color=style.colour,
+        linestyle=(0, style.dashes) if style.dashes else "-",
+        linewidth=width,
+        zorder=2 + width / 10,  # bolder ones on top
+        marker="o" if np.isnan(line.mean).any() or len(line.at) < 3 else None,
+        markersize=2 * width,
+        label=label,
+        gid=name,
         solid_joinstyle="round",
     )
+    if (line.high > line.low).any():
+        axis.fill_between(
+            line.at,
+            line.low,
+            line.high,
+            color=style.colour,
+            alpha=shade,
+            linewidth=0,
+            gid=name and f"{name}-range",
+        )
+
+
+def dress(axis: Axes) -> None:
+    """Give an axis of curves its grid and whole rounds, and room on the right for the last drop."""
+    axis.margins(x=0.03)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(axis="y", color="#dddddd", linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.tick_params(labelsize=8)

@@ -10,52 +10,58 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
-def resamples(labels: Ints, draws: int, rng: np.random.Generator) -> Floats:
-    """Draw bootstrap samples of a test set within its classes, so that a rare class is never lost.
+def resamples(images: int, draws: int, rng: np.random.Generator) -> Floats:
+    """Draw bootstrap samples of a test set.
+
+    Plainly, not within classes: how many images a class has is as much chance as which ones they are. A
+    sample may lose a rare class; the scores then leave it out.
 
     Args:
-        labels: (N,) true classes.
+        images: number N of images.
         draws: number B of samples.
         rng: source of randomness.
 
     Returns:
         (B, N): how often each image is in each sample.
     """
-    counts = np.zeros((draws, len(labels)))
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        even = np.full(len(members), 1 / len(members))
-        counts[:, members] = rng.multinomial(len(members), even, size=draws)
-    return counts
+    return rng.multinomial(images, np.full(images, 1 / images), size=draws).astype(np.float64)
+
+
+def mean_of_defined(values: Sequence[Floats]) -> Floats:
+    """Return the mean of arrays, entry by entry over those that are not NaN; NaN where all are."""
+    with np.errstate(invalid="ignore"):  # none of none
+        mean: Floats = np.nansum(values, axis=0) / (~np.isnan(values)).sum(axis=0)
+    return mean
 
 
 def macro_f1(counts: Floats, labels: Ints, predicted: Ints) -> Floats:
-    """Return the macro-F1 of each sample, (B,), as scikit-learn defines it; see :func:`resamples`."""
+    """Return the macro-F1 of each sample, (B,), as scikit-learn defines it; see :func:`resamples`.
+
+    A class that a sample neither shows nor predicts does not count in it.
+    """
     scores = []
     for label in np.union1d(labels, predicted):
         truth, answer = labels == label, predicted == label
         both = counts @ (truth & answer)
         either = counts @ truth + counts @ answer
         with np.errstate(invalid="ignore"):
-            scores.append(2 * both / either)  # NaN where a sample neither shows nor predicts the class
-    mean: Floats = np.nanmean(scores, axis=0)
-    return mean
+            scores.append(2 * both / either)
+    return mean_of_defined(scores)
 
 
 def macro_auc(counts: Floats, labels: Ints, probabilities: Floats) -> Floats:
-    """Return the macro one-vs-rest AUC of each sample, (B,); NaN where the labels show a single class.
+    """Return the macro one-vs-rest AUC of each sample, (B,), over the classes that it shows.
+
+    NaN for a sample of a single class.
 
     Args:
         counts: (B, N), see :func:`resamples`.
         labels: (N,) true classes.
         probabilities: (N, C).
     """
-    shown = np.unique(labels)
-    if len(shown) < 2:
-        return np.full(len(counts), np.nan)
-    areas = [_auc(counts, labels == label, probabilities[:, label]) for label in shown]
-    mean: Floats = np.mean(areas, axis=0)
-    return mean
+    return mean_of_defined(
+        [_auc(counts, labels == label, probabilities[:, label]) for label in np.unique(labels)]
+    )
 
 
 def _auc(counts: Floats, positive: NDArray[np.bool_], values: Floats) -> Floats:
@@ -65,7 +71,8 @@ def _auc(counts: Floats, positive: NDArray[np.bool_], values: Floats) -> Floats:
     wins = np.add.reduceat(counts * positive, starts, axis=1)
     losses = np.add.reduceat(counts * ~positive, starts, axis=1)
     below = losses.cumsum(1) - losses
-    area: Floats = (wins * (below + losses / 2)).sum(1) / (wins.sum(1) * losses.sum(1))
+    with np.errstate(invalid="ignore"):  # no pair to compare: NaN
+        area: Floats = (wins * (below + losses / 2)).sum(1) / (wins.sum(1) * losses.sum(1))
     return area
 
 
@@ -78,15 +85,29 @@ def seed_interval(values: Sequence[float]) -> float | None:
 
 
 def percentile_interval(values: Floats) -> tuple[float, float] | None:
-    """Return the 95 % percentile interval of bootstrap scores; ``None`` where they are not defined."""
-    if np.isnan(values).any():
+    """Return the 95 % percentile interval of the bootstrap scores that are defined; ``None`` of none."""
+    defined = values[~np.isnan(values)]
+    if not len(defined):
         return None
-    low, high = np.percentile(values, [2.5, 97.5])
+    low, high = np.percentile(defined, [2.5, 97.5])
     return float(low), float(high)
 
 
+def seeds_p(differences: Floats) -> float | None:
+    """Return the two-sided p-value of a paired t-test over seeds; ``None`` for fewer than two."""
+    if len(differences) < 2:
+        return None
+    if not np.ptp(differences):  # the t statistic is 0 / 0, or infinite
+        return float(differences[0] == 0)
+    return float(stats.ttest_1samp(differences, 0.0).pvalue)
+
+
 def paired_p(differences: Floats) -> float:
-    """Return the two-sided bootstrap p-value of a paired difference: twice the smaller tail, at most 1."""
+    """Return the two-sided bootstrap p-value of a paired difference: twice the smaller tail, at most 1.
+
+    Samples in which the score is not defined do not count.
+    """
+    differences = differences[~np.isnan(differences)]
     n = len(differences)
     tail = min((differences <= 0).sum(), (differences >= 0).sum())
     return float(min(1.0, 2 * (tail + 1) / (n + 1)))
