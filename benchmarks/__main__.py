@@ -43,9 +43,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=2, help="local epochs of a round there, at least 2")
     parser.add_argument("--data", type=Path, help="real data in the published layout, instead of generated")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads of torch")
-    parser.add_argument(
-        "--cpu-time", action="store_true", help="not the clock's; for a busy machine, one thread"
-    )
     parser.add_argument("--json", type=Path, default=Path(__file__).with_name("results.json"))
     given = parser.parse_args()
     for name in given.names:
@@ -57,12 +54,8 @@ def arguments() -> argparse.Namespace:
 def settings_of(given: argparse.Namespace) -> Settings:
     """Return what the command line asks for."""
     if given.quick:
-        return Settings(
-            given.threads, 32, 12, repeats=1, data=given.data, quick=True, cpu_time=given.cpu_time
-        )
-    return Settings(
-        given.threads, given.size, given.images, given.epochs, data=given.data, cpu_time=given.cpu_time
-    )
+        return Settings(given.threads, 32, 12, repeats=1, data=given.data, quick=True)
+    return Settings(given.threads, given.size, given.images, given.epochs, data=given.data)
 
 
 def main() -> None:

@@ -41,8 +41,6 @@ class Settings:
         repeats: pairs of timings.
         data: real data in the published layout; generated, if not given.
         quick: a smoke run, whose figures mean nothing.
-        cpu_time: count the processor's time instead of the clock's: for a machine that others use as well,
-            and one thread, since waiting threads count too.
     """
 
     threads: int
@@ -52,7 +50,6 @@ class Settings:
     repeats: int = 5
     data: Path | None = None
     quick: bool = False
-    cpu_time: bool = False
 
     def pick(self, full: T, quick: T) -> T:
         """Return the extent of a measurement."""
@@ -60,10 +57,9 @@ class Settings:
 
     def stopwatch(self, call: Callable[[], object]) -> float:
         """Return the seconds that a call takes."""
-        clock = time.process_time if self.cpu_time else time.perf_counter
-        start = clock()
+        start = time.perf_counter()
         call()
-        return clock() - start
+        return time.perf_counter() - start
 
     def in_turns(self, contenders: Mapping[str, Callable[[], object]], repeats: int) -> Seconds:
         """Return the seconds of every call. The order is A B A B: a slow minute of the machine hits all.

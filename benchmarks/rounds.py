@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor
 
+from benchmarks.contender import PAPER, Contender
 from benchmarks.figures import Figure, Seconds, Settings, absolute, ratio
 from benchmarks.paper_form import PaperForm, Plan
 from benchmarks.workload import paper_recipe, pictures
@@ -21,12 +21,11 @@ from prrfl.training import predict
 from prrfl.types import ExchangeRecord, SiteData, Tensors
 
 ROUNDS = 3
-PAPER = "paper form"
 
 
 @dataclass(frozen=True)
-class Contender:
-    """A way to run the method.
+class Form:
+    """A way to run the method, in this process.
 
     Attributes:
         rounds: every step is one round.
@@ -39,13 +38,13 @@ class Contender:
     models: Callable[[], Mapping[str, Mapping[str, Tensors]]]
 
 
-def paper_form(entries: Sequence[Entry], plan: Plan) -> Contender:
+def paper_form(entries: Sequence[Entry], plan: Plan) -> Form:
     """Return the plain form."""
     form = PaperForm(entries, plan)
-    return Contender(form.rounds(), form.outputs, form.models)
+    return Form(form.rounds(), form.outputs, form.models)
 
 
-def package(sites: Sequence[SiteData], plan: Plan) -> Contender:
+def package(sites: Sequence[SiteData], plan: Plan) -> Form:
     """Return the package."""
     engine = InProcess(PRRFL(), sites, plan.recipe)
     records = run_rounds(
@@ -65,34 +64,35 @@ def package(sites: Sequence[SiteData], plan: Plan) -> Contender:
             for site in sites
         }
 
-    return Contender(ends, outputs, engine.models)
+    return Form(ends, outputs, engine.models)
 
 
-def race(contenders: Mapping[str, Contender], settings: Settings) -> Seconds:
-    """Run all rounds of all contenders in turns; return each one's seconds per round."""
-    seconds: Seconds = {name: [] for name in contenders}
-    for _ in range(ROUNDS):
-        for name, contender in contenders.items():
-            seconds[name].append(settings.stopwatch(partial(next, contender.rounds)))
-    return seconds
+def race(forms: Mapping[str, Form]) -> None:
+    """Run all rounds of all forms."""
+    for form in forms.values():
+        for _ in form.rounds:
+            pass
 
 
 def measure_round(settings: Settings) -> Iterator[Figure]:
-    """Seconds of a round, and how many times as fast as the plain form."""
-    with pictures(settings, settings.size, settings.images) as entries:
-        sites = load_entries(entries, image_size=settings.size, classes=CLASSES)
-
-        def plan(precision: str) -> Plan:
-            return Plan(paper_recipe(precision), settings.size, ROUNDS, settings.epochs)
-
-        contenders = {PAPER: paper_form(entries, plan("float32"))} | {
-            f"prrfl {precision}": package(sites, plan(precision)) for precision in ("float32", "bfloat16")
+    """Seconds of a round as users run it, and how many times as fast as the plain form it is."""
+    names = (PAPER, "prrfl float32", "prrfl bfloat16")
+    with pictures(settings, settings.size, settings.images) as (folder, _):
+        contenders = {
+            name: Contender(name, folder, settings.size, ROUNDS, settings.epochs, settings.threads)
+            for name in names
         }
-        seconds = race(contenders, settings)
-        yield from absolute(seconds, "a round: ")
-        for name in list(contenders)[1:]:
-            yield Figure(f"a round: {PAPER} / {name}", ratio(seconds, PAPER, name))
-            yield from differences(contenders[PAPER], contenders[name], sites, f"{name} and {PAPER}")
+        turns = {name: contender.round for name, contender in contenders.items()}
+        # One after the other: a contender has the machine for itself while the others wait.
+        seconds: Seconds = {name: [] for name in names}
+        for _ in range(ROUNDS):
+            for name, turn in turns.items():
+                seconds[name].append(turn())
+        for contender in contenders.values():
+            contender.close()
+    yield from absolute(seconds, "a round: ")
+    for name in names[1:]:
+        yield Figure(f"a round: {PAPER} / {name}", ratio(seconds, PAPER, name))
 
 
 def measure_agreement(settings: Settings) -> Iterator[Figure]:
@@ -102,18 +102,18 @@ def measure_agreement(settings: Settings) -> Iterator[Figure]:
     the yardstick is the package beside itself, from a start that differs by as much as rounding does.
     """
     size, images = max(32, settings.size // 2), max(12, settings.images // 2)
-    with pictures(settings, size, images) as entries:
+    with pictures(settings, size, images) as (_, entries):
         sites = load_entries(entries, image_size=size, classes=CLASSES)
         for precision in ("float64", "float32"):
             plan = Plan(paper_recipe(precision), size, ROUNDS, settings.epochs)
-            contenders = {
+            forms = {
                 PAPER: paper_form(entries, plan),
                 "prrfl": package(sites, plan),
                 "prrfl from a start 1e-7 off": package(sites, shaken(plan)),
             }
-            race(contenders, settings)
-            ours = contenders.pop("prrfl")
-            for name, other in contenders.items():
+            race(forms)
+            ours = forms.pop("prrfl")
+            for name, other in forms.items():
                 yield from differences(ours, other, sites, f"{precision}: prrfl and {name}")
 
 
@@ -128,7 +128,7 @@ def shaken(plan: Plan) -> Plan:
     return replace(plan, recipe=replace(plan.recipe, network=network))
 
 
-def differences(a: Contender, b: Contender, sites: Sequence[SiteData], label: str) -> Iterator[Figure]:
+def differences(a: Form, b: Form, sites: Sequence[SiteData], label: str) -> Iterator[Figure]:
     """Compare weights, outputs and scores after the last round, the largest difference over all sites."""
     outputs = by_site(a.outputs(), b.outputs())
     scores = [

@@ -11,6 +11,7 @@ from benchmarks.figures import Settings
 from prrfl.data.augment import Augmentation
 from prrfl.data.dermoscopy import CLASSES
 from prrfl.data.images import SPLITS, Entry
+from prrfl.data.manifest import manifest_csv
 from prrfl.data.sources import read_entries
 from prrfl.data.synthetic import GeneratedData, write_generated
 from prrfl.models import build_network
@@ -21,16 +22,21 @@ SITES = 4
 
 
 @contextmanager
-def pictures(settings: Settings, size: int, images: int) -> Iterator[list[Entry]]:
-    """Give a few images of each site on disk, real or generated, for as long as the block lasts."""
-    if settings.data is not None:
-        yield few(read_entries(settings.data, image_size=size, classes=CLASSES), images)
-        return
+def pictures(settings: Settings, size: int, images: int) -> Iterator[tuple[Path, list[Entry]]]:
+    """Give a few images of each site on disk, real or generated, for as long as the block lasts.
+
+    They come as the folder of a data set and as its entries.
+    """
     with TemporaryDirectory() as scratch:
-        # A fifth is for testing, of which half as many are wanted as for training.
-        spec = GeneratedData(sites=SITES, images=max(24, images * 7 // 2), size=size)
-        folder = write_generated(spec, Path(scratch) / "generated")
-        yield few(read_entries(folder, image_size=size, classes=CLASSES), images)
+        source = settings.data
+        if source is None:
+            # A fifth is for testing, of which half as many are wanted as for training.
+            spec = GeneratedData(sites=SITES, images=max(24, images * 7 // 2), size=size)
+            source = write_generated(spec, Path(scratch) / "generated")
+        entries = few(read_entries(source, image_size=size, classes=CLASSES), images)
+        manifest = Path(scratch) / "few.csv"
+        manifest.write_text(manifest_csv(entries, manifest.parent), encoding="utf-8")
+        yield manifest, entries
 
 
 def few(entries: Sequence[Entry], images: int) -> list[Entry]:

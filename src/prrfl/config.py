@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from prrfl.algorithms import ALGORITHMS, Algorithm
 from prrfl.errors import ConfigError, nearest
+from prrfl.machine import multiplies_bfloat16
 from prrfl.models import NETWORKS
 
 Ratio = Annotated[float, Field(ge=0, le=1)]
@@ -140,14 +141,6 @@ class TrainConfig(BaseModel):
         settings = self.model_dump(mode="json", exclude_none=True)
         # JSON's strings, numbers, booleans and lists are TOML's too.
         return "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
-
-
-def multiplies_bfloat16(device: str) -> bool:
-    """Return whether a device has instructions for bfloat16, so that it is faster than float32 there."""
-    if torch.device(device).type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    can = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
 
 
 def load_config(path: Path | None, overrides: Mapping[str, object]) -> TrainConfig:

@@ -33,6 +33,7 @@ from prrfl.data.synthetic import GeneratedData, cached
 from prrfl.engine import Engine, InProcess, Workers, run_rounds
 from prrfl.engine.store import to_bytes, write_json, write_tensors, write_text
 from prrfl.errors import ConfigError, DataError, ParticipationError, StateMismatchError
+from prrfl.machine import prepared
 from prrfl.models import build_network
 from prrfl.records import append_records, predictions_to_csv, read_predictions, read_records
 from prrfl.reports.page import Sample, run_page
@@ -227,19 +228,16 @@ def open_engine(
             share_dtype=torch.float16 if config.share_bits == 16 else None,
         )
 
-    threads = torch.get_num_threads()
-    if config.device.startswith("cuda"):
-        torch.set_float32_matmul_precision("high")  # TF32, in convolutions as in products
-        torch.backends.cudnn.allow_tf32 = True
     try:
-        if config.workers == 1:
-            torch.set_num_threads(config.threads)
-            yield make(sites)
-        else:
-            with Workers(make, sites, config.workers, config.threads) as engine:
-                yield engine
+        # Processes set their own threads; this one needs none beside them, and a team of them would not
+        # survive the fork.
+        with prepared(config.threads if config.workers == 1 else 1, config.device):
+            if config.workers == 1:
+                yield make(sites)
+            else:
+                with Workers(make, sites, config.workers, config.threads) as engine:
+                    yield engine
     finally:
-        torch.set_num_threads(threads)
         shutil.rmtree(rest, ignore_errors=True)
 
 

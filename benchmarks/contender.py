@@ -1,0 +1,93 @@
+"""One way of running rounds, in a process of its own, since how memory and cores are used is part of it."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+ROOT = Path(__file__).parents[1]
+PAPER = "paper form"
+
+
+class Contender:
+    """A process that runs one round whenever it is asked to."""
+
+    def __init__(self, name: str, folder: Path, size: int, rounds: int, epochs: int, threads: int) -> None:
+        """Start it: ``paper form``, or ``prrfl`` and a precision."""
+        command = [sys.executable, "-m", "benchmarks.contender", name, folder, size, rounds, epochs, threads]
+        self._process = subprocess.Popen(
+            list(map(str, command)), cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def round(self) -> float:
+        """Run the next round and return its seconds."""
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return float(self._process.stdout.readline())
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def paper_form(folder: Path, size: int, rounds: int, epochs: int, threads: int) -> Iterator[object]:
+    """Run the plain form with threads."""
+    import torch
+
+    from benchmarks.paper_form import PaperForm, Plan
+    from benchmarks.workload import paper_recipe
+    from prrfl.data.dermoscopy import CLASSES
+    from prrfl.data.sources import read_entries
+
+    torch.set_num_threads(threads)
+    entries = [e for e in read_entries(folder, image_size=size, classes=CLASSES) if e.path.is_file()]
+    yield from PaperForm(entries, Plan(paper_recipe(), size, rounds, epochs)).rounds()
+
+
+@contextmanager
+def package(folder: Path, size: int, rounds: int, epochs: int, precision: str) -> Iterator[Iterator[object]]:
+    """Run the package as its users do, with the workers and threads that it picks."""
+    from prrfl import run
+    from prrfl.config import load_config
+    from prrfl.engine import run_rounds
+    from prrfl.tensors import norm_keys
+    from prrfl.types import ExchangeRecord
+
+    flags = {"data": folder, "image_size": size, "rounds": rounds, "epochs": epochs, "precision": precision}
+    config = load_config(None, {**flags, "allow_missing": True})
+    sites = run.load_data(config)
+    config, algorithm, recipe = run.resolved(config, len(sites)), config.algorithm(), run.make_recipe(config)
+    with (
+        TemporaryDirectory() as scratch,
+        run.open_engine(config, algorithm, recipe, sites, Path(scratch)) as engine,
+    ):
+        keys = norm_keys(recipe.network)
+        records = run_rounds(algorithm, engine, rounds=rounds, epochs=epochs, norm_keys=keys)
+        yield (record for record in records if isinstance(record, ExchangeRecord))
+
+
+def serve(rounds: Iterator[object]) -> None:
+    """Run a round for every line of standard input, and print its seconds."""
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        next(rounds)
+        print(time.perf_counter() - start, flush=True)
+
+
+def main() -> None:
+    """Be the contender that the arguments name."""
+    name, folder, *numbers = sys.argv[1:]
+    size, rounds, epochs, threads = map(int, numbers)
+    if name == PAPER:
+        serve(paper_form(Path(folder), size, rounds, epochs, threads))
+        return
+    with package(Path(folder), size, rounds, epochs, name.split()[-1]) as steps:
+        serve(steps)
+
+
+if __name__ == "__main__":
+    main()
