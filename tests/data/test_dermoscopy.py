@@ -5,7 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from prrfl.data.dermoscopy import find_sites, load_site, load_sites, read_table
+from prrfl.data.dermoscopy import CLASSES, find_sites, read_table, site_entries
+from prrfl.data.images import load_entries
+from prrfl.data.sources import load_sites
 from prrfl.errors import DataError
 from tests.reference import DERMOSCOPY, needs_dermoscopy
 from tests.sites_on_disk import write_layout
@@ -17,7 +19,7 @@ def folder(tmp_path):
 
 
 def load(folder, **settings):
-    return load_sites(folder, **{"image_size": 32, **settings})
+    return load_sites(folder, **{"image_size": 32, "classes": CLASSES, **settings})
 
 
 def refused(folder, **settings):
@@ -144,11 +146,12 @@ def test_the_number_of_classes_is_the_users(folder):
 
 @needs_dermoscopy
 def test_the_real_data():
+    entries = site_entries(DERMOSCOPY, "clientD", image_size=32)
     with pytest.raises(DataError, match="2 of 1400 images missing") as caught:
-        load_site(DERMOSCOPY, "clientD", image_size=32)
+        load_entries(entries, image_size=32, classes=CLASSES)
     assert "ISIC_0012175" in str(caught.value)
     assert "ISIC_0012271" in str(caught.value)
-    site = load_site(DERMOSCOPY, "clientD", image_size=32, allow_missing=True)
+    (site,) = load_entries(entries, image_size=32, classes=CLASSES, allow_missing=True)
     assert [len(site.split(name)) for name in ("train", "valid", "test")] == [1398, 199, 401]
     assert torch.bincount(site.test.labels).tolist() == [275, 51, 75]
     counts = {

@@ -1,6 +1,5 @@
 """The four-site data set from the public archives: HAM10000 and ISIC 2017, folders or zips."""
 
-import csv
 import io
 import os
 import shutil
@@ -17,6 +16,7 @@ from PIL import Image
 from prrfl.data.dermoscopy import CLASSES
 from prrfl.data.images import Entry, read_image
 from prrfl.data.split import split
+from prrfl.data.tables import read_rows
 from prrfl.errors import DataError
 
 SITES = {"vidir_modern": "clientA", "vidir_molemax": "clientB", "rosendahl": "clientC"}
@@ -131,22 +131,14 @@ def isic_entries(table: Path) -> list[Entry]:
 
 def one(text: str) -> bool:
     """Return whether a cell of ISIC's table says yes: ``1`` or ``1.0``."""
-    return text.strip() in ("1", "1.0")
+    return text in ("1", "1.0")
 
 
 def _read(table: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    try:
-        reader = csv.DictReader(io.StringIO(table.read_text("utf-8-sig"), newline=""))
-        rows = [(reader.line_num, row) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as cause:
-        raise DataError(f"table {table} cannot be read: {cause}") from None
-    for column in columns:
-        if column not in (reader.fieldnames or ()):
-            raise DataError(f"table {table} has no column '{column}'; is it the archive's own table?")
+    rows = read_rows(table, columns)
     for line, row in rows:
         for column in columns:
-            # A short row has None for the cells that it lacks. A lesion may be unknown, nothing else.
-            if column != "lesion_id" and not (row[column] or "").strip():
+            if column != "lesion_id" and not row[column]:  # a lesion may be unknown, nothing else
                 raise DataError(f"{table}:{line}: {column} is missing; complete the row, or drop it")
         name = row["image_id"]
         if Path(name).name != name:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from prrfl.data.images import SPLITS, Entry
+from prrfl.data.tables import read_rows
 from prrfl.errors import DataError, nearest
 
 COLUMNS = ("path", "label", "site", "split", "group")
@@ -22,34 +23,16 @@ def read_manifest(path: Path, classes: Sequence[str]) -> list[Entry]:
     Raises:
         DataError: naming the file and line, what was expected and the mend.
     """
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as cause:
-        raise DataError(f"manifest {path} cannot be read as UTF-8 text: {cause}") from None
-    reader = csv.DictReader(io.StringIO(text, newline=""))
     entries: list[Entry] = []
     lines: dict[tuple[str, Path], int] = {}
-    try:
-        columns = [name.strip() for name in reader.fieldnames or ()]
-        reader.fieldnames = columns
-        for needed in COLUMNS[:-1]:
-            if needed not in columns:
-                raise DataError(
-                    f"manifest {path} has no column '{needed}'{nearest(needed, columns)}; "
-                    f"its columns are {', '.join(columns) or 'none'}"
-                )
-        for cells in reader:
-            where = f"{path}:{reader.line_num}"
-            entry = _entry({k: (cells.get(k) or "").strip() for k in COLUMNS}, where, path.parent, classes)
-            if (entry.site, entry.path) in lines:
-                first = lines[entry.site, entry.path]
-                raise DataError(f"{where}: {entry.path} stands on line {first} already; keep one of the two")
-            lines[entry.site, entry.path] = reader.line_num
-            entries.append(entry)
-    except csv.Error as cause:
-        raise DataError(f"{path}:{reader.line_num} is no CSV: {cause}") from None
-    if not entries:
-        raise DataError(f"manifest {path} is empty; expected a header and at least one image")
+    for line, cells in read_rows(path, COLUMNS[:-1], "manifest"):
+        where = f"{path}:{line}"
+        entry = _entry(cells, where, path.parent, classes)
+        if (entry.site, entry.path) in lines:
+            first = lines[entry.site, entry.path]
+            raise DataError(f"{where}: {entry.path} stands on line {first} already; keep one of the two")
+        lines[entry.site, entry.path] = line
+        entries.append(entry)
     return entries
 
 
@@ -72,7 +55,7 @@ def _entry(cells: Mapping[str, str], where: str, folder: Path, classes: Sequence
         )
     if not cells["path"] or "\0" in cells["path"]:
         raise DataError(f"{where}: no path; expected an image's, relative to {folder}")
-    return Entry((folder / cells["path"]).resolve(), index, site, split, cells["group"] or None)
+    return Entry((folder / cells["path"]).resolve(), index, site, split, cells.get("group") or None)
 
 
 def manifest_csv(entries: Sequence[Entry], folder: Path) -> str:
