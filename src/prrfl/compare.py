@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
 
-from prrfl import run
+from prrfl import run_folder
 from prrfl.algorithms import ALGORITHMS
 from prrfl.config import TrainConfig, load_config
 from prrfl.data.synthetic import GeneratedData, cached
@@ -74,7 +74,7 @@ def plan(
             # The base as a whole, so that a quickstart's or file's settings hold for every run.
             whole = {**base.model_dump(exclude_none=True), **settings}
             planned.append(Planned(method, seed, load_config(None, whole), folder))
-    begun = {folder: run.settings_of(folder) for folder in _run_folders(out)}
+    begun = {folder: run_folder.settings_of(folder) for folder in _run_folders(out)}
     _check_alike({one.folder: one.config for one in planned} | begun)
     for one in planned:
         if one.folder in begun:
@@ -164,7 +164,7 @@ def run_all(planned: Sequence[Planned], workers: int | None = None) -> Iterator[
     # Threads depend on the plan, not on what is left of it, because sums in threads round differently.
     threads = max(1, cores // workers)
     failed: dict[str, str] = {}
-    waiting = [one for one in planned if not run.is_finished(one.folder)]
+    waiting = [one for one in planned if not run_folder.is_finished(one.folder)]
     running: list[_Process] = []
     try:
         while waiting or running:
@@ -175,7 +175,7 @@ def run_all(planned: Sequence[Planned], workers: int | None = None) -> Iterator[
                 running.remove(ended)
                 if words := ended.last_words():
                     failed[f"{ended.planned.method}, seed {ended.planned.seed}"] = words
-            yield State(sum(run.rounds_done(one.folder) for one in planned), failed)
+            yield State(sum(run_folder.rounds_done(one.folder) for one in planned), failed)
     finally:
         # Reached early when the user interrupts: no process outlives the command that started it.
         for one in running:
@@ -204,7 +204,7 @@ class _Process:
 
 def _start(one: Planned, threads: int) -> _Process:
     if not (one.folder / "config.toml").is_file():
-        run.begin(one.config.model_copy(update={"threads": threads}), one.folder)
+        run_folder.begin(one.config.model_copy(update={"threads": threads}), one.folder)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     said = TemporaryFile()  # noqa: SIM115 - not a pipe, which would stop the run when nobody reads
     command = [sys.executable, "-m", "prrfl", "resume", str(one.folder)]
@@ -219,7 +219,9 @@ def read_runs(folder: Path) -> tuple[list[comparison.Run], TrainConfig]:
         ConfigError: if the folder holds no finished run, or runs whose settings differ.
         DataError: if runs were judged on different images.
     """
-    finished = {path: run.settings_of(path) for path in _run_folders(folder) if run.is_finished(path)}
+    finished = {
+        path: run_folder.settings_of(path) for path in _run_folders(folder) if run_folder.is_finished(path)
+    }
     if not finished:
         raise ConfigError(f"{folder} holds no finished run; expected the folder of a comparison")
     _check_alike(finished)
@@ -230,7 +232,7 @@ def read_runs(folder: Path) -> tuple[list[comparison.Run], TrainConfig]:
 
 
 def _read_run(folder: Path, seed: int) -> comparison.Run:
-    summary = run.read_summary(folder)
+    summary = run_folder.read_summary(folder)
     return comparison.Run(
         method=_method(folder),
         seed=seed,

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from prrfl import run
+from prrfl import run, run_folder
 from prrfl.algorithms import Algorithm, Local
 from prrfl.config import TrainConfig
 from prrfl.engine.store import read_state
@@ -68,7 +68,7 @@ def read_federation(folder: Path) -> Federation:
         ConfigError: if the folder holds no run.
         StateMismatchError: if no round of it was completed, or its state is damaged.
     """
-    config = run.settings_of(folder)
+    config = run_folder.settings_of(folder)
     algorithm, recipe = config.algorithm(), run.make_recipe(config)
     rounds = sorted((folder / "state").glob("round-*"))
     if not rounds:

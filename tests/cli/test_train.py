@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prrfl import cli, run
+from prrfl import cli, run_folder
 from prrfl.config import TrainConfig
 from prrfl.engine.store import read_tensors
 from prrfl.records import read_records
@@ -171,7 +171,7 @@ def test_one_site_alone_is_refused(tmp_path, capsys):
 
 
 def test_a_full_disk_ends_in_one_line_and_loses_nothing(folder, tmp_path, capsys, monkeypatch):
-    real, calls = run.write_tensors, []
+    real, calls = run_folder.write_tensors, []
 
     def full(path, tensors, notes=None):
         calls.append(path)
@@ -179,7 +179,7 @@ def test_a_full_disk_ends_in_one_line_and_loses_nothing(folder, tmp_path, capsys
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         real(path, tensors, notes)
 
-    monkeypatch.setattr(run, "write_tensors", full)
+    monkeypatch.setattr(run_folder, "write_tensors", full)
     out = tmp_path / "r"
     assert "No space left" in refused(capsys, "train", "--data", folder, "--out", out, *SMALL)
     assert {r.round for r in read_records(out / "metrics.jsonl")} == {0}

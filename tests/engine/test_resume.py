@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from prrfl import run
+from prrfl import run, run_folder
 from prrfl.config import load_config
 from prrfl.engine.store import read_state, read_tensors, write_state
 from prrfl.errors import StateMismatchError
@@ -54,7 +54,7 @@ def stopped(settings, folder, rounds, extra):
 @pytest.mark.parametrize(("rounds", "extra"), [(0, 3), (1, 0), (1, 9), (2, 1)])
 def test_a_stopped_run_ends_with_the_same_bits(settings, whole, tmp_path, rounds, extra):
     stopped(settings, tmp_path / "run", rounds, extra)
-    assert not run.is_finished(tmp_path / "run")
+    assert not run_folder.is_finished(tmp_path / "run")
     list(run.train(settings, run.load_data(settings), tmp_path / "run", resume=True))
     assert files_of(tmp_path / "run") == files_of(whole)
 

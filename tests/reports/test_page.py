@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from prrfl import run
+from prrfl import report, run, run_folder
 from prrfl.config import load_config
 from prrfl.records import read_predictions
 from tests.sites_on_disk import write_layout
@@ -23,7 +23,7 @@ def folder(tmp_path_factory):
     settings = load_config(None, {"data": data, "image_size": 32, "rounds": 2, "epochs": 3, "batch": 8})
     folder = tmp_path_factory.mktemp("runs") / "<one>"  # a name that HTML would take for a tag
     list(run.train(settings, run.load_data(settings), folder))
-    run.report(folder)
+    report.report(folder)
     return folder
 
 
@@ -48,7 +48,7 @@ def shown_sites(text):
 @needs_chromium
 def test_the_browser_shows_the_scores_and_one_site_at_a_time(folder, tmp_path):
     text = dom(folder / "report.html", tmp_path)
-    summary = run.read_summary(folder)
+    summary = run_folder.read_summary(folder)
     for site, scores in summary["best"]["sites"].items():
         assert f'<th scope="row">{site}</th><td>9</td><td>{100 * scores["macro_f1"]:.2f}</td>' in text
     assert shown_sites(text) == ["clientA"]
@@ -110,7 +110,7 @@ def test_without_the_data_the_page_goes_without_images(folder, tmp_path, caplog)
     config.write_text(
         re.sub(r'^data = ".*"', f'data = "{tmp_path}/gone"', config.read_text(), flags=re.MULTILINE)
     )
-    run.report(tmp_path / "run")
+    report.report(tmp_path / "run")
     assert "the page shows no images" in caplog.text
     assert "data:image/png" not in (tmp_path / "run/report.html").read_text("utf-8")
 

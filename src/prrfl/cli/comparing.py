@@ -65,7 +65,7 @@ def compare(
 def _show(planned: list["Planned"], workers: int | None) -> Mapping[str, str]:
     """Do the runs with live progress; return the last words of those that failed."""
     from prrfl.compare import run_all
-    from prrfl.run import rounds_done
+    from prrfl.run_folder import rounds_done
 
     total = sum(one.config.rounds for one in planned)
     before = sum(rounds_done(one.folder) for one in planned)

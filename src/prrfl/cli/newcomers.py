@@ -56,7 +56,7 @@ def onboard(
     """
     from prrfl import newcomer
     from prrfl.engine.store import write_json, write_tensors
-    from prrfl.run import check_folder_is_free
+    from prrfl.run_folder import check_folder_is_free
 
     check_folder_is_free(out)
     federation = newcomer.read_federation(run_folder)

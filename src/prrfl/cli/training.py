@@ -29,9 +29,10 @@ def run_training(settings: TrainConfig, folder: Path, resume: bool = False) -> N
     """Load the data, train with live progress, and print the table of sites."""
     # Imported here so that `prrfl --help` does not wait for networks and pictures.
     from prrfl import run
+    from prrfl.run_folder import check_folder_is_free, rounds_done
 
     if not resume:
-        run.check_folder_is_free(folder)  # before the data is read, which may take a while
+        check_folder_is_free(folder)  # before the data is read, which may take a while
     if settings.data is None:
         console.print(f"No --data given: {settings.sites} generated sites of {settings.images} images.")
     sites = run.load_data(settings)
@@ -43,7 +44,7 @@ def run_training(settings: TrainConfig, folder: Path, resume: bool = False) -> N
         f"{settings.device}, processes: {settings.workers}, threads of each: {settings.threads}, "
         f"{settings.precision}"
     )
-    done = run.rounds_done(folder)
+    done = rounds_done(folder)
     if done:
         console.print(f"Going on after round {done} of {settings.rounds}.")
     show_progress(run.train(settings, sites, folder, resume=resume), sites, settings, done)
@@ -53,27 +54,27 @@ def run_training(settings: TrainConfig, folder: Path, resume: bool = False) -> N
 
 def resume(run_folder: RunFolder) -> None:
     """Go on with a run that was stopped, after its last complete round: same bits as without the stop."""
-    from prrfl import run
+    from prrfl.run_folder import is_finished, settings_of
 
-    if run.is_finished(run_folder):
+    if is_finished(run_folder):
         print_summary(run_folder)
         console.print(f"{run_folder} is finished; nothing to do.", soft_wrap=True)
         return
-    run_training(run.settings_of(run_folder), run_folder, resume=True)
+    run_training(settings_of(run_folder), run_folder, resume=True)
 
 
 def report(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run or comparison")],
 ) -> None:
     """Make report.html of a run or a comparison: one page for any browser. Remake tables and pictures too."""
-    from prrfl import run
-
     if (run_folder / "runs").is_dir():
         from prrfl.compare import read_runs, tabulate
 
         print_comparison(tabulate(run_folder), read_runs(run_folder)[1].classes)
         console.print(f"Page: {run_folder / 'report.html'}", soft_wrap=True)
         return
-    run.report(run_folder)
+    from prrfl.report import report as remake
+
+    remake(run_folder)
     print_summary(run_folder)
     console.print(f"Page: {run_folder / 'report.html'}", soft_wrap=True)

@@ -1,0 +1,195 @@
+"""A run's folder: what a run leaves behind, committed round by round, and how it is read again.
+
+It holds ``config.toml`` (resolved), ``environment.json``, ``metrics.jsonl`` (one record a line),
+``summary.json``, ``retrogress.png``, ``log.txt``, for each site ``models/<site>/{best,last}.safetensors`` and
+``predictions/<site>/{best,last}.csv``, and in ``state/`` all that is needed to go on after the last round.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from prrfl.config import TrainConfig, load_config
+from prrfl.engine import Engine
+from prrfl.engine.store import write_json, write_tensors, write_text
+from prrfl.errors import ConfigError, DataError, StateMismatchError
+from prrfl.records import predictions_to_csv, read_records
+from prrfl.reports.retrogress import draw_retrogress
+from prrfl.reports.summary import summarise
+from prrfl.types import ClientId, Examples, Predictions, RoundRecord
+
+log = logging.getLogger("prrfl")
+
+
+def begin(config: TrainConfig, folder: Path) -> None:
+    """Make a run's folder, from which it can be resumed even before its first round."""
+    write_text(folder / "config.toml", config.to_toml())
+
+
+def check_folder_is_free(folder: Path) -> None:
+    """Raise unless a run may be written there: nothing is there, or an empty folder."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"run folder {folder} exists already; choose another name, or remove it")
+
+
+def settings_of(folder: Path) -> TrainConfig:
+    """Return the settings of a run by its folder.
+
+    Raises:
+        ConfigError: if the folder holds no run.
+    """
+    if not (folder / "config.toml").is_file():
+        raise ConfigError(f"{folder} holds no run: it has no config.toml")
+    return load_config(folder / "config.toml", {})
+
+
+def is_finished(folder: Path) -> bool:
+    """Return whether a folder holds a run that came to its end."""
+    return (folder / "summary.json").is_file()
+
+
+def rounds_done(folder: Path) -> int:
+    """Return how many complete rounds a run's folder holds."""
+    done = [int(path.name.removeprefix("round-")) + 1 for path in (folder / "state").glob("round-*")]
+    return max(done, default=0)
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """Return the summary of a finished run.
+
+    Raises:
+        DataError: if it is absent or damaged.
+    """
+    try:
+        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text("utf-8"))
+    except (OSError, ValueError) as cause:
+        raise DataError(f"{folder / 'summary.json'} cannot be read: {cause}; run `prrfl resume`") from None
+    return summary
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has come.
+
+    Attributes:
+        round: the last complete round; -1 before the first.
+        metrics_bytes: size of ``metrics.jsonl`` at its end.
+        best: the best mean macro-F1 on validation among the rounds that compete; -1 before them.
+        seconds: wall time until then.
+        checksums: SHA-256 of each site's state, by file name.
+    """
+
+    round: int = -1
+    metrics_bytes: int = 0
+    best: float = -1.0
+    seconds: float = 0.0
+    checksums: Mapping[str, str] = field(default_factory=dict)
+
+
+def commit(engine: Engine, folder: Path, progress: Progress) -> None:
+    """Write every site's state and the progress as ``state/round-<n>``, whole or not at all."""
+    states = folder / "state"
+    final = states / f"round-{progress.round:04d}"
+    temporary = states / f".{final.name}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    engine.save(temporary)
+    progress = replace(progress, checksums={path.name: _checksum(path) for path in temporary.iterdir()})
+    write_json(temporary / "progress.json", asdict(progress))
+    shutil.rmtree(final, ignore_errors=True)
+    temporary.replace(final)
+    for path in states.iterdir():
+        if path != final:
+            shutil.rmtree(path)
+
+
+def last_complete_round(folder: Path, engine: Engine) -> Progress:
+    """Give the engine the states of the last complete round of a run's folder, and return how far it came.
+
+    A damaged state is named in a warning and the one before it used, if there is one.
+    """
+    for path in sorted((folder / "state").glob("round-*"), reverse=True):
+        try:
+            progress = TypeAdapter(Progress).validate_json((path / "progress.json").read_bytes())
+            for name, expected in progress.checksums.items():
+                if _checksum(path / name) != expected:
+                    raise StateMismatchError(f"{path / name} is not as it was written")
+            engine.load(path)
+        except (OSError, ValueError, StateMismatchError) as cause:
+            log.warning("%s cannot be used: %s", path, " ".join(str(cause).split()))
+            continue
+        return progress
+    return Progress()
+
+
+def _checksum(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def records_until(folder: Path, progress: Progress) -> list[RoundRecord]:
+    """Cut the records of an unfinished round off, and return the others."""
+    path = folder / "metrics.jsonl"
+    if not path.exists() or progress.metrics_bytes == 0:
+        path.unlink(missing_ok=True)
+        return []
+    os.truncate(path, progress.metrics_bytes)
+    return read_records(path)
+
+
+def save_deployed(
+    engine: Engine,
+    tests: Mapping[ClientId, Examples],
+    classes: Sequence[str],
+    folder: Path,
+    names: Sequence[str],
+    index: int,
+) -> None:
+    """Write every site's deployed network, and what it says of the test images.
+
+    Files are ``models/<site>/<name>.safetensors`` and ``predictions/<site>/<name>.csv``.
+    """
+    for one in engine.deployed("test"):
+        for name in names:
+            path = folder / "models" / one.client / f"{name}.safetensors"
+            write_tensors(path, one.weights, {"model": one.model, "round": index})
+        for site, logits in one.outputs.items():
+            images = tests[site]
+            ids = images.ids or tuple(map(str, range(len(images))))
+            predictions = Predictions(ids, images.labels, logits.double().softmax(1))
+            for name in names:
+                path = folder / "predictions" / site / f"{name}.csv"
+                write_text(path, predictions_to_csv(predictions, classes))
+
+
+def finish(
+    records: Sequence[RoundRecord], config: TrainConfig, folder: Path, seconds: float | None = None
+) -> dict[str, Any]:
+    """Write the summary and the pictures of a run from its records; return the summary.
+
+    Without the wall time in seconds, the one that an earlier summary holds is kept.
+    """
+    if seconds is None and is_finished(folder):
+        seconds = read_summary(folder).get("seconds")
+    summary = summarise(records, first_candidate=config.rounds - last_fifth(config.rounds))
+    if seconds is not None:
+        summary["seconds"] = round(seconds, 1)
+    write_json(folder / "summary.json", summary)
+    draw_retrogress(records, folder / "retrogress.png", config.epochs)
+    return summary
+
+
+def last_fifth(rounds: int) -> int:
+    """Return how many rounds at the end compete for the best model: the last 20 %, at least one."""
+    return max(1, rounds // 5)
+
+
+def in_last_fifth(index: int, rounds: int) -> bool:
+    """Return whether a round is among the last 20 %."""
+    return index >= rounds - last_fifth(rounds)
