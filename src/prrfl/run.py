@@ -21,7 +21,7 @@ from prrfl.data.sources import load_sites
 from prrfl.data.synthetic import GeneratedData, cached
 from prrfl.engine import Engine, InProcess, Workers, run_rounds
 from prrfl.engine.store import to_bytes, write_json
-from prrfl.errors import ParticipationError
+from prrfl.errors import ConfigError, ParticipationError
 from prrfl.machine import prepared
 from prrfl.models import build_network
 from prrfl.records import append_records
@@ -206,7 +206,7 @@ def open_engine(
     folder: Path,
 ) -> Iterator[Engine]:
     """Give the engine that the settings ask for; end its processes and remove its files afterwards."""
-    rest = folder / "state" / ".rest"
+    rest = folder / ".rest"
     shutil.rmtree(rest, ignore_errors=True)  # of a run that was killed
     state = algorithm.start(recipe.network.state_dict())
     large = len(sites) * len(to_bytes(state)) > REST_ABOVE
@@ -240,17 +240,27 @@ def resolved(config: TrainConfig, sites: int) -> TrainConfig:
     Sites share nothing while they train, so that a process for each of them wastes less than threads, which
     wait for each other at every layer; what cores are left then go to threads. On a GPU and for one network
     there is one process.
+
+    Raises:
+        ConfigError: if several processes are asked for where there can only be one.
     """
     cores = len(os.sched_getaffinity(0))
-    alone = config.device.startswith("cuda") or config.method == "centralised"
-    workers = config.workers or (1 if alone else min(sites, max(1, cores // (config.threads or 1))))
+    alone = {
+        "a GPU cannot be shared out over processes": config.device.startswith("cuda"),
+        "centralised training has one network": config.method == "centralised",
+    }
+    for reason, holds in alone.items():
+        if holds and config.workers > 1:
+            raise ConfigError(f"workers is {config.workers}, but {reason}; leave it out, or give 1")
+    most = 1 if any(alone.values()) else sites
+    workers = min(most, config.workers or max(1, cores // (config.threads or 1)))
     threads = config.threads or max(1, cores // workers)
     return config.model_copy(update={"workers": workers, "threads": threads})
 
 
 def environment() -> dict[str, Any]:
     """Return what a reader needs to know of the machine and the versions to understand a run."""
-    names = ("prrfl", "torch", "numpy", "scikit-learn", "monai", "kornia", "safetensors")
+    names = ("prrfl", "torch", "numpy", "scikit-learn", "monai", "safetensors")
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),

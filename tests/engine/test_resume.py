@@ -8,7 +8,7 @@ import pytest
 from prrfl import run, run_folder
 from prrfl.config import load_config
 from prrfl.engine.store import read_state, read_tensors, write_state
-from prrfl.errors import StateMismatchError
+from prrfl.errors import ConfigError, StateMismatchError
 from prrfl.records import read_predictions
 from prrfl.types import ExchangeRecord
 from tests.sites_on_disk import write_layout
@@ -57,6 +57,41 @@ def test_a_stopped_run_ends_with_the_same_bits(settings, whole, tmp_path, rounds
     assert not run_folder.is_finished(tmp_path / "run")
     list(run.train(settings, run.load_data(settings), tmp_path / "run", resume=True))
     assert files_of(tmp_path / "run") == files_of(whole)
+
+
+def test_states_may_rest_on_disk_meanwhile(settings, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "REST_ABOVE", 0)
+    stopped(settings, tmp_path / "run", 1, 9)
+    list(run.train(settings, run.load_data(settings), tmp_path / "run", resume=True))
+    assert files_of(tmp_path / "run") == files_of(whole)
+    assert not (tmp_path / "run/.rest").exists()
+
+
+def test_workers_do_not_change_a_bit(settings, tmp_path):
+    found = []
+    for workers in (1, 2):
+        config = settings.model_copy(update={"threads": 1, "workers": workers})
+        list(run.train(config, run.load_data(config), tmp_path / str(workers)))
+        found.append(files_of(tmp_path / str(workers)))
+    assert found[0] == found[1]
+
+
+def test_what_is_picked_for_a_machine(settings, monkeypatch):
+    monkeypatch.setattr(run.os, "sched_getaffinity", lambda _: range(16))
+
+    def picked(sites, **changed):
+        config = run.resolved(settings.model_copy(update=changed), sites)
+        return config.workers, config.threads
+
+    assert picked(4) == (4, 4)
+    assert picked(100) == (16, 1)
+    assert picked(4, threads=8) == (2, 8)
+    assert picked(4, workers=2) == (2, 8)
+    assert picked(4, method="centralised") == (1, 16)
+    assert picked(4, device="cuda") == (1, 16)
+    for wrong in ({"method": "centralised"}, {"device": "cuda:1"}):
+        with pytest.raises(ConfigError, match="workers is 2, but"):
+            picked(4, workers=2, **wrong)
 
 
 def test_a_crash_between_records_and_state_is_undone(settings, whole, tmp_path):
