@@ -24,8 +24,9 @@ from prrfl.data.synthetic import GeneratedData, cached
 from prrfl.engine.store import write_text
 from prrfl.errors import ConfigError, DataError
 from prrfl.records import read_predictions, read_records
-from prrfl.reports import comparison
+from prrfl.reports import comparison, tables
 from prrfl.reports.meter import measure
+from prrfl.reports.overlay import draw_comparison
 from prrfl.reports.page import comparison_page
 from prrfl.types import ClientId, Predictions
 
@@ -270,11 +271,11 @@ def tabulate(folder: Path) -> list[comparison.Row]:
     """Write a comparison's tables and pictures from its finished runs; return the rows."""
     runs, config = read_runs(folder)
     rows = comparison.compare(runs)
-    write_text(folder / "comparison.csv", comparison.to_csv(rows))
-    write_text(folder / "comparison.md", comparison.to_markdown(rows, config.classes))
-    write_text(folder / "comparison.tex", comparison.to_latex(rows, config.classes))
+    write_text(folder / "comparison.csv", tables.to_csv(rows))
+    write_text(folder / "comparison.md", tables.to_markdown(rows, config.classes))
+    write_text(folder / "comparison.tex", tables.to_latex(rows, config.classes))
     write_text(folder / "retrogress.csv", _drops_to_csv(runs))
-    comparison.draw_comparison(runs, config.epochs, folder / "comparison.png")
+    draw_comparison(runs, config.epochs, folder / "comparison.png")
     shared = config.model_dump(mode="json", exclude_none=True, exclude={"method", "seed"})
     write_text(folder / "report.html", comparison_page(runs, rows, shared))
     return rows

@@ -9,7 +9,7 @@ import torch
 from scipy.stats import ttest_1samp
 from sklearn.metrics import f1_score, roc_auc_score
 
-from prrfl.reports import comparison, statistics
+from prrfl.reports import comparison, overlay, statistics, tables
 from prrfl.reports.meter import SiteDrop, by_site, measure, recovery
 from prrfl.types import ExchangeRecord, Predictions, ScoreRecord, Scores
 from tests.sites_on_disk import write_layout
@@ -146,15 +146,13 @@ def test_only_falls_count_as_recovered_and_only_what_is_followed():
 def test_cells_say_how_many_falls_came_back_and_where_it_fell_most():
     back = [run("fedavg", 0, 1.0), run("fedavg", 1, 1.0, epochs=(0.5, 0.45))]
     steady = run("prrfl", 0, 1.0, f1s=((0.5, 0.6), (0.6, 0.7)))
-    heads, body = comparison.cells(comparison.compare([steady, *back], draws=50), ("nv", "bkl", "mel"))
+    heads, body = tables.cells(comparison.compare([steady, *back], draws=50), ("nv", "bkl", "mel"))
     ours, theirs, majority = (dict(zip(heads, line, strict=True)) for line in body)
     assert (theirs["epochs to recover"], theirs["worst drop at"]) == ("1.0 (2 of 4)", "b (25.0)")
     assert (ours["epochs to recover"], ours["worst drop at"]) == ("–", "–")
     assert (ours["seeds"], theirs["seeds"], majority["seeds"]) == ("1", "2", "–")
     row = comparison.compare([back[1]], draws=50)[0]
-    assert (
-        comparison.cells([row], ("nv", "bkl", "mel"))[1][0][heads.index("epochs to recover")] == "– (0 of 2)"
-    )
+    assert tables.cells([row], ("nv", "bkl", "mel"))[1][0][heads.index("epochs to recover")] == "– (0 of 2)"
     assert row.drops["b"] == SiteDrop(pytest.approx(0.25), pytest.approx(0.35))
 
 
@@ -198,7 +196,7 @@ def test_methods_are_paired_over_the_seeds_that_both_ran():
     assert rows["fedavg"].tests["f1"].seeds is None
     # Neither ran all three seeds, so that no mean is called the best.
     assert not any(row.best or row.tied for row in rows.values())
-    assert "thus without prrfl, fedavg" in comparison.legend(list(rows.values()))
+    assert "thus without prrfl, fedavg" in tables.legend(list(rows.values()))
     apart = {row.method: row for row in comparison.compare([ours[0], theirs[1]], draws=300)}
     assert apart["fedavg"].p == {}
 
@@ -218,8 +216,8 @@ def test_a_difference_is_claimed_only_where_images_and_trainings_say_so():
     rows = comparison.compare([strong[0], weak[0]], draws=300)
     assert rows[1].tests["f1"].seeds is None
     assert rows[1].p["f1"] == rows[1].tests["f1"].images < 0.05
-    assert "says nothing of other trainings" in comparison.legend(rows)
-    assert "says nothing" not in comparison.legend(comparison.compare([*strong, *weak], draws=50))
+    assert "says nothing of other trainings" in tables.legend(rows)
+    assert "says nothing" not in tables.legend(comparison.compare([*strong, *weak], draws=50))
 
 
 def test_the_best_is_sought_among_methods_with_all_seeds():
@@ -228,7 +226,7 @@ def test_the_best_is_sought_among_methods_with_all_seeds():
     assert rows["lucky"].f1["mean"].mean > rows["prrfl"].f1["mean"].mean
     assert rows["prrfl"].best == {"f1", "auc"}
     assert not rows["lucky"].best | rows["lucky"].tied
-    assert "thus without lucky." in comparison.legend(list(rows.values()))
+    assert "thus without lucky." in tables.legend(list(rows.values()))
 
 
 def test_sites_of_a_single_class_leave_auc_out():
@@ -245,17 +243,17 @@ def test_sites_of_a_single_class_leave_auc_out():
 
 def test_tables_for_people_say_what_is_best_and_escape_what_latex_would_read():
     rows = comparison.compare([run("prrfl", 0, 4.0), run("prrfl:transfer=off_x", 0, 0.5)], draws=200)
-    markdown = comparison.to_markdown(rows, ("nv", "bkl", "mel"))
+    markdown = tables.to_markdown(rows, ("nv", "bkl", "mel"))
     lines = markdown.splitlines()
     assert len({line.count("|") for line in lines[:5]}) == 1
     assert "*" in lines[2]
     assert "*" not in lines[3]
-    latex = comparison.to_latex(rows, ("nv", "bkl", "mel"))
+    latex = tables.to_latex(rows, ("nv", "bkl", "mel"))
     assert r"off\_x" in latex
     assert latex.isascii()
     assert "best mean; = not" in latex[latex.index(r"\end{tabular}") :]
     assert len({line.count("&") for line in latex.splitlines() if "&" in line}) == 1
-    tidy = list(csv.DictReader(comparison.to_csv(rows).splitlines()))
+    tidy = list(csv.DictReader(tables.to_csv(rows).splitlines()))
     means = [r for r in tidy if r["method"] == "prrfl" and r["site"] == "mean" and r["measure"] == "macro_f1"]
     assert float(means[0]["mean"]) == pytest.approx(rows[0].f1["mean"].mean)
 
@@ -263,11 +261,11 @@ def test_tables_for_people_say_what_is_best_and_escape_what_latex_would_read():
 def test_names_are_escaped():
     one = run(r"a&#$%_{}~^\|", 0, 1.0)
     rows = comparison.compare([one], draws=20)
-    latex = comparison.to_latex(rows, (r"x&|", "bkl", "mel"))
+    latex = tables.to_latex(rows, (r"x&|", "bkl", "mel"))
     escaped = r"a\&\#\$\%\_\{\}\textasciitilde{}\textasciicircum{}\textbackslash{}\textbar{}"
     assert f"\n{escaped} & " in latex
     assert r"recall x\&\textbar{} & " in latex
-    markdown = comparison.to_markdown(rows, (r"x&|", "bkl", "mel"))
+    markdown = tables.to_markdown(rows, (r"x&|", "bkl", "mel"))
     assert r"| a&#$%_{}~^\\| | 1 |" in markdown
     assert r"| recall x&\| |" in markdown
 
@@ -278,14 +276,14 @@ def test_the_figure_has_a_line_for_each_method_and_room_on_the_right():
         for m in ("prrfl", "fedavg", "prrfl:r1=0.7")
         for s in (0, 1)
     ]
-    left, _ = comparison.comparison_figure(runs, epochs=1).axes
+    left, _ = overlay.comparison_figure(runs, epochs=1).axes
     assert [line.get_label() for line in left.lines] == ["prrfl", "fedavg", "prrfl:r1=0.7"]
     assert left.lines[0].get_color() == left.lines[2].get_color() != left.lines[1].get_color()
     assert left.lines[2].is_dashed()
     assert left.get_xlim()[1] >= 2.03  # the last communication is at 2
     assert len(left.collections) == 3  # ranges over seeds
     assert left.lines[0].get_zorder() > left.lines[1].get_zorder()
-    one = comparison.bands(runs, 1, "macro_f1")["fedavg"]
+    one = overlay.bands(runs, 1, "macro_f1")["fedavg"]
     # Mean of sites in percent; the second epoch is 0.6 with seed 0, 0.7 with seed 1.
     second = list(one.at).index(2.0)
     assert (one.low[second], one.mean[second], one.high[second]) == pytest.approx((60, 65, 70))

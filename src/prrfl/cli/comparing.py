@@ -52,7 +52,7 @@ def compare(
     planned = comparing.plan(config, given, [m.strip() for m in methods.split(",")], numbers, folder)
     failed = _show(planned, workers)
     if len(failed) < len(planned):
-        print_comparison(comparing.tabulate(folder), planned[0].config.classes)
+        print_comparison(comparing.tabulate(folder))
         console.print(f"Tables, picture and runs: {folder}", soft_wrap=True)
     if failed:
         name, words = next(iter(failed.items()))
@@ -87,17 +87,15 @@ def _show(planned: list["Planned"], workers: int | None) -> Mapping[str, str]:
     return failed
 
 
-def print_comparison(rows: list["Row"], classes: tuple[str, ...]) -> None:
+def print_comparison(rows: list["Row"]) -> None:
     """Print what fits a terminal; the files hold the rest."""
-    from prrfl.reports.comparison import cells, legend
+    from prrfl.reports.tables import brief, legend
 
-    heads, body = cells(rows, classes)
-    chosen = ("method", "F1 mean", "F1 p", "AUC mean", "AUC p", "drop F1", "MB up")
-    table = Table(title="Mean of sites (%)")
-    for name in chosen:
-        table.add_column(name, justify="left" if name == "method" else "right", overflow="fold")
-    for row, line in zip(rows, body, strict=True):
-        style = "bold" if row.best else None
-        table.add_row(*(line[heads.index(name)] for name in chosen), style=style)
+    shown = brief(rows)
+    table = Table(title=shown.title)
+    for index, name in enumerate(shown.heads):
+        table.add_column(name, justify="right" if index else "left", overflow="fold")
+    for row, line in zip(rows, shown.body, strict=True):
+        table.add_row(*line, style="bold" if row.best else None)
     console.print(table)
     console.print(legend(rows), style="dim")

@@ -68,9 +68,9 @@ def report(
 ) -> None:
     """Make report.html of a run or a comparison: one page for any browser. Remake tables and pictures too."""
     if (run_folder / "runs").is_dir():
-        from prrfl.compare import read_runs, tabulate
+        from prrfl.compare import tabulate
 
-        print_comparison(tabulate(run_folder), read_runs(run_folder)[1].classes)
+        print_comparison(tabulate(run_folder))
         console.print(f"Page: {run_folder / 'report.html'}", soft_wrap=True)
         return
     from prrfl.report import report as remake

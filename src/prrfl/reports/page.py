@@ -14,10 +14,12 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
-from prrfl.reports.comparison import Row, Run, bands, draw_bands, legend, tables
+from prrfl.reports.comparison import Row, Run
 from prrfl.reports.meter import measure
+from prrfl.reports.overlay import bands, draw_bands
 from prrfl.reports.retrogress import MEASURES, Band, band, caption, curve
 from prrfl.reports.styles import PALETTE, Style, of_methods, of_networks
+from prrfl.reports.tables import legend, tables
 from prrfl.types import ClientId, Predictions, RoundRecord, ScoreRecord, TrainRecord
 
 STAGES = {1: "recover", 2: "exchange", 3: "sublimate"}

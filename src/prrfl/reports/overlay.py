@@ -1,0 +1,76 @@
+"""The retrogress curves of several methods in one picture, with bands over seeds."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from prrfl.reports.comparison import REFERENCE, Run
+from prrfl.reports.retrogress import MEASURES, Band, band, curve, draw, dress, save
+from prrfl.reports.styles import Style, of_methods
+
+
+def bands(runs: Sequence[Run], epochs: int, measure: str) -> dict[str, Band]:
+    """Return each method's curve of one measure: mean and range over seeds, of the mean of sites."""
+    return {
+        method: band([curve(r.records, None, None, measure, epochs) for r in runs if r.method == method])
+        for method in dict.fromkeys(run.method for run in runs)
+    }
+
+
+def draw_comparison(runs: Sequence[Run], epochs: int, path: Path) -> None:
+    """Write the retrogress curves of all methods as PNG: means over sites, with bands over seeds.
+
+    Args:
+        runs: finished runs.
+        epochs: local epochs in each round.
+        path: the PNG to write.
+    """
+    save(comparison_figure(runs, epochs), path)
+
+
+def comparison_figure(runs: Sequence[Run], epochs: int) -> Figure:
+    """Return the figure of :func:`draw_comparison`."""
+    styles = of_methods(list(dict.fromkeys(run.method for run in runs)))
+    many = len(styles) > 5
+    figure = Figure(figsize=(13 if many else 11, 4.8), layout="constrained")
+    axes = figure.subplots(1, 2)
+    for axis, (name, label) in zip(axes, MEASURES, strict=True):
+        draw_bands(axis, bands(runs, epochs, name), styles, label)
+    handles, labels = axes[0].get_legend_handles_labels()
+    place: dict[str, Any] = {"loc": "outside right center"} if many else {"loc": "outside lower center"}
+    columns = 1 if many else len(styles)
+    figure.legend(handles, labels, ncols=columns, frameon=False, handlelength=3.5, **place)
+    seeds = len({run.seed for run in runs})
+    figure.suptitle(
+        "Deployed networks on the test sets, mean of sites"
+        + (f", mean and range of {seeds} seeds" if seeds > 1 else ""),
+        x=0.01,
+        ha="left",
+        fontsize=11,
+    )
+    return figure
+
+
+def draw_bands(
+    axis: Axes, lines: Mapping[str, Band], styles: Mapping[str, Style], label: str, name: str | None = None
+) -> None:
+    """Draw several curves of one measure, PRR-FL's boldest.
+
+    Args:
+        axis: where to.
+        lines: as :func:`bands` returns them.
+        styles: of each line.
+        label: of the measure.
+        name: identifies the lines in SVG: ``curve-0-macro_f1`` for ``macro_f1``.
+    """
+    shade = min(0.15, 0.4 / len(lines))  # many ranges over each other are mud
+    for index, (method, line) in enumerate(lines.items()):
+        width = 2.2 if method == REFERENCE else 1.3
+        gid = name and f"curve-{index}-{name}"
+        draw(axis, line, styles[method], width, shade=shade, label=method, name=gid)
+    axis.set_xlabel("communication round")
+    axis.set_ylabel(label)
+    dress(axis)

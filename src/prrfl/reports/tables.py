@@ -1,0 +1,204 @@
+"""A comparison as tables: for the terminal, the page, Markdown, LaTeX, and CSV for programs."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from prrfl.reports.comparison import Estimate, Row
+from prrfl.types import ClientId
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """Return all figures as tidy CSV: one line per method, site and measure. Fractions."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    heads = ["method", "site", "measure", "seeds", "mean", "seeds_ci95", "images_low", "images_high"]
+    heads += ["p_against_prrfl", "best", "tied", "p_images", "p_seeds"]
+    writer.writerow(heads)
+    for row in rows:
+        for name, key, estimates in (("macro_f1", "f1", row.f1), ("auc", "auc", row.auc)):
+            for site, e in estimates.items():
+                overall = site == "mean"
+                low, high = e.images or (None, None)
+                test = row.tests.get(key) if overall else None
+                writer.writerow([
+                    row.method, site, name, row.seeds, e.mean, e.seeds, low, high,
+                    row.p.get(key) if overall else None,
+                    overall and key in row.best, overall and key in row.tied,
+                    test and test.images, test and test.seeds,
+                ])  # fmt: skip
+        for site, fall in row.drops.items():
+            for name, value in (("drop_macro_f1", fall.mean), ("largest_drop_macro_f1", fall.largest)):
+                writer.writerow([row.method, site, name, row.seeds, value, *[None] * 8])
+        for name, figure in (
+            *((f"recall_{k}", value) for k, value in enumerate(row.recall)),
+            ("drop_macro_f1", row.drop and row.drop[0]),
+            ("drop_auc", row.drop and row.drop[1]),
+            ("epochs_to_recover", row.recovery and row.recovery.epochs),
+            ("falls_recovered", row.recovery and row.recovery.back),
+            ("falls", row.recovery and row.recovery.falls),
+            ("bytes_up", row.bytes and row.bytes[0]),
+            ("bytes_down", row.bytes and row.bytes[1]),
+            ("seconds", row.seconds),
+        ):
+            writer.writerow([row.method, "mean", name, row.seeds, figure, *[None] * 8])
+    return text.getvalue()
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table for people: a title, headings, and rows of cells; the first column names the row."""
+
+    title: str
+    heads: Sequence[str]
+    body: Sequence[Sequence[str]]
+
+
+def tables(rows: Sequence[Row], classes: Sequence[str]) -> tuple[Table, Table, Table]:
+    """Return the comparison in three tables: scores, retrogress and cost, and each site. Percent.
+
+    ``*`` marks the best mean of a measure, ``=`` those that are not significantly behind it.
+    """
+    sites = [site for site in rows[0].f1 if site != "mean"]
+    scores = ["method", "seeds"]
+    for name in ("F1", "AUC"):
+        scores += [f"{name} mean", f"{name} mean, 95 % of images", f"{name} p"]
+    scores += [f"recall {name}" for name in classes]
+    costs = ["method", "drop F1", "drop AUC", "worst drop at", "epochs to recover"]
+    costs += ["MB up", "MB down", "minutes"]
+    by_site = ["method", *(f"{name} {site}" for name in ("F1", "AUC") for site in sites)]
+    return (
+        Table("Scores (mean of sites)", scores, [_score_cells(row) for row in rows]),
+        Table("Retrogress and cost", costs, [_cost_cells(row) for row in rows]),
+        Table(
+            "Per site",
+            by_site,
+            [[row.method, *(_with_spread(e[s]) for e in (row.f1, row.auc) for s in sites)] for row in rows],
+        ),
+    )
+
+
+def brief(rows: Sequence[Row]) -> Table:
+    """Return the means alone, marked as in :func:`tables`: what fits a terminal."""
+
+    def mean(row: Row, key: str, estimates: Mapping[ClientId, Estimate]) -> str:
+        return _percent(estimates["mean"].mean) + _marks(row, key)
+
+    return Table(
+        "Mean of sites (%)",
+        ("method", "F1", "p", "AUC", "p", "drop F1", "MB up"),
+        [
+            [
+                row.method,
+                mean(row, "f1", row.f1),
+                _p(row.p.get("f1")),
+                mean(row, "auc", row.auc),
+                _p(row.p.get("auc")),
+                _percent(row.drop[0]) if row.drop else "–",
+                f"{row.bytes[0] / 1e6:.2f}" if row.bytes else "–",
+            ]
+            for row in rows
+        ],
+    )
+
+
+def cells(rows: Sequence[Row], classes: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Return the tables of :func:`tables` as one: headings, and each row's cells."""
+    first, *more = tables(rows, classes)
+    heads = [*first.heads, *(head for table in more for head in table.heads[1:])]
+    body = [
+        [*line, *(cell for table in more for cell in table.body[index][1:])]
+        for index, line in enumerate(first.body)
+    ]
+    return heads, body
+
+
+def _score_cells(row: Row) -> list[str]:
+    line = [row.method, str(row.seeds or "–")]
+    for key, estimates in (("f1", row.f1), ("auc", row.auc)):
+        line.append(_with_spread(estimates["mean"]) + _marks(row, key))
+        interval = estimates["mean"].images
+        line.append(f"{_percent(interval[0])} – {_percent(interval[1])}" if interval else "–")
+        line.append(_p(row.p.get(key)))
+    return line + [_percent(value) for value in row.recall]
+
+
+def _marks(row: Row, key: str) -> str:
+    return "*" * (key in row.best) + "=" * (key in row.tied)
+
+
+def _p(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}" if value >= 0.001 else "< 0.001"
+
+
+def _cost_cells(row: Row) -> list[str]:
+    line = [row.method]
+    line += [_percent(row.drop[0]), _percent(row.drop[1])] if row.drop else ["–", "–"]
+    line.append(f"{row.worst} ({100 * row.drops[row.worst].mean:.1f})" if row.worst is not None else "–")
+    if row.recovery and row.recovery.falls:
+        epochs = "–" if row.recovery.epochs is None else f"{row.recovery.epochs:.1f}"
+        line.append(f"{epochs} ({row.recovery.back} of {row.recovery.falls})")
+    else:
+        line.append("–")
+    line += [f"{value / 1e6:.2f}" for value in row.bytes] if row.bytes else ["–", "–"]
+    return [*line, "–" if row.seconds is None else f"{row.seconds / 60:.1f}"]
+
+
+def to_markdown(rows: Sequence[Row], classes: Sequence[str]) -> str:
+    """Return the table as Markdown, with its legend."""
+    heads, body = cells(rows, classes)
+    escaped = [[cell.replace("|", r"\|") for cell in line] for line in (heads, *body)]
+    escaped.insert(1, ["---"] * len(heads))
+    return "\n".join(f"| {' | '.join(line)} |" for line in escaped) + f"\n\n{legend(rows)}\n"
+
+
+LATEX = str.maketrans({
+    **{letter: f"\\{letter}" for letter in "&#$%_{}"},
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}",
+    "|": r"\textbar{}", "<": "$<$", ">": "$>$", "±": r"$\pm$", "–": "--",
+})  # fmt: skip
+
+
+def to_latex(rows: Sequence[Row], classes: Sequence[str]) -> str:
+    """Return the table as a LaTeX ``tabular``, with its legend below."""
+    heads, body = cells(rows, classes)
+    lines = [" & ".join(cell.translate(LATEX) for cell in line) + r" \\" for line in (heads, *body)]
+    begin = rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}"
+    table = [begin, r"\hline", lines[0], r"\hline", *lines[1:], r"\hline", r"\end{tabular}"]
+    return "\n".join([*table, "", rf"\par{{\footnotesize {legend(rows).translate(LATEX)}\par}}", ""])
+
+
+def legend(rows: Sequence[Row]) -> str:
+    """Return what the marks and intervals of the table mean."""
+    seeds = max(row.seeds for row in rows)
+    spread = f"mean ± half the 95 % t-interval over {seeds} seeds" if seeds > 1 else "one seed"
+    lines = [f"Percent; {spread}.", "'95 % of images': bootstrap over test images, seeds averaged."]
+    if seeds > 1:
+        lines.append(
+            "p: difference to PRR-FL, the larger of a paired bootstrap over test images and a paired t-test "
+            "over the seeds that both ran, Holm-corrected."
+        )
+    else:
+        lines.append("p: difference to PRR-FL, paired bootstrap over test images, Holm-corrected.")
+    if seeds == 1 or any(test.seeds is None for row in rows for test in row.tests.values()):
+        lines.append("One common seed says nothing of other trainings: p is then of the images alone.")
+    lines.append("* best mean; = not significantly different from the best: a tie.")
+    if partial := [row.method for row in rows if not row.complete]:
+        lines.append(f"Marked only among methods that ran every seed, thus without {', '.join(partial)}.")
+    lines += [
+        "Scores are of the best round on validation among the last 20 %.",
+        "Drop: fall of the deployed network at a communication, in points; mean of rounds, sites, seeds.",
+        "Epochs to recover: local epochs until macro-F1 was back, mean over the falls that came back, and "
+        "how many did; falls of the last round, after which nothing can come back, are left out.",
+    ]
+    return " ".join(lines)
+
+
+def _with_spread(estimate: Estimate) -> str:
+    spread = f" ± {_percent(estimate.seeds)}" if estimate.seeds is not None else ""
+    return _percent(estimate.mean) + spread
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.2f}"
