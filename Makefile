@@ -20,10 +20,10 @@ train: $(READY)
 	$(BIN)/prrfl train
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n auto
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -3,8 +3,13 @@
 import sys
 
 import pytest
+import torch
 
 from prrfl import cli
+
+# Bits depend on threads, so that tests which compare engines need the same number in both; and what is tiny
+# is slower with more.
+torch.set_num_threads(1)
 
 
 @pytest.fixture
