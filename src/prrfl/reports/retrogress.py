@@ -135,7 +135,7 @@ def caption(records: Sequence[RoundRecord]) -> str:
     strokes = [model for model in dict.fromkeys(r.model for r in tests) if model not in followed]
     if not strokes:
         return ""
-    return f"{' and '.join(strokes)}: scored only before and after each communication, one stroke for each"
+    return f"{' and '.join(strokes)}: scored only before and after each communication; the dot is after it"
 
 
 def draw(
@@ -147,7 +147,7 @@ def draw(
     label: str | None = None,
     name: str | None = None,
 ) -> None:
-    """Draw one line with its range; with markers where it has gaps, so that each stroke is seen.
+    """Draw one line with its range; where it has gaps, a dot at the end of each stroke says where it led.
 
     Args:
         axis: where to.
@@ -158,6 +158,8 @@ def draw(
         label: for the legend.
         name: identifies it in SVG.
     """
+    gaps = np.append(np.isnan(line.mean), True)
+    ends = [k for k in range(len(line.mean)) if gaps[k + 1] and not gaps[k]]
     axis.plot(
         line.at,
         line.mean,
@@ -167,6 +169,7 @@ def draw(
         zorder=2 + width / 10,  # bolder ones on top
         marker="o" if np.isnan(line.mean).any() or len(line.at) < 3 else None,
         markersize=2 * width,
+        markevery=ends if len(ends) > 1 else None,
         label=label,
         gid=name,
         solid_joinstyle="round",
