@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
@@ -126,17 +125,14 @@ def _check_same(found: TrainConfig, planned: Planned) -> None:
 
 def _check_alike(runs: Mapping[Path, TrainConfig]) -> None:
     """Raise unless all runs have the same settings, but for those that their methods name."""
-
-    def common(folder: Path, config: TrainConfig) -> dict[str, object]:
+    found: dict[str, tuple[Path, object]] = {}
+    for folder, config in runs.items():
         named = _settings(_method(folder)).keys() | {"seed"} | FREE
-        return {key: value for key, value in config.model_dump().items() if key not in named}
-
-    settings = {folder: common(folder, config) for folder, config in runs.items()}
-    for (first, mine), (second, theirs) in pairwise(settings.items()):
-        for key in mine.keys() & theirs.keys():
-            if mine[key] != theirs[key]:
+        for key, value in config.model_dump(exclude=set(named)).items():
+            first, expected = found.setdefault(key, (folder, value))
+            if value != expected:
                 raise ConfigError(
-                    f"{first} has {key} = {mine[key]}, but {second} has {theirs[key]}; they cannot be "
+                    f"{first} has {key} = {expected}, but {folder} has {value}; they cannot be "
                     "compared: choose another --out, or remove one of the folders"
                 )
 

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from prrfl import compare
+from prrfl.config import TrainConfig
+from prrfl.errors import ConfigError
 from tests.sites_on_disk import write_layout
 
 SMALL = ["--image-size", 32, "--rounds", 1, "--epochs", 1, "--batch", 8, "--seeds", 0]
@@ -61,6 +64,17 @@ def test_runs_with_other_settings_or_images_are_not_put_side_by_side(prrfl, data
     code, _, err = prrfl("report", tmp_path / "c")
     assert code == 2
     assert "the test images of site clientB are not those of the other runs" in err
+
+
+def test_settings_are_held_against_all_runs_and_not_the_neighbour_alone(tmp_path):
+    def config(**changed):
+        return TrainConfig.model_validate({"data": tmp_path, **changed})
+
+    folders = [tmp_path / "runs" / name for name in ("a-seed0", "b-lr-0.5-seed0", "c-seed0")]
+    alike = [config(lr=0.1), config(lr=0.5), config(lr=0.1)]
+    compare._check_alike(dict(zip(folders, alike, strict=True)))
+    with pytest.raises(ConfigError, match=r"a-seed0 has lr = 0\.1, but .*c-seed0 has 0\.9"):
+        compare._check_alike(dict(zip(folders, [*alike[:2], config(lr=0.9)], strict=True)))
 
 
 def test_a_run_that_fails_is_named_and_the_others_are_in_the_table(prrfl, data, done, tmp_path):
