@@ -1,6 +1,5 @@
 """What must be measured in a process of its own: the peak of memory, and the time from the very start."""
 
-import inspect
 import subprocess
 import sys
 import time
@@ -77,18 +76,11 @@ def simulation(_: float, sites: str, resting: str, threads: str) -> float:
     torch.set_num_threads(int(threads))
     recipe = paper_recipe()
     with TemporaryDirectory() as scratch:
-        place = {"rest_in": Path(scratch)} if resting == "on disk" else {}
-        engine = InProcess(PRRFL(), tiny_sites(int(sites)), recipe, **place)
+        place = Path(scratch) if resting == "on disk" else None
+        engine = InProcess(PRRFL(), tiny_sites(int(sites)), recipe, rest_in=place)
         for _ in run_rounds(PRRFL(), engine, rounds=1, epochs=1, norm_keys=norm_keys(recipe.network)):
             pass
         return held_mib("VmHWM")
-
-
-def can_rest_on_disk() -> bool:
-    """Say whether the engine can keep the sites' states on disk."""
-    from prrfl import InProcess
-
-    return "rest_in" in inspect.signature(InProcess).parameters
 
 
 def held_mib(which: str) -> float:

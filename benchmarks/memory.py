@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from benchmarks.child import can_rest_on_disk, in_child
+from benchmarks.child import in_child
 from benchmarks.figures import Figure, Settings
 
 
@@ -11,7 +11,7 @@ def measure_memory(settings: Settings) -> Iterator[Figure]:
     for n in settings.pick((4, 64, 1000), (4, 16)):
         mib = in_child("server", n, settings.threads)
         yield Figure(f"server: mean of {n} shares of vgg16_slim, r = 0.95", mib, "MiB more")
-    for resting in ("in memory", "on disk") if can_rest_on_disk() else ("in memory",):
+    for resting in ("in memory", "on disk"):
         for n in settings.pick((16, 64, 256), (4, 8)):
             mib = in_child("simulation", n, resting, settings.threads)
             yield Figure(f"simulation: {n} sites, states {resting}", mib, "MiB at peak")

@@ -163,9 +163,9 @@ def save_deployed(
             images = tests[site]
             ids = images.ids or tuple(map(str, range(len(images))))
             predictions = Predictions(ids, images.labels, logits.double().softmax(1))
+            table = predictions_to_csv(predictions, classes)
             for name in names:
-                path = folder / "predictions" / site / f"{name}.csv"
-                write_text(path, predictions_to_csv(predictions, classes))
+                write_text(folder / "predictions" / site / f"{name}.csv", table)
 
 
 def finish(
