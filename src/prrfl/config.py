@@ -7,6 +7,7 @@ from dataclasses import fields
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import torch
@@ -161,8 +162,24 @@ def load_config(path: Path | None, overrides: Mapping[str, object]) -> TrainConf
         settings = tomllib.loads(text)
     except tomllib.TOMLDecodeError as cause:
         raise ConfigError(f"{source} is not TOML: {' '.join(str(cause).split())}") from None
+    return checked({**settings, **overrides}, source, overrides)
+
+
+def checked(
+    settings: Mapping[str, object], source: str, overrides: Mapping[str, object] = MappingProxyType({})
+) -> TrainConfig:
+    """Return settings that hold.
+
+    Args:
+        settings: what is set, by key.
+        source: where they come from, for messages.
+        overrides: those of them that come from flags instead.
+
+    Raises:
+        ConfigError: as :func:`load_config`.
+    """
     try:
-        return TrainConfig.model_validate({**settings, **overrides})
+        return TrainConfig.model_validate(settings)
     except ValidationError as cause:
         raise ConfigError(_one_line(cause, source, overrides)) from None
 

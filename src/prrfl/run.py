@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -39,7 +40,7 @@ from prrfl.run_folder import (
 )
 from prrfl.tensors import norm_keys
 from prrfl.training import Precision, Recipe
-from prrfl.types import ExchangeRecord, RoundRecord, SiteData
+from prrfl.types import ClientId, ExchangeRecord, RoundRecord, SiteData
 
 log = logging.getLogger("prrfl")
 
@@ -103,15 +104,47 @@ def train(
     if not resume:
         check_folder_is_free(folder)
         begin(config, folder)
+    algorithm, recipe = config.algorithm(), make_recipe(config)
+    tests = {site.name: site.test for site in sites}
+    with open_engine(config, algorithm, recipe, sites, folder) as engine:
+        keep = partial(save_deployed, engine, tests, config.classes, folder)
+        yield from run_engine(config, algorithm, recipe, engine, list(tests), keep, folder)
+
+
+def run_engine(
+    config: TrainConfig,
+    algorithm: Algorithm[Any],
+    recipe: Recipe,
+    engine: Engine,
+    names: Sequence[ClientId],
+    keep: Callable[[Sequence[str], int], None],
+    folder: Path,
+) -> Iterator[RoundRecord]:
+    """Run what is left of a run, commit each round in its folder, and yield the records as they arise.
+
+    Args:
+        config: the settings.
+        algorithm: the method that they describe.
+        recipe: the recipe that they describe.
+        engine: brings the method to the sites.
+        names: the sites.
+        keep: is told, after each round, under which names the sites' deployed networks are to be kept.
+        folder: the run's folder.
+    """
+    with _log_file(folder), _events(config, folder) as add:
+        for record in _rounds(config, algorithm, recipe, engine, names, keep, folder):
+            add(record)
+            yield record
+
+
+@contextmanager
+def _log_file(folder: Path) -> Iterator[None]:
     handler = logging.FileHandler(folder / "log.txt", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     try:
-        with _events(config, folder) as add:
-            for record in _train(config, sites, folder):
-                add(record)
-                yield record
+        yield
     except Exception as cause:
         log.error("%s", cause)
         raise
@@ -135,27 +168,21 @@ def _events(config: TrainConfig, folder: Path) -> Iterator[Callable[[RoundRecord
         yield events.add
 
 
-def _train(config: TrainConfig, sites: Sequence[SiteData], folder: Path) -> Iterator[RoundRecord]:
-    algorithm, recipe = config.algorithm(), make_recipe(config)
-    with open_engine(config, algorithm, recipe, sites, folder) as engine:
-        yield from _rounds(config, algorithm, recipe, engine, sites, folder)
-
-
 def _rounds(
     config: TrainConfig,
     algorithm: Algorithm[Any],
     recipe: Recipe,
     engine: Engine,
-    sites: Sequence[SiteData],
+    names: Sequence[ClientId],
+    keep: Callable[[Sequence[str], int], None],
     folder: Path,
 ) -> Iterator[RoundRecord]:
     started = time.monotonic()
-    tests = {site.name: site.test for site in sites}
     done = last_complete_round(folder, engine)
     log.info(
         "%s on %s, %s, %s, from round %d",
         config.method,
-        ", ".join(s.name for s in sites),
+        ", ".join(names),
         config.device,
         config.precision,
         done.round + 1,
@@ -178,11 +205,11 @@ def _rounds(
         fresh.append(record)
         if isinstance(record, ExchangeRecord):
             candidate = validation_f1(fresh)
-            names = ["last"]
+            kept = ["last"]
             if in_last_fifth(record.round, config.rounds) and candidate > best:
                 best = candidate
-                names.append("best")
-            save_deployed(engine, tests, config.classes, folder, names, record.round)
+                kept.append("best")
+            keep(kept, record.round)
             append_records(folder / "metrics.jsonl", fresh)
             seconds = done.seconds + time.monotonic() - started
             size = (folder / "metrics.jsonl").stat().st_size

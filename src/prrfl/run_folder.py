@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from prrfl.config import TrainConfig, load_config
-from prrfl.engine import Engine
+from prrfl.engine import Deployed, Engine
 from prrfl.engine.store import write_json, write_tensors, write_text
 from prrfl.errors import ConfigError, DataError, StateMismatchError
 from prrfl.records import predictions_to_csv, read_records
@@ -151,21 +151,33 @@ def save_deployed(
     names: Sequence[str],
     index: int,
 ) -> None:
-    """Write every site's deployed network, and what it says of the test images.
+    """Write every site's deployed network, and what it says of the test images."""
+    for one in engine.deployed("test"):
+        write_deployed(one, tests, classes, folder, names, index)
+
+
+def write_deployed(
+    one: Deployed,
+    tests: Mapping[ClientId, Examples],
+    classes: Sequence[str],
+    folder: Path,
+    names: Sequence[str],
+    index: int,
+) -> None:
+    """Write what one site would take home after a round, and what it says of the test images.
 
     Files are ``models/<site>/<name>.safetensors`` and ``predictions/<site>/<name>.csv``.
     """
-    for one in engine.deployed("test"):
+    for name in names:
+        path = folder / "models" / one.client / f"{name}.safetensors"
+        write_tensors(path, one.weights, {"model": one.model, "round": index})
+    for site, logits in one.outputs.items():
+        images = tests[site]
+        ids = images.ids or tuple(map(str, range(len(images))))
+        predictions = Predictions(ids, images.labels, logits.double().softmax(1))
+        table = predictions_to_csv(predictions, classes)
         for name in names:
-            path = folder / "models" / one.client / f"{name}.safetensors"
-            write_tensors(path, one.weights, {"model": one.model, "round": index})
-        for site, logits in one.outputs.items():
-            images = tests[site]
-            ids = images.ids or tuple(map(str, range(len(images))))
-            predictions = Predictions(ids, images.labels, logits.double().softmax(1))
-            table = predictions_to_csv(predictions, classes)
-            for name in names:
-                write_text(folder / "predictions" / site / f"{name}.csv", table)
+            write_text(folder / "predictions" / site / f"{name}.csv", table)
 
 
 def finish(

@@ -176,5 +176,15 @@ class ExchangeRecord:
     kind: Literal["exchange"] = "exchange"
 
 
-RoundRecord = TrainRecord | ScoreRecord | ExchangeRecord
+@dataclass(frozen=True)
+class AbsenceRecord:
+    """A site that took no part in a round, or in the end of it, and why."""
+
+    round: int
+    client: ClientId
+    reason: str
+    kind: Literal["absence"] = "absence"
+
+
+RoundRecord = TrainRecord | ScoreRecord | ExchangeRecord | AbsenceRecord
 """What a run yields, in the order in which it happens."""

@@ -1,9 +1,10 @@
 """Every way in for data: the published layout, a manifest CSV, MedMNIST-style arrays."""
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,8 +15,9 @@ from prrfl.data import dermoscopy
 from prrfl.data.images import SPLITS, Entry, check_training, load_entries, no_examples
 from prrfl.data.manifest import read_manifest
 from prrfl.errors import DataError
-from prrfl.types import Examples, SiteData, Split
+from prrfl.types import ClientId, Examples, SiteData, Split
 
+T = TypeVar("T")
 STEMS: dict[Split, str] = {"train": "train", "valid": "val", "test": "test"}
 """What MedMNIST calls the splits."""
 
@@ -50,6 +52,36 @@ def load_sites(
         allow_missing=allow_missing,
         needed=needed,
     )
+
+
+def load_site(
+    source: Path, name: ClientId, *, image_size: int, classes: Sequence[str], allow_missing: bool = False
+) -> SiteData:
+    """Load one site's data: the one of this name, or the only one that is there, which then gets the name.
+
+    Raises:
+        DataError: as :func:`load_sites`; or if there are several sites, none of this name.
+    """
+    if arrays := _arrays(source):
+        path = _the_one(source, name, {path.stem: path for path in arrays})
+        return replace(_load_arrays(path, image_size, classes, SPLITS), name=name)
+    entries = read_entries(source, image_size=image_size, classes=classes)
+    there = _the_one(source, name, {entry.site: entry.site for entry in entries})
+    (data,) = load_entries(
+        [entry for entry in entries if entry.site == there],
+        image_size=image_size,
+        classes=classes,
+        allow_missing=allow_missing,
+    )
+    return replace(data, name=name)
+
+
+def _the_one(source: Path, name: ClientId, sites: Mapping[ClientId, T]) -> T:
+    if name in sites:
+        return sites[name]
+    if len(sites) == 1:
+        return next(iter(sites.values()))
+    raise DataError(f"{source} holds the sites {', '.join(sorted(sites))}, none is named '{name}'")
 
 
 def read_entries(

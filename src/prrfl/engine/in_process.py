@@ -12,6 +12,7 @@ from prrfl.engine.rounds import Arrival, Deployed
 from prrfl.engine.site import Visitor
 from prrfl.engine.store import StatesOnDisk, read_state, write_state
 from prrfl.errors import ParticipationError
+from prrfl.tensors import count_bytes
 from prrfl.training import Recipe, Site
 from prrfl.types import ClientId, Examples, RoundContext, RoundRecord, SiteData, Split, Tensors
 
@@ -82,7 +83,7 @@ class InProcess:
     def train_at(self, name: ClientId, ctx: RoundContext) -> Iterator[RoundRecord | Arrival]:
         """Let one site train for one round."""
         self._states[name], share = yield from self._visitors[name].train(self._state(name), ctx)
-        yield Arrival(name, share)
+        yield Arrival(share, {name: count_bytes(share.tensors)})
 
     def receive(self, mean: Tensors, ctx: RoundContext) -> Iterator[RoundRecord]:
         """Hand the mean to the present sites."""

@@ -1,6 +1,6 @@
 """The only round loop. It knows no algorithm's inside, and an engine only as an exchange of shares."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,10 +13,21 @@ from prrfl.types import ClientId, ExchangeRecord, RoundContext, RoundRecord, Sha
 
 @dataclass(frozen=True)
 class Arrival:
-    """A site's share, on its way to the aggregate."""
+    """A share on its way to the aggregate.
 
-    client: ClientId
+    Attributes:
+        share: one site's share; or the mean of several sites', its weight being the sum of theirs, where
+            nobody sees a single one.
+        bytes_up: for each site in it, how many bytes it sent.
+    """
+
     share: Share
+    bytes_up: Mapping[ClientId, int]
+
+    @property
+    def whose(self) -> str:
+        """The site's name, or the names of all."""
+        return ", ".join(self.bytes_up)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,8 +104,8 @@ def run_rounds(
         bytes_up: dict[ClientId, int] = {}
         for event in exchange.train(ctx):
             if isinstance(event, Arrival):
-                aggregator.add(event.client, event.share)
-                bytes_up[event.client] = count_bytes(event.share.tensors)
+                aggregator.add(event.whose, event.share)
+                bytes_up |= event.bytes_up
             else:
                 yield event
         if not bytes_up:
