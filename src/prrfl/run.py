@@ -85,6 +85,11 @@ def make_recipe(config: TrainConfig) -> Recipe:
     )
 
 
+def share_dtype(config: TrainConfig) -> torch.dtype | None:
+    """Return the type in which real-valued tensors travel; ``None``: as they are."""
+    return torch.float16 if config.share_bits == 16 else None
+
+
 def train(
     config: TrainConfig, sites: Sequence[SiteData], folder: Path, *, resume: bool = False
 ) -> Iterator[RoundRecord]:
@@ -245,7 +250,7 @@ def open_engine(
             recipe,
             pooled=isinstance(algorithm, Centralised),
             rest_in=rest if large else None,
-            share_dtype=torch.float16 if config.share_bits == 16 else None,
+            share_dtype=share_dtype(config),
         )
 
     try:

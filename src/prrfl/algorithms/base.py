@@ -1,7 +1,7 @@
 """What an algorithm is: a frozen dataclass of hyper-parameters whose methods are pure functions of states."""
 
 from collections.abc import Mapping
-from typing import Protocol, TypeVar
+from typing import ClassVar, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -13,7 +13,13 @@ C = TypeVar("C")
 
 
 class Aggregator(Protocol):
-    """Takes the sites' shares one by one, in order of site name, and gives their aggregate."""
+    """Takes the sites' shares one by one, in order of site name, and gives their aggregate.
+
+    Attributes:
+        only_adds: whether the sum of the shares would do in their place, as secure summation gives it.
+    """
+
+    only_adds: ClassVar[bool]
 
     def add(self, client: ClientId, share: Share) -> None:
         """Take one site's share."""
@@ -23,7 +29,9 @@ class Aggregator(Protocol):
 
 
 class MeanOfShares:
-    """The default aggregate: the weighted mean. It only adds, so it can run under secure summation."""
+    """The default aggregate: the weighted mean."""
+
+    only_adds: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self._mean = WeightedMean()

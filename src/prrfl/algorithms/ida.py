@@ -1,6 +1,7 @@
 """IDA (Yeganeh et al., DCL 2020, arXiv 2008.07665): sites count in inverse proportion to their distance."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -18,6 +19,8 @@ class InverseDistanceMean:
     It needs every single share at once, so it cannot run under secure summation, and its memory grows with
     the number of sites.
     """
+
+    only_adds: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self._shares: dict[ClientId, Share] = {}

@@ -81,7 +81,7 @@ class Visitor(Generic[C]):
             yield from self._scores(client, now, "test", "epoch", deployed_only=True)
         last = replace(ctx, epoch=ctx.epochs - 1)
         yield from self._scores(client, last, "test", "before")
-        share = self._packed(self.algorithm.share(client, ctx))
+        share = packed(self.algorithm.share(client, ctx), self.share_dtype)
         if broken := non_finite(share.tensors):
             raise NonFiniteShareError(
                 f"site {self.site.name}, round {ctx.round}: '{broken[0]}' of its share holds NaN or "
@@ -93,7 +93,8 @@ class Visitor(Generic[C]):
     def receive(self, client: C, mean: Tensors, ctx: RoundContext) -> Generator[RoundRecord, Any, C]:
         """Hand the round's mean to the site; yield the scores after it, return the new state."""
         self._recognise(client)
-        client = self.algorithm.receive(client, self._unpacked(mean), ctx)
+        mean = mean if self.share_dtype is None else _cast(mean, torch.float32)
+        client = self.algorithm.receive(client, mean, ctx)
         last = replace(ctx, epoch=ctx.epochs - 1)
         yield from self._scores(client, last, "test", "after")
         yield from self._scores(client, last, "valid", "after", deployed_only=True)
@@ -126,14 +127,6 @@ class Visitor(Generic[C]):
         models = self.algorithm.models(client)
         self._known = {key: replace(known, weights=models[key[0]]) for key, known in self._known.items()}
 
-    def _packed(self, share: Share) -> Share:
-        if self.share_dtype is None:
-            return share
-        return replace(share, tensors=_cast(share.tensors, self.share_dtype))
-
-    def _unpacked(self, mean: Tensors) -> Tensors:
-        return mean if self.share_dtype is None else _cast(mean, torch.float32)
-
     def _scores(
         self, client: C, ctx: RoundContext, split: Split, moment: Moment, deployed_only: bool = False
     ) -> Iterator[ScoreRecord]:
@@ -156,6 +149,11 @@ class Visitor(Generic[C]):
             known = _Outcome(weights, logits, score(logits, examples.labels))
             self._known[name, data.name, split] = known
         return known
+
+
+def packed(share: Share, dtype: torch.dtype | None) -> Share:
+    """Return a share as it travels: real-valued tensors in a type; unchanged, if none is given."""
+    return share if dtype is None else replace(share, tensors=_cast(share.tensors, dtype))
 
 
 def _cast(tensors: Tensors, dtype: torch.dtype) -> Tensors:

@@ -1,0 +1,321 @@
+"""A site's end of a federation: it carries out orders on its own disk, each of them once.
+
+Every order comes to a new process, so all that a site remembers is in its folder, ``<home>/<experiment>``:
+
+    settings.json                   what the experiment was begun with
+    state/<round>-<n>-<done>/       the site's state, its share and its records after training (n = 1) and
+                                    after the mean (n = 2); the last three of them
+    models/<site>/{best,last}.safetensors, predictions/<site>/{best,last}.csv
+    sum.key                         under secure summation, the experiment's own private key
+
+An order that was carried out already is answered from the folder, so that a message that comes twice, a node
+or a server that was killed never train a round twice into the state.
+"""
+
+import fcntl
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from prrfl.config import TrainConfig, checked
+from prrfl.data.sources import load_site
+from prrfl.engine import Deployed, Visitor
+from prrfl.engine.store import read_state, replacing, to_bytes, write_json, write_state, write_text
+from prrfl.errors import ConfigError, ParticipationError, StateMismatchError
+from prrfl.flower.records import Answer, Order
+from prrfl.flower.secure_sum import Identity, masked, read_roster
+from prrfl.machine import prepared
+from prrfl.records import to_line
+from prrfl.run import make_recipe, resolved, share_dtype
+from prrfl.run_folder import write_deployed
+from prrfl.tensors import check_same_layout, norm_keys
+from prrfl.training import Recipe, Site
+from prrfl.types import ClientId, RoundContext, RoundRecord, Share, TrainRecord
+
+log = logging.getLogger("prrfl")
+
+KEPT = 3
+"""States that a site keeps: enough to go back to where a server's last complete round ended."""
+
+
+@dataclass(frozen=True)
+class Local:
+    """What a site decides itself, whatever the server says.
+
+    Attributes:
+        name: the site's name.
+        data: its data, as for ``prrfl train --data``.
+        home: the folder in which it keeps its states and networks.
+        device: where it trains.
+        threads: of its arithmetic; 0 picks.
+        allow_missing: go on without images that a table names but nobody has.
+        roster: the consortium's public signing keys. A site that has one takes part under secure summation
+            alone: it never sends a share without a mask.
+        signing_key: its own private signing key.
+    """
+
+    name: ClientId
+    data: Path
+    home: Path
+    device: str = "auto"
+    threads: int = 0
+    allow_missing: bool = False
+    roster: Path | None = None
+    signing_key: Path | None = None
+
+
+def carry_out(order: Order, local: Local) -> Answer:
+    """Do as an order says, and return the answer.
+
+    Raises:
+        PRRFLError: if the order is not for this site, or cannot be carried out.
+        OSError: if the site's disk is full or cannot be written.
+    """
+    if order.site != local.name:
+        raise ParticipationError(f"an order for site {order.site} came to site {local.name}")
+    if order.version != version("prrfl"):
+        raise ConfigError(
+            f"site {local.name} has prrfl {version('prrfl')}, the server {order.version}; install the same"
+        )
+    if order.secure != (local.roster is not None):
+        raise ParticipationError(
+            f"site {local.name} has a roster, so it takes part under secure summation alone; the server did "
+            "not ask for that (--secure)"
+            if local.roster
+            else f"the server asks for secure summation, for which site {local.name} has no roster (--roster)"
+        )
+    participant = Participant(order, local)
+    with participant.alone():
+        done: Answer = getattr(participant, order.step)()
+    return done
+
+
+class Participant:
+    """One order at one site."""
+
+    def __init__(self, order: Order, local: Local) -> None:
+        """Read the settings, the site's own on top.
+
+        Raises:
+            ConfigError: if they do not hold here.
+        """
+        given = json.loads(order.settings)
+        own = {"data": local.data, "device": local.device, "allow_missing": local.allow_missing}
+        config = checked({**given, **own, "workers": 1, "threads": local.threads}, "the server's settings")
+        self.order, self.local = order, local
+        self.config: TrainConfig = resolved(config, 1)
+        self.algorithm = self.config.algorithm()
+        self.folder = local.home / _as_folder(order.experiment)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Wait until no other process works in the experiment's folder, such as one of a node that died."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._check_settings()
+            yield
+
+    def train(self) -> Answer:
+        """Train for the round, unless that is done; answer with the records, and the share or the key."""
+        done = self._done("trained")
+        if done is None:
+            state = self._state_before()
+            with prepared(self.config.threads, self.config.device):
+                state, share, lines = self._carried(self._visitor.train(state, self._ctx))
+            done = self._commit("trained", {"state": state, "share": share}, {"records.jsonl": lines})
+        records = (done / "records.jsonl").read_text("utf-8")
+        if self.order.secure:
+            return self._answer(records=records, key=json.dumps(self._identity.signed_key()))
+        share = read_state(done / "share.safetensors", Share)
+        return self._answer(records=records, share=share.tensors, weight=share.weight)
+
+    def share(self) -> Answer:
+        """Answer with the masked share of the round."""
+        share = read_state(self._trained() / "share.safetensors", Share)
+        sums = masked(share, self._identity, json.loads(self.order.cohort), self.order.round)
+        return self._answer(share={"masked": torch.from_numpy(sums)})
+
+    def receive(self) -> Answer:
+        """Take the round's mean, unless that is done; answer with the records."""
+        digest = hashlib.sha256(to_bytes(Share(self.order.mean))).hexdigest()
+        done = self._done("received")
+        if done is None or (done / "mean.sha256").read_text("utf-8") != digest:
+            trained = self._trained()
+            share = read_state(trained / "share.safetensors", Share)
+            check_same_layout(share.tensors, self.order.mean, "the mean that the server sent")
+            state = read_state(trained / "state.safetensors", self._kind)
+            with prepared(self.config.threads, self.config.device):
+                state, lines = self._carried(self._visitor.receive(state, self.order.mean, self._ctx))
+                self._keep_last(state)
+            texts = {"records.jsonl": lines, "mean.sha256": digest}
+            done = self._commit("received", {"state": state}, texts)
+        return self._answer(records=(done / "records.jsonl").read_text("utf-8"))
+
+    def keep(self) -> Answer:
+        """Keep the round's network and predictions as the best."""
+        name = self.local.name
+        files = [Path("models") / name / "last.safetensors", Path("predictions") / name / "last.csv"]
+        with safe_open(self.folder / files[0], framework="pt") as file:
+            kept = json.loads(file.metadata()["prrfl"])["round"]
+        if kept != self.order.round:
+            raise StateMismatchError(
+                f"site {name} has the network of round {kept + 1}, not that of round {self.order.round + 1}"
+            )
+        for path in files:
+            with replacing(self.folder / path.with_stem("best")) as temporary:
+                shutil.copyfile(self.folder / path, temporary)
+        return self._answer()
+
+    def _answer(self, **what: Any) -> Answer:
+        return Answer(self.order.experiment, self.local.name, self.order.round, **what)
+
+    @cached_property
+    def _recipe(self) -> Recipe:
+        return make_recipe(self.config)
+
+    @cached_property
+    def _visitor(self) -> Visitor[Any]:
+        data = load_site(
+            self.local.data,
+            self.local.name,
+            image_size=self.config.image_size,
+            classes=self.config.classes,
+            allow_missing=self.config.allow_missing,
+        )
+        site = Site(data.to(self.config.device), self._recipe)
+        return Visitor(self.algorithm, site, share_dtype(self.config))
+
+    @property
+    def _ctx(self) -> RoundContext:
+        config = self.config
+        return RoundContext(
+            self.order.round, config.rounds, 0, config.epochs, config.seed, norm_keys(self._recipe.network)
+        )
+
+    @cached_property
+    def _identity(self) -> Identity:
+        if self.local.roster is None or self.local.signing_key is None:
+            raise ConfigError(f"site {self.local.name} has no signing key; give it by --signing-key")
+        roster = read_roster(self.local.roster)
+        return Identity.load(
+            self.local.name, self.order.experiment, self.local.signing_key, roster, self.folder / "sum.key"
+        )
+
+    @property
+    def _kind(self) -> type[Any]:
+        return type(self._start())
+
+    def _start(self) -> Any:
+        return self.algorithm.start(self._recipe.network.state_dict())
+
+    def _check_settings(self) -> None:
+        """Keep an experiment's settings, and refuse others under the same name."""
+        path = self.folder / "settings.json"
+        if not path.exists():
+            write_json(path, json.loads(self.order.settings))
+        elif (begun := json.loads(path.read_text("utf-8"))) != json.loads(self.order.settings):
+            given = json.loads(self.order.settings)
+            key = next(k for k in sorted(begun | given) if begun.get(k) != given.get(k))
+            raise ConfigError(
+                f"site {self.local.name} began experiment {self.order.experiment} with {key} = "
+                f"{begun.get(key)!r}, the server now says {given.get(key)!r}; begin another one for that"
+            )
+
+    def _path(self, done: str) -> Path:
+        number = {"trained": 1, "received": 2}[done]
+        return self.folder / "state" / f"{self.order.round:06d}-{number}-{done}"
+
+    def _done(self, done: str) -> Path | None:
+        path = self._path(done)
+        return path if path.is_dir() else None
+
+    def _trained(self) -> Path:
+        """Return what the site has of the round's training.
+
+        Raises:
+            StateMismatchError: if it has none.
+        """
+        done = self._done("trained")
+        if done is None:
+            raise StateMismatchError(
+                f"site {self.local.name} has not trained in round {self.order.round + 1}"
+            )
+        return done
+
+    def _state_before(self) -> Any:
+        """Return the state that the round begins with: the last one before it, or the common start."""
+        states = sorted(path for path in (self.folder / "state").glob("[0-9]*") if path.is_dir())
+        earlier = [path for path in states if path.name < self._path("trained").name]
+        if earlier:
+            return read_state(earlier[-1] / "state.safetensors", self._kind)
+        if states:
+            raise StateMismatchError(
+                f"site {self.local.name} is in round {int(states[-1].name[:6]) + 1} of experiment "
+                f"{self.order.experiment}, the server in round {self.order.round + 1}, of which the site "
+                "keeps nothing any more; begin another experiment, or restore the server's folder"
+            )
+        return self._start()
+
+    def _carried(self, visit: Generator[RoundRecord, Any, Any]) -> tuple[Any, ...]:
+        """Run a visit to its end; return what it returns, and its records as lines."""
+        lines: list[str] = []
+        while True:
+            try:
+                record = next(visit)
+            except StopIteration as end:
+                result = end.value if isinstance(end.value, tuple) else (end.value,)
+                return (*result, "".join(lines))
+            lines.append(to_line(record))
+            if isinstance(record, TrainRecord):
+                print(
+                    f"site {self.local.name}: round {record.round + 1}/{self.config.rounds}, "
+                    f"epoch {record.epoch + 1}/{self.config.epochs} done",
+                    flush=True,
+                )
+
+    def _commit(self, done: str, states: Mapping[str, object], texts: Mapping[str, str]) -> Path:
+        """Write what was done whole or not at all, and forget what is older than needed or later than it."""
+        final = self._path(done)
+        temporary = final.with_name(f".{final.name}")
+        for path in (temporary, final):
+            shutil.rmtree(path, ignore_errors=True)
+        for name, state in states.items():
+            write_state(temporary / f"{name}.safetensors", state)
+        for name, text in texts.items():
+            write_text(temporary / name, text)
+        temporary.replace(final)
+        every = sorted(final.parent.glob("[0-9]*"))
+        at = every.index(final)
+        for path in every[: max(0, at + 1 - KEPT)] + every[at + 1 :]:
+            shutil.rmtree(path, ignore_errors=True)
+        return final
+
+    def _keep_last(self, state: Any) -> None:
+        data = self._visitor.site.data
+        name, weights = next(iter(self.algorithm.models(state).items()))
+        one = Deployed(data.name, name, weights, self._visitor.outputs(state, "test"))
+        tests = {data.name: data.test}
+        write_deployed(one, tests, self.config.classes, self.folder, ["last"], self.order.round)
+
+
+def refused(order: Order, local: Local, why: Exception) -> Answer:
+    """Return the answer that says why an order is not carried out."""
+    return Answer(order.experiment, local.name, order.round, error=" ".join(str(why).split()))
+
+
+def _as_folder(experiment: str) -> str:
+    if not experiment or not all(c.isalnum() or c in "-_." for c in experiment) or experiment[0] == ".":
+        raise ConfigError(f"experiment '{experiment}' cannot name a folder; use letters, digits, - and _")
+    return experiment

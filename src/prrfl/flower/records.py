@@ -1,0 +1,120 @@
+"""All that travels between server and sites: an order, and its answer, as Flower's typed records."""
+
+import json
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from torch import Tensor
+
+from prrfl.errors import StateMismatchError
+from prrfl.types import ClientId, Tensors
+
+Step = Literal["train", "share", "receive", "keep"]
+STEPS: tuple[Step, ...] = get_args(Step)
+"""Train and answer with the share; under secure summation share in a step of its own; take the mean; keep the
+network as the best."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Order:
+    """What the server asks of one site.
+
+    Attributes:
+        experiment: names the run, once and for all, also after a stop.
+        settings: the training's settings as JSON, as far as the consortium gave any.
+        version: of the server's prrfl, which the site's must equal.
+        secure: whether shares are summed under masks.
+        cohort: for ``share``: the signed keys of all whose shares are in the sum, as JSON.
+        mean: for ``receive``: the round's mean.
+    """
+
+    step: Step
+    experiment: str
+    site: ClientId
+    round: int
+    settings: str
+    version: str
+    secure: bool = False
+    cohort: str = ""
+    mean: Tensors = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What a site answers: all that ever leaves it.
+
+    Attributes:
+        error: why it does not do as it was told; the rest is empty then.
+        records: losses and scores, one JSON record a line; no image, no name of one, no prediction.
+        share: what the method shares, such as the low-band amplitudes of PRR-FL's deputy; under secure
+            summation the masked sum's part, in which weight and share cannot be told from noise.
+        weight: the share's weight.
+        key: under secure summation the site's signed public key for the experiment.
+    """
+
+    experiment: str
+    site: ClientId
+    round: int
+    error: str = ""
+    records: str = ""
+    share: Tensors = field(default_factory=dict)
+    weight: float = 1.0
+    key: str = ""
+
+
+def to_records(value: Order | Answer) -> RecordDict:
+    """Return an order or an answer as records: numbers and text in one, a flat array per type in the other.
+
+    Many small arrays travel much slower than one large one; names and shapes go along as JSON.
+    """
+    plain: dict[str, Any] = {}
+    arrays: dict[str, Array] = {}
+    for one in fields(value):
+        part = getattr(value, one.name)
+        if get_type_hints(type(value))[one.name] == Tensors:
+            plain[f"{one.name}.layout"] = json.dumps(
+                [[key, str(tensor.numpy().dtype), list(tensor.shape)] for key, tensor in part.items()]
+            )
+            for dtype in sorted({str(tensor.numpy().dtype) for tensor in part.values()}):
+                flat = [t.reshape(-1).numpy() for t in part.values() if str(t.numpy().dtype) == dtype]
+                arrays[f"{one.name}.{dtype}"] = Array(np.concatenate(flat))
+        else:
+            plain[one.name] = part
+    return RecordDict({"plain": ConfigRecord(plain), "arrays": ArrayRecord(arrays)})
+
+
+def from_records(kind: type[T], records: RecordDict) -> T:
+    """Return what :func:`to_records` was given.
+
+    Raises:
+        StateMismatchError: if the records are those of something else.
+    """
+    try:
+        plain, arrays = records.config_records["plain"], records.array_records["arrays"]
+        values: dict[str, Any] = {}
+        for name, hint in get_type_hints(kind).items():
+            if hint == Tensors:
+                values[name] = _tensors(name, json.loads(str(plain[f"{name}.layout"])), arrays)
+            else:
+                values[name] = plain[name]
+    except (KeyError, TypeError, ValueError) as cause:
+        raise StateMismatchError(f"no {kind.__name__.lower()}: {' '.join(str(cause).split())}") from None
+    return kind(**values)
+
+
+def _tensors(name: str, layout: list[tuple[str, str, list[int]]], arrays: ArrayRecord) -> dict[str, Tensor]:
+    flat = {dtype: torch.from_numpy(arrays[f"{name}.{dtype}"].numpy()) for dtype in {d for _, d, _ in layout}}
+    at = dict.fromkeys(flat, 0)
+    tensors = {}
+    for key, dtype, shape in layout:
+        size = int(np.prod(shape))
+        tensors[key] = flat[dtype][at[dtype] : at[dtype] + size].reshape(shape)
+        at[dtype] += size
+    if any(at[dtype] != whole.numel() for dtype, whole in flat.items()):
+        raise ValueError(f"the arrays of '{name}' are longer than its layout")
+    return tensors

@@ -1,0 +1,343 @@
+"""The server's end of a federation: an engine whose sites are Flower's nodes, and Flower's server app."""
+
+import json
+import logging
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context, Message
+from flwr.serverapp import Grid, ServerApp
+from pydantic import TypeAdapter, ValidationError
+
+from prrfl.algorithms import Algorithm
+from prrfl.engine import Arrival, Deployed
+from prrfl.engine.site import packed
+from prrfl.errors import ParticipationError, PRRFLError, StateMismatchError
+from prrfl.flower.federation import Federation, as_json, federate, read_federation, read_settings
+from prrfl.flower.records import Answer, Order, Step, from_records, to_records
+from prrfl.flower.secure_sum import FEWEST, check_part, unmasked
+from prrfl.run import make_recipe, run_engine, share_dtype
+from prrfl.run_folder import is_finished
+from prrfl.tensors import check_same_layout, count_bytes, non_finite
+from prrfl.training import Recipe
+from prrfl.types import (
+    AbsenceRecord,
+    ClientId,
+    ExchangeRecord,
+    RoundContext,
+    RoundRecord,
+    Share,
+    Split,
+    Tensors,
+)
+
+log = logging.getLogger("prrfl")
+
+POLL = 0.5
+"""Seconds between two looks for answers."""
+
+REMIND = 60.0
+"""Seconds after which it is said, again and again, who is waited for."""
+
+TRIES = 3
+"""How often a step is sent to a site whose process fails at it."""
+
+_RECORD: TypeAdapter[RoundRecord] = TypeAdapter(RoundRecord)
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run a federation, or what is left of it, from Flower's run config."""
+    given = context.run_config
+    folder = Path(str(given["folder"]))
+    if (folder / "federation.json").is_file() and not given["sites"]:
+        federation = read_federation(folder)
+    else:
+        federation = federate(
+            folder,
+            read_settings(Path(str(given["config"]))) if given["config"] else {},
+            [name.strip() for name in str(given["sites"]).split(",") if name.strip()],
+            int(given["quorum"]),
+            float(given["deadline"]),
+            bool(given["secure"]),
+        )
+    logging.basicConfig(stream=sys.stdout, format="%(asctime)s %(levelname)s %(message)s")
+    if is_finished(folder):
+        log.warning("%s is finished; nothing to do", folder)
+        return
+    for record in run_federation(grid, federation, folder):
+        if isinstance(record, ExchangeRecord):
+            print(f"round {record.round + 1}/{federation.config.rounds} done", flush=True)
+
+
+def run_federation(grid: Grid, federation: Federation, folder: Path) -> Iterator[RoundRecord]:
+    """Run what is left of a federation, keep everything in its folder, and yield the records as they arise.
+
+    Raises:
+        ParticipationError: if a round has fewer sites than the quorum.
+    """
+    config = federation.config
+    algorithm, recipe = config.algorithm(), make_recipe(config)
+    fleet = Fleet(grid, federation, algorithm, recipe)
+    yield from run_engine(config, algorithm, recipe, fleet, federation.sites, fleet.keep, folder)
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """An order on its way: Flower's id of it, and since when the node it went to has been there."""
+
+    message: str
+    activated: str
+
+
+class Fleet:
+    """An engine whose sites are nodes, each known by the name under which its key is registered.
+
+    Answers are taken in order of name, so that sums come out to the bit as they do in one process.
+    """
+
+    def __init__(self, grid: Grid, federation: Federation, algorithm: Algorithm[Any], recipe: Recipe) -> None:
+        """Speak to a federation's sites over a grid, in the method and the recipe that its settings describe."""
+        self._grid = grid
+        self._federation = federation
+        self._algorithm = algorithm
+        self._start = algorithm.start(recipe.network.state_dict())
+        self._share_dtype = share_dtype(federation.config)
+        self._sharing: list[ClientId] = []
+
+    def train(self, ctx: RoundContext) -> Iterator[RoundRecord | Arrival]:
+        """Let every site train; go on with those that answer well in time, if they are a quorum.
+
+        Raises:
+            ParticipationError: if they are not.
+        """
+        expected = self._expected(ctx)
+        keys: list[Mapping[str, str]] = []
+        self._sharing = []
+        for name, answer in self._ask("train", ctx.round, self._federation.sites):
+            records, key = [], {}
+            try:
+                records = self._records(answer, ctx)
+                if self._federation.secure:
+                    key = _key(answer)
+                else:
+                    _check_share(answer, expected)
+            except PRRFLError as fault:
+                yield self._absent(ctx.round, name, str(fault))
+                continue
+            yield from records
+            self._sharing.append(name)
+            if self._federation.secure:
+                keys.append(key)
+            else:
+                share = Share(answer.share, answer.weight)
+                yield Arrival(share, {name: count_bytes(share.tensors)})
+        self._check_quorum(ctx.round)
+        if self._federation.secure:
+            yield from self._sum(ctx, keys, expected)
+
+    def receive(self, mean: Tensors, ctx: RoundContext) -> Iterator[RoundRecord]:
+        """Hand the mean to every site that shared in this round."""
+        for name, answer in self._ask("receive", ctx.round, self._sharing, mean=mean):
+            try:
+                yield from self._records(answer, ctx)
+            except PRRFLError as fault:
+                yield self._absent(ctx.round, name, str(fault))
+
+    def keep(self, names: Sequence[str], index: int) -> None:
+        """Have the sites keep their networks as the best, if they are; the last they keep by themselves."""
+        if "best" in names:
+            for name, answer in self._ask("keep", index, self._sharing):
+                if answer.error:
+                    log.warning(
+                        "site %s keeps no best network of round %d: %s", name, index + 1, answer.error
+                    )
+
+    def deployed(self, split: Split) -> Iterator[Deployed]:
+        """Yield nothing: what a site would take home never leaves it."""
+        return iter(())
+
+    def save(self, folder: Path) -> None:
+        """Write nothing: sites keep their states themselves."""
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def load(self, folder: Path) -> None:
+        """Read nothing: sites go on from what they keep."""
+
+    def _sum(
+        self, ctx: RoundContext, keys: Sequence[Mapping[str, str]], expected: Tensors
+    ) -> Iterator[RoundRecord | Arrival]:
+        """Ask for masked shares until all of a cohort have answered; whoever has not is left out of the next."""
+        while True:
+            cohort = [key for key in keys if key["site"] in self._sharing]
+            parts, lost = {}, False
+            for name, answer in self._ask("share", ctx.round, self._sharing, cohort=json.dumps(cohort)):
+                try:
+                    self._check(answer, ctx.round)
+                    check_part(answer.share, expected, f"site {name}")
+                    parts[name] = answer.share["masked"]
+                except PRRFLError as fault:
+                    lost = True
+                    yield self._absent(ctx.round, name, str(fault))
+            self._sharing = list(parts)
+            self._check_quorum(ctx.round)
+            if not lost:
+                size = {name: part.numel() * part.element_size() for name, part in parts.items()}
+                yield Arrival(unmasked(list(parts.values()), expected), size)
+                return
+
+    def _check_quorum(self, index: int) -> None:
+        least = max(self._federation.quorum, FEWEST if self._federation.secure else 1)
+        if len(self._sharing) < least:
+            there = ", ".join(self._sharing) or "none"
+            raise ParticipationError(
+                f"round {index + 1}: {len(self._sharing)} of {len(self._federation.sites)} sites took part "
+                f"({there}), the quorum is {least}; see log.txt for what the others said, mend that, "
+                "and start the server again to go on"
+            )
+
+    def _absent(self, index: int, name: ClientId, reason: str) -> AbsenceRecord:
+        log.warning("round %d goes on without site %s: %s", index + 1, name, reason)
+        return AbsenceRecord(index, name, reason)
+
+    def _expected(self, ctx: RoundContext) -> Tensors:
+        """Return a share of this round as it must look: names, shapes, types."""
+        return packed(self._algorithm.share(self._start, ctx), self._share_dtype).tensors
+
+    def _records(self, answer: Answer, ctx: RoundContext) -> list[RoundRecord]:
+        """Return an answer's records, which are the site's own, of this round."""
+        self._check(answer, ctx.round)
+        try:
+            records = [_RECORD.validate_json(line) for line in answer.records.splitlines()]
+        except ValidationError as cause:
+            raise StateMismatchError(f"its records are none: {cause.errors()[0]['msg']}") from None
+        for record in records:
+            if isinstance(record, ExchangeRecord | AbsenceRecord) or (record.client, record.round) != (
+                answer.site,
+                ctx.round,
+            ):
+                raise StateMismatchError("its records are not its own, of this round")
+        return records
+
+    def _check(self, answer: Answer, index: int) -> None:
+        if answer.error:
+            raise ParticipationError(answer.error)
+        if answer.experiment != self._federation.experiment or answer.round != index:
+            raise StateMismatchError(
+                f"it answered for round {answer.round + 1} of {answer.experiment}, "
+                f"expected round {index + 1} of {self._federation.experiment}"
+            )
+
+    def _ask(
+        self, step: Step, index: int, names: Iterable[ClientId], **more: Any
+    ) -> Iterator[tuple[ClientId, Answer]]:
+        """Send each site an order; yield the answers in order of name, an error in place of what lacks.
+
+        An order is sent again to a node that went and came back, or whose process failed at it: a site
+        carries out each order once, however often it comes.
+        """
+        federation = self._federation
+        order = Order(
+            step,
+            federation.experiment,
+            "",
+            index,
+            as_json(federation.settings),
+            version("prrfl"),
+            federation.secure,
+            **more,
+        )
+        waiting = sorted(names)
+        answers: dict[ClientId, Answer] = {}
+        sent: dict[ClientId, _Sent] = {}
+        failed: Counter[ClientId] = Counter()
+        began = reminded = time.monotonic()
+        while waiting:
+            nodes = {node.name: node for node in self._grid.get_nodes() if node.name}
+            for name in waiting:
+                node = nodes.get(name)
+                if name in answers or node is None:
+                    continue
+                if name not in sent or sent[name].activated != node.last_activated_at:
+                    message = Message(
+                        to_records(replace(order, site=name)),
+                        node.node_id,
+                        f"train.{step}",
+                        group_id=str(index + 1),
+                    )
+                    (message_id,) = self._grid.push_messages([message])
+                    sent[name] = _Sent(message_id, node.last_activated_at)
+            pending = {one.message: name for name, one in sent.items() if name not in answers}
+            for reply in self._grid.pull_messages(list(pending)) if pending else ():
+                name = pending[reply.metadata.reply_to_message_id]
+                if reply.has_error():
+                    del sent[name]
+                    failed[name] += 1
+                    log.info("site %s, %s: %s", name, step, reply.error.reason)
+                    if failed[name] < TRIES:
+                        continue
+                answers[name] = self._read(reply, name, index)
+            while waiting and waiting[0] in answers:
+                yield waiting[0], answers.pop(waiting.pop(0))
+            now = time.monotonic()
+            if waiting and federation.deadline and now - began > federation.deadline:
+                break
+            missing = [name for name in waiting if name not in answers]
+            if missing and now - reminded > REMIND:
+                log.warning("round %d, %s: waiting for %s", index + 1, step, ", ".join(missing))
+                reminded = now
+            if missing:
+                time.sleep(POLL)
+        for name in waiting:
+            late = f"no answer within {federation.deadline:g} s"
+            yield name, answers.get(name, Answer(federation.experiment, name, index, error=late))
+
+    def _read(self, reply: Message, name: ClientId, index: int) -> Answer:
+        """Return the answer that a reply holds; what is wrong with it as its error."""
+        error = f"its process failed {TRIES} times: {reply.error.reason}" if reply.has_error() else ""
+        if not error:
+            try:
+                answer = from_records(Answer, reply.content)
+            except StateMismatchError as fault:
+                error = str(fault)
+            else:
+                if answer.site == name:
+                    return answer
+                error = f"it calls itself '{answer.site}', its key is registered for {name}"
+        return Answer(self._federation.experiment, name, index, error=error)
+
+
+def _check_share(answer: Answer, expected: Tensors) -> None:
+    """Raise unless a share has the names, shapes and types that the method sends, and finite numbers.
+
+    Raises:
+        StateMismatchError: naming the tensor at fault.
+    """
+    check_same_layout(expected, answer.share, "its share")
+    for key, tensor in answer.share.items():
+        if tensor.dtype != expected[key].dtype:
+            raise StateMismatchError(
+                f"its share: tensor '{key}' is {tensor.dtype}, expected {expected[key].dtype}"
+            )
+    if broken := non_finite(answer.share):
+        raise StateMismatchError(f"its share: tensor '{broken[0]}' holds NaN or infinity")
+    if not 0 < answer.weight < float("inf"):
+        raise StateMismatchError(f"its share: the weight is {answer.weight}, expected a positive number")
+
+
+def _key(answer: Answer) -> Mapping[str, str]:
+    try:
+        key = json.loads(answer.key)
+        if set(key) != {"site", "key", "signature"} or key["site"] != answer.site:
+            raise ValueError
+    except (ValueError, TypeError):
+        raise StateMismatchError("it sent no signed key") from None
+    return dict(key)
