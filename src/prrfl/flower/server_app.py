@@ -105,7 +105,7 @@ class Fleet:
     """
 
     def __init__(self, grid: Grid, federation: Federation, algorithm: Algorithm[Any], recipe: Recipe) -> None:
-        """Speak to a federation's sites over a grid, in the method and the recipe that its settings describe."""
+        """Speak to a federation's sites over a grid, in the method and recipe that its settings describe."""
         self._grid = grid
         self._federation = federation
         self._algorithm = algorithm
@@ -123,11 +123,10 @@ class Fleet:
         keys: list[Mapping[str, str]] = []
         self._sharing = []
         for name, answer in self._ask("train", ctx.round, self._federation.sites):
-            records, key = [], {}
             try:
                 records = self._records(answer, ctx)
                 if self._federation.secure:
-                    key = _key(answer)
+                    keys.append(_key(answer))
                 else:
                     _check_share(answer, expected)
             except PRRFLError as fault:
@@ -135,9 +134,7 @@ class Fleet:
                 continue
             yield from records
             self._sharing.append(name)
-            if self._federation.secure:
-                keys.append(key)
-            else:
+            if not self._federation.secure:
                 share = Share(answer.share, answer.weight)
                 yield Arrival(share, {name: count_bytes(share.tensors)})
         self._check_quorum(ctx.round)
@@ -175,7 +172,7 @@ class Fleet:
     def _sum(
         self, ctx: RoundContext, keys: Sequence[Mapping[str, str]], expected: Tensors
     ) -> Iterator[RoundRecord | Arrival]:
-        """Ask for masked shares until all of a cohort have answered; whoever has not is left out of the next."""
+        """Ask for masked shares until all of a cohort answer; whoever does not is left out of the next."""
         while True:
             cohort = [key for key in keys if key["site"] in self._sharing]
             parts, lost = {}, False
