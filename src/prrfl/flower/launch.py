@@ -1,0 +1,273 @@
+"""Flower's own programs, configured for a federation: what ``prrfl server`` and ``prrfl site`` start or print."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from prrfl.engine.store import write_text
+from prrfl.errors import ConfigError, PRRFLError
+from prrfl.types import ClientId
+
+QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+"""Flower's programs call home unless told not to."""
+
+RETRY = 10
+"""Seconds until a site that the server refused, or that lost it, tries again."""
+
+
+class FlowerError(PRRFLError):
+    """One of Flower's programs did not do what it was started for."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A program, its arguments, and what of the environment it needs beyond the usual."""
+
+    arguments: Sequence[str]
+    environment: Mapping[str, str]
+
+    def __str__(self) -> str:
+        """Return the command as a line for a shell."""
+        variables = [f"{key}={shlex.quote(value)}" for key, value in self.environment.items()]
+        return " ".join([*variables, shlex.join(self.arguments)])
+
+    def run(self) -> dict[str, Any]:
+        """Run a command of ``flwr`` that answers in JSON.
+
+        Raises:
+            FlowerError: if it fails.
+        """
+        done = subprocess.run(
+            [_program(self.arguments[0]), *self.arguments[1:]],
+            env=self._environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        found = re.search(r"^\{.*", done.stdout, re.DOTALL | re.MULTILINE)
+        answer: dict[str, Any] = json.loads(found[0]) if found else {}
+        if done.returncode or not answer.get("success"):
+            words = answer.get("error-message") or done.stderr or done.stdout
+            raise FlowerError(f"{shlex.join(self.arguments[:3])} failed: {' '.join(words.split())}")
+        return answer
+
+    def start(self, log: Path) -> "subprocess.Popen[bytes]":
+        """Start the program in a process group of its own, its output going to a file."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as output:
+            return subprocess.Popen(
+                [_program(self.arguments[0]), *self.arguments[1:]],
+                env=self._environment(),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def _environment(self) -> dict[str, str]:
+        # Flower's programs start each other by name.
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        return {**os.environ, "PATH": path, **self.environment}
+
+
+def _program(name: str) -> str:
+    return str(Path(sys.executable).parent / name)
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where a federation's server runs, and with what.
+
+    Attributes:
+        folder: the run's folder; Flower's own files lie below it.
+        certs: the folder ``server`` that ``prrfl certs`` made, or one like it.
+        host: the address that the SuperLink listens at. Whoever reaches it can run code at every site, so it
+            stays at this machine; sites come in by a reverse proxy that passes on the fleet's path alone.
+        port: its port.
+    """
+
+    folder: Path
+    certs: Path
+    host: str = "127.0.0.1"
+    port: int = 9092
+
+    @property
+    def _environment(self) -> dict[str, str]:
+        return {**QUIET, "FLWR_HOME": str(self.folder / "flower")}
+
+    def superlink(self) -> Command:
+        """Return the command of Flower's server."""
+        return Command(
+            [
+                "flower-superlink",
+                *("--host", self.host, "--port", str(self.port)),
+                *("--ssl-ca-certfile", str(self.certs / "ca.crt")),
+                *("--ssl-certfile", str(self.certs / "server.crt")),
+                *("--ssl-keyfile", str(self.certs / "server.key")),
+                "--enable-supernode-auth",
+                "--disable-runtime-dependency-installation",
+            ],
+            self._environment,
+        )
+
+    def register(self, site: ClientId) -> Command:
+        """Return the command that makes a site's key known."""
+        key = self.certs / "nodes" / f"{site}.pub"
+        return self._flwr("supernode", "register", str(key), "prrfl", "--name", site)
+
+    def run(self) -> Command:
+        """Return the command that begins the run, or goes on with it."""
+        app = resources.files("prrfl.flower").joinpath("app")
+        return self._flwr("run", str(app), "prrfl", "--run-config", f'folder="{self.folder}"')
+
+    def status(self, run: str) -> Command:
+        """Return the command that says how a run stands."""
+        return self._flwr("list", "prrfl", "--run-id", run)
+
+    def stop(self, run: str) -> Command:
+        """Return the command that stops a run."""
+        return self._flwr("stop", run, "prrfl")
+
+    def configure(self) -> None:
+        """Write the connection that the commands of ``flwr`` use.
+
+        Raises:
+            ConfigError: if a certificate or key is not there.
+        """
+        for name in ("ca.crt", "server.crt", "server.key"):
+            if not (self.certs / name).is_file():
+                raise ConfigError(f"{self.certs / name} is not there; `prrfl certs` makes one for a pilot")
+        write_text(
+            self.folder / "flower" / "config.toml",
+            f'[superlink]\ndefault = "prrfl"\n\n[superlink.prrfl]\naddress = "{self.host}:{self.port}"\n'
+            f'root-certificates = "{self.certs / "ca.crt"}"\n',
+        )
+
+    def _flwr(self, *arguments: str) -> Command:
+        return Command(["flwr", *arguments, "--format", "json"], self._environment)
+
+
+@contextmanager
+def serving(server: Server, sites: Sequence[ClientId]) -> Iterator[str]:
+    """Start the SuperLink, make the sites' keys known and begin the run; give its id; end all of it at last.
+
+    Raises:
+        ConfigError: if a certificate or a site's key is not there.
+        FlowerError: if the SuperLink does not start, with where its output is.
+    """
+    server.configure()
+    for site in sites:
+        if not (key := server.certs / "nodes" / f"{site}.pub").is_file():
+            raise ConfigError(f"{key} is not there; expected the public node key of site {site}")
+    log = server.folder / "flower" / "superlink.log"
+    process = server.superlink().start(log)
+    try:
+        _wait_for(server.host, server.port, process, log)
+        for site in sites:
+            server.register(site).run()
+        yield str(server.run().run()["run-id"])
+    finally:
+        _end(process)
+
+
+def outcome(server: Server, run: str) -> tuple[bool, str]:
+    """Return whether a run has ended, and the words of what ended it other than its end."""
+    (row,) = server.status(run).run()["runs"]
+    status = str(row["status"])
+    failed = not status.endswith("completed")
+    words = str(row["status-details"]).removeprefix("ServerApp failed with exception: ")
+    return status.startswith("finished"), words if failed else ""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A site's end of the connection.
+
+    Attributes:
+        superlink: the server's address, host:port.
+        certs: the folder that ``prrfl certs`` made for this site, or one like it.
+        home: the site's folder; Flower's own files lie below it.
+        port: on which the node speaks with its own processes, at this machine alone.
+        config: what the site's end is told, see :class:`prrfl.flower.participant.Local`.
+    """
+
+    superlink: str
+    certs: Path
+    home: Path
+    port: int
+    config: Mapping[str, str | int | bool]
+
+    def supernode(self) -> Command:
+        """Return the command of Flower's node."""
+        config = " ".join(f"{key}={json.dumps(value)}" for key, value in self.config.items())
+        return Command(
+            [
+                "flower-supernode",
+                *("--superlink", self.superlink),
+                *("--root-certificates", str(self.certs / "ca.crt")),
+                *("--auth-supernode-private-key", str(self.certs / "node.key")),
+                *("--host", "127.0.0.1", "--port", str(self.port)),
+                *("--node-config", config),
+            ],
+            {**QUIET, "FLWR_HOME": str(self.home / "flower")},
+        )
+
+
+def keep_connected(node: Node, say: Callable[[str], None]) -> None:
+    """Run a site's node, and run it again when it ends: a server that restarts, a key not yet free again.
+
+    Args:
+        node: the site's end.
+        say: is told of every end.
+    """
+    log = node.home / "flower" / "supernode.log"
+    while True:
+        began = log.stat().st_size if log.is_file() else 0
+        process = node.supernode().start(log)
+        try:
+            process.wait()
+        finally:
+            _end(process)
+        with log.open("rb") as file:
+            file.seek(began)
+            lines = file.read().decode(errors="replace").split("\n")
+        reason = next((line.strip() for line in reversed(lines) if line.strip()), "no word")
+        say(f"the node ended with exit code {process.returncode} ({reason}); trying again in {RETRY} s")
+        time.sleep(RETRY)
+
+
+def _wait_for(host: str, port: int, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    until = time.monotonic() + 120
+    while time.monotonic() < until and process.poll() is None:
+        with socket.socket() as probe:
+            probe.settimeout(1)
+            if probe.connect_ex((host, port)) == 0:
+                return
+        time.sleep(0.2)
+    raise FlowerError(f"the SuperLink does not listen at {host}:{port}; its words are in {log}")
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """End a program and all that it started."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            pass
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()
