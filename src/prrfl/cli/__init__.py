@@ -9,6 +9,7 @@ import typer
 
 from prrfl.cli.comparing import compare
 from prrfl.cli.data import data
+from prrfl.cli.federating import certs, server, site
 from prrfl.cli.newcomers import evaluate, onboard
 from prrfl.cli.tools import generate, inspect
 from prrfl.cli.training import report, resume, run_training, train
@@ -23,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data, name="data")
-for command in (train, compare, resume, report, evaluate, onboard, inspect, generate):
+for command in (train, compare, resume, report, evaluate, onboard, inspect, generate, server, site, certs):
     app.command()(command)
 
 

@@ -22,14 +22,17 @@ def with_flags(
 
     Args:
         own: the command's own flags: name to annotation.
-        defaults: their defaults.
+        defaults: their defaults; a flag without one must be given.
         leave_out: settings that get no flag.
     """
     settings = {name: field for name, field in TrainConfig.model_fields.items() if name not in leave_out}
     parameters = [
         *(
             signatures.Parameter(
-                name, signatures.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=annotation
+                name,
+                signatures.Parameter.KEYWORD_ONLY,
+                default=defaults.get(name, signatures.Parameter.empty),
+                annotation=annotation,
             )
             for name, annotation in own.items()
         ),

@@ -1,4 +1,4 @@
-"""Flower's own programs, configured for a federation: what ``prrfl server`` and ``prrfl site`` start or print."""
+"""Flower's own programs, configured for a federation: what ``prrfl server`` and ``site`` start or print."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -208,6 +208,11 @@ class Node:
     port: int
     config: Mapping[str, str | int | bool]
 
+    @property
+    def log(self) -> Path:
+        """Where Flower's output goes."""
+        return self.home / "flower" / "supernode.log"
+
     def supernode(self) -> Command:
         """Return the command of Flower's node."""
         config = " ".join(f"{key}={json.dumps(value)}" for key, value in self.config.items())
@@ -231,7 +236,7 @@ def keep_connected(node: Node, say: Callable[[str], None]) -> None:
         node: the site's end.
         say: is told of every end.
     """
-    log = node.home / "flower" / "supernode.log"
+    log = node.log
     while True:
         began = log.stat().st_size if log.is_file() else 0
         process = node.supernode().start(log)
@@ -262,12 +267,8 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
     """End a program and all that it started."""
     if process.poll() is None:
         process.terminate()
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            pass
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()

@@ -1,0 +1,208 @@
+"""``prrfl server``, ``site`` and ``certs``: a federation over real sites, on Flower."""
+
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from prrfl.cli.flags import with_flags
+from prrfl.cli.screen import console, print_summary
+from prrfl.errors import ConfigError, ParticipationError
+
+INCOMPLETE = 3
+"""Exit code of a run that went on at times without some of its sites."""
+
+OWN: dict[str, Any] = {
+    "sites": Annotated[str, typer.Option(help="names of the sites, separated by commas")],
+    "certs": Annotated[Path, typer.Option(help="folder with ca.crt, server.crt, server.key and nodes/*.pub")],
+    "quorum": Annotated[int, typer.Option(min=0, help="sites that a round needs; 0: all")],
+    "deadline": Annotated[
+        float, typer.Option(min=0, help="seconds that a step of a round waits for sites; 0: for ever")
+    ],
+    "secure": Annotated[bool, typer.Option("--secure", help="secure summation: the server sees only sums")],
+    "host": Annotated[str, typer.Option(help="address to listen at; sites come in by a reverse proxy")],
+    "port": Annotated[int, typer.Option(help="port to listen at")],
+    "show": Annotated[
+        bool, typer.Option("--print", help="print Flower's commands, for a supervisor, and start nothing")
+    ],
+}
+DEFAULTS: dict[str, object] = {
+    "certs": Path("certs/server"),
+    "quorum": 0,
+    "deadline": 0.0,
+    "secure": False,
+    "host": "127.0.0.1",
+    "port": 9092,
+    "show": False,
+}
+NOT_HERE = {"data", "device", "threads", "workers", "allow_missing", "sites", "images"}
+
+
+@with_flags(own=OWN, defaults=DEFAULTS, leave_out=NOT_HERE)
+def server(
+    config: Path | None,
+    out: Path | None,
+    sites: str,
+    certs: Path,
+    quorum: int,
+    deadline: float,
+    secure: bool,
+    host: str,
+    port: int,
+    show: bool,
+    **flags: Any,
+) -> None:
+    """Run a federation over real sites, or go on with the one that --out holds.
+
+    Exit code 3 says that the run ended well, but some rounds went on without some sites.
+    """
+    _needs_flower()
+    from prrfl.flower.federation import federate, read_settings
+    from prrfl.flower.launch import Server, outcome, serving
+    from prrfl.records import read_records
+    from prrfl.run_folder import is_finished
+    from prrfl.types import AbsenceRecord
+
+    settings = read_settings(config) if config else {}
+    settings |= {key: value for key, value in flags.items() if value is not None}
+    names = [name.strip() for name in sites.split(",") if name.strip()]
+    folder = (out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-federation").absolute()
+    federation = federate(folder, settings, names, quorum, deadline, secure)
+    ours = Server(folder, certs.absolute(), host, port)
+    if show:
+        ours.configure()
+        commands = [ours.superlink(), *map(ours.register, federation.sites), ours.run()]
+        print("\n".join(map(str, commands)))
+        return
+    if not is_finished(folder):
+        console.print(
+            f"{federation.config.method}, experiment {federation.experiment}: waiting for "
+            f"{', '.join(federation.sites)} at {host}:{port}"
+        )
+        with serving(ours, federation.sites) as run:
+            _follow(folder, federation.config.rounds, lambda: outcome(ours, run))
+    print_summary(folder)
+    console.print(f"Run folder: {folder}", soft_wrap=True)
+    absent = [r for r in read_records(folder / "metrics.jsonl") if isinstance(r, AbsenceRecord)]
+    for record in absent:
+        console.print(f"round {record.round + 1} went on without {record.client}: {record.reason}")
+    if absent:
+        raise SystemExit(INCOMPLETE)
+
+
+def site(
+    name: Annotated[str, typer.Option(help="the site's name")],
+    data: Annotated[Path, typer.Option(help="its data, as for prrfl train")],
+    superlink: Annotated[str, typer.Option(help="address of the server, host:port")],
+    certs: Annotated[Path, typer.Option(help="folder with ca.crt and node.key")],
+    home: Annotated[Path, typer.Option(help="folder for the site's states and networks")] = Path(
+        "prrfl-site"
+    ),
+    secure: Annotated[
+        bool, typer.Option("--secure", help="share under secure summation alone; needs sign.key, roster.txt")
+    ] = False,
+    device: Annotated[str, typer.Option(help="where to train: auto, cpu, cuda, cuda:1, ...")] = "auto",
+    threads: Annotated[int, typer.Option(min=0, help="threads of its arithmetic; 0 picks")] = 0,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="go on without images that a table names but nobody has")
+    ] = False,
+    port: Annotated[
+        int, typer.Option(help="port for the node's own processes, at this machine alone")
+    ] = 9094,
+    show: Annotated[
+        bool, typer.Option("--print", help="print Flower's command, for a supervisor, and start nothing")
+    ] = False,
+) -> None:
+    """Take part in a federation, until stopped. Images and the personalised model never leave."""
+    _needs_flower()
+    from prrfl.flower.launch import Node, keep_connected
+
+    needed = ["ca.crt", "node.key", *(["sign.key", "roster.txt"] if secure else [])]
+    for file in needed:
+        if not (certs / file).is_file():
+            raise ConfigError(f"{certs / file} is not there; `prrfl certs` makes one for a pilot")
+    if not data.exists():
+        raise ConfigError(f"data {data} is not there; give a folder, a manifest .csv or an .npz file")
+    told: dict[str, str | int | bool] = {
+        "name": name,
+        "data": str(data.absolute()),
+        "home": str(home.absolute()),
+        "device": device,
+        "threads": threads,
+        "allow-missing": allow_missing,
+    }
+    if secure:
+        told |= {"roster": str((certs / "roster.txt").absolute())}
+        told |= {"signing-key": str((certs / "sign.key").absolute())}
+    node = Node(superlink, certs.absolute(), home.absolute(), port, told)
+    if show:
+        print(node.supernode())
+        return
+    console.print(f"site {name}: {superlink}; Flower's output is in {node.log}", soft_wrap=True)
+    keep_connected(node, lambda words: console.print(f"site {name}: {words}", soft_wrap=True))
+
+
+def certs(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="folder to make")],
+    sites: Annotated[str, typer.Option(help="names of the sites, separated by commas")],
+    hosts: Annotated[
+        str, typer.Option(help="names and addresses of the server, separated by commas")
+    ] = "localhost,127.0.0.1",
+    days: Annotated[int, typer.Option(min=1, help="how long the certificates hold")] = 365,
+) -> None:
+    """Make certificates and keys for a pilot: server/ stays, each folder of sites/ goes to its site."""
+    _needs_flower()
+    from prrfl.flower.certs import make_certs
+
+    names, where = ([part.strip() for part in text.split(",") if part.strip()] for text in (sites, hosts))
+    make_certs(folder, names, where, days)
+    console.print(f"{folder / 'server'} stays with the server", soft_wrap=True)
+    for name in names:
+        console.print(f"{folder / 'sites' / name} goes to site {name}, and nobody else", soft_wrap=True)
+
+
+def _follow(folder: Path, rounds: int, outcome: Any) -> None:
+    """Say what happens until the run has ended.
+
+    Raises:
+        ParticipationError: if it failed, in the words of what failed.
+    """
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    from prrfl.run_folder import rounds_done
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} rounds"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    said = (folder / "log.txt").stat().st_size if (folder / "log.txt").is_file() else 0
+    with Progress(*columns, console=console, speed_estimate_period=3600) as progress:
+        before = rounds_done(folder)
+        task = progress.add_task("federation", total=rounds, completed=before)
+        ended, words = False, ""
+        while not ended:
+            time.sleep(2)
+            ended, words = outcome()
+            if (folder / "log.txt").is_file():
+                with (folder / "log.txt").open("rb") as log:
+                    log.seek(said)
+                    for line in log.read().decode("utf-8", "replace").splitlines():
+                        if " ERROR " not in line:
+                            progress.console.print(line, soft_wrap=True, highlight=False)
+                    said = log.tell()
+            progress.update(task, completed=rounds_done(folder))
+    if words:
+        raise ParticipationError(words)
+
+
+def _needs_flower() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("flwr") is None:
+        raise ConfigError("the package flwr is not there; pip install 'prrfl[flower]'")
