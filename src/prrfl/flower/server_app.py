@@ -272,7 +272,7 @@ class Fleet:
                     )
                     (message_id,) = self._grid.push_messages([message])
                     sent[name] = _Sent(message_id, node.last_activated_at)
-            pending = {one.message: name for name, one in sent.items() if name not in answers}
+            pending = {sent[name].message: name for name in waiting if name in sent and name not in answers}
             for reply in self._grid.pull_messages(list(pending)) if pending else ():
                 name = pending[reply.metadata.reply_to_message_id]
                 if reply.has_error():
