@@ -112,6 +112,7 @@ class Fleet:
         self._start = algorithm.start(recipe.network.state_dict())
         self._share_dtype = share_dtype(federation.config)
         self._sharing: list[ClientId] = []
+        self._missing: dict[ClientId, str] = {}
 
     def train(self, ctx: RoundContext) -> Iterator[RoundRecord | Arrival]:
         """Let every site train; go on with those that answer well in time, if they are a quorum.
@@ -121,7 +122,7 @@ class Fleet:
         """
         expected = self._expected(ctx)
         keys: list[Mapping[str, str]] = []
-        self._sharing = []
+        self._sharing, self._missing = [], {}
         for name, answer in self._ask("train", ctx.round, self._federation.sites):
             try:
                 records = self._records(answer, ctx)
@@ -194,15 +195,15 @@ class Fleet:
     def _check_quorum(self, index: int) -> None:
         least = max(self._federation.quorum, FEWEST if self._federation.secure else 1)
         if len(self._sharing) < least:
-            there = ", ".join(self._sharing) or "none"
+            why = "; ".join(f"{name}: {reason}" for name, reason in self._missing.items())
             raise ParticipationError(
-                f"round {index + 1}: {len(self._sharing)} of {len(self._federation.sites)} sites took part "
-                f"({there}), the quorum is {least}; see log.txt for what the others said, mend that, "
-                "and start the server again to go on"
+                f"round {index + 1}: {len(self._sharing)} of {len(self._federation.sites)} sites took part, "
+                f"the quorum is {least} ({why}); mend that, and start the server again to go on"
             )
 
     def _absent(self, index: int, name: ClientId, reason: str) -> AbsenceRecord:
-        log.warning("round %d goes on without site %s: %s", index + 1, name, reason)
+        log.warning("round %d: without site %s: %s", index + 1, name, reason)
+        self._missing[name] = reason
         return AbsenceRecord(index, name, reason)
 
     def _expected(self, ctx: RoundContext) -> Tensors:

@@ -1,0 +1,373 @@
+"""A federation's rules: who is refused and why, what is done once, what a round goes on without."""
+
+import json
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+from prrfl.algorithms import ALGORITHMS
+from prrfl.engine.store import read_tensors
+from prrfl.errors import ConfigError, ParticipationError
+from prrfl.flower import server_app
+from prrfl.flower.certs import make_certs
+from prrfl.flower.federation import federate
+from prrfl.flower.records import Answer, Order, from_records, to_records
+from prrfl.flower.server_app import run_federation
+from prrfl.records import read_records
+from prrfl.types import AbsenceRecord, ExchangeRecord
+from tests.flower.grid import GridHere, failure
+from tests.sites_on_disk import write_layout
+
+NAMES = ["clientA", "clientB", "clientC"]
+SETTINGS = {
+    "rounds": 2,
+    "epochs": 1,
+    "batch": 8,
+    "image_size": 32,
+    "precision": "float32",
+    "network": "vgg16_slim",
+    "augment": False,
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_layout(tmp_path_factory.mktemp("sites"), sites=3)
+
+
+@pytest.fixture(scope="module")
+def certs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("keys") / "certs"
+    make_certs(folder, NAMES, ["localhost"])
+    return folder / "sites"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(server_app, "POLL", 0.01)
+
+
+def grid_of(data, home, certs=None, **more):
+    def config(name):
+        own = {"name": name, "data": str(data), "home": str(home / name), "threads": 1, "device": "cpu"}
+        if certs:
+            own |= {
+                "roster": str(certs / name / "roster.txt"),
+                "signing-key": str(certs / name / "sign.key"),
+            }
+        return own
+
+    return GridHere({name: config(name) for name in NAMES}, **more)
+
+
+def run(grid, folder, secure=False, quorum=0, deadline=0.0, names=NAMES, **settings):
+    federation = federate(folder, {**SETTINGS, **settings}, names, quorum, deadline, secure)
+    return list(run_federation(grid, federation, folder))
+
+
+def absences(records):
+    return [(r.round, r.client, r.reason) for r in records if isinstance(r, AbsenceRecord)]
+
+
+def networks(home, which="last"):
+    return {
+        name: read_tensors(next((home / name).glob(f"*/models/{name}/{which}.safetensors"))) for name in NAMES
+    }
+
+
+def same(first, second):
+    return all(torch.equal(first[n][key], second[n][key]) for n in NAMES for key in first[n])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data, tmp_path_factory):
+    home = tmp_path_factory.mktemp("undisturbed")
+    before, server_app.POLL = server_app.POLL, 0.01
+    records = run(grid_of(data, home), home / "run")
+    server_app.POLL = before
+    return records, networks(home)
+
+
+def test_what_travels_is_what_the_records_say_and_nothing_else(data, tmp_path):
+    seen = []
+
+    def look(order, reply):
+        seen.append((order, reply.content))
+        return reply
+
+    run(grid_of(data, tmp_path, spoil=look), tmp_path / "run", rounds=1)
+    images = {path.stem for path in data.rglob("*.png")}
+    for order, content in seen:
+        assert set(content) == {"plain", "arrays"}
+        assert set(content["plain"]) == {
+            *("experiment", "site", "round", "error", "records", "share.layout", "weight", "key")
+        }
+        text = " ".join(map(str, content["plain"].values()))
+        assert not any(name in text for name in images), "an image's name left the site"
+        answer = from_records(Answer, content)
+        if order.step == "train":
+            # Low-band amplitudes of the deputy: less than a tenth of both networks.
+            assert set(content["arrays"]) == {"share.float32"}
+            assert all(array.stype == "numpy.ndarray" for array in content["arrays"].values())
+            assert sum(t.numel() for t in answer.share.values()) > 0
+        else:
+            assert not answer.share
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"nan": True}, "holds NaN or infinity"),
+        ({"shape": True}, "has shape"),
+        ({"dtype": True}, "is torch.float64"),
+        ({"round": 7}, "answered for round 8"),
+        ({"experiment": "another"}, "of another"),
+        ({"site": "clientA"}, "calls itself 'clientA'"),
+        ({"weight": -1.0}, "the weight is -1.0"),
+        ({"records": "no json"}, "its records are none"),
+        ({"records": '{"round": 0, "client": "x", "reason": "", "kind": "absence"}'}, "not its own"),
+    ],
+)
+def test_a_bad_share_is_refused_by_name_and_the_others_go_on(data, tmp_path, change, reason):
+    def spoil(order, reply):
+        if order.site != "clientB" or order.step != "train" or order.round != 0:
+            return reply
+        answer = from_records(Answer, reply.content)
+        share = {key: tensor.clone() for key, tensor in answer.share.items()}
+        first = next(iter(share))
+        if "nan" in change:
+            share[first].view(-1)[0] = float("nan")
+        elif "shape" in change:
+            share[first] = share[first][..., :-1]
+        elif "dtype" in change:
+            share[first] = share[first].double()
+        fields = {key: value for key, value in change.items() if key not in ("nan", "shape", "dtype")}
+        return GridReply(replace(answer, share=share, **fields), reply)
+
+    records = run(grid_of(data, tmp_path, spoil=spoil), tmp_path / "run", quorum=2)
+    ((index, client, words),) = absences(records)
+    assert (index, client) == (0, "clientB")
+    assert reason in words
+    shared = [set(r.bytes_up) for r in records if isinstance(r, ExchangeRecord)]
+    assert shared == [{"clientA", "clientC"}, set(NAMES)]
+
+
+class GridReply:
+    """A reply with another content."""
+
+    def __init__(self, answer, reply):
+        self.content, self.metadata = to_records(answer), reply.metadata
+
+    def has_error(self):
+        return False
+
+
+def test_without_a_quorum_the_run_ends_and_says_who_was_there(data, tmp_path):
+    grid = grid_of(data, tmp_path)
+    grid.online["clientC"] = "away"
+    with pytest.raises(ParticipationError, match=r"round 1: 2 of 3 .* quorum is 3 \(clientC: no answer"):
+        run(grid, tmp_path / "run", deadline=0.5)
+
+
+def test_a_site_that_never_comes_is_gone_on_without(data, tmp_path):
+    grid = grid_of(data, tmp_path)
+    grid.online["clientC"] = "away"
+    records = run(grid, tmp_path / "run", deadline=0.5, quorum=2)
+    assert absences(records) == [(k, "clientC", "no answer within 0.5 s") for k in (0, 1)]
+
+
+def test_a_lost_reply_is_asked_for_again_and_no_round_is_trained_twice(data, tmp_path, undisturbed):
+    lost = []
+
+    def lose(order, reply):
+        first = (order.site, order.step, order.round)
+        if order.site == "clientB" and first not in lost:
+            lost.append(first)
+            return failure(reply.metadata.reply_to_message_id, "Node Unavailable", 5)
+        return reply
+
+    records = run(grid_of(data, tmp_path, spoil=lose), tmp_path / "run")
+    assert len(lost) == 5  # two rounds of train and receive, and the best once
+    assert not absences(records)
+    assert same(networks(tmp_path), undisturbed[1])
+
+
+def test_a_node_that_came_back_gets_its_order_again(data, tmp_path, undisturbed):
+    def swallow(order, reply):
+        if order.site == "clientB" and order.round == 1 and grid.online.get("clientB") != "again":
+            grid.online["clientB"] = "again"
+            return None
+        return reply
+
+    grid = grid_of(data, tmp_path, spoil=swallow)
+    run(grid, tmp_path / "run")
+    assert same(networks(tmp_path), undisturbed[1])
+
+
+def die(grid, stop, order, reply):
+    if len(grid.orders) == stop:
+        raise KeyboardInterrupt
+    return reply
+
+
+def test_a_server_that_was_killed_goes_on_from_the_last_complete_round(data, tmp_path, undisturbed):
+    for stop in range(3, 12):  # among the orders of rounds 0 and 1
+        home = tmp_path / str(stop)
+
+        grid = grid_of(data, home)
+        grid.spoil = partial(die, grid, stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(grid, home / "run")
+        run(grid_of(data, home), home / "run")
+        assert same(networks(home), undisturbed[1]), stop
+        records = read_records(home / "run" / "metrics.jsonl")
+        assert len(records) == len(undisturbed[0])
+
+
+def test_other_settings_under_the_same_folder_are_refused(data, tmp_path):
+    run(grid_of(data, tmp_path), tmp_path / "run", rounds=1)
+    with pytest.raises(ConfigError, match="was begun with settings"):
+        run(grid_of(data, tmp_path), tmp_path / "run", rounds=3)
+
+
+def test_a_site_far_ahead_of_the_server_is_not_led_back(data, tmp_path):
+    run(grid_of(data, tmp_path), tmp_path / "run")
+    done = json.loads((tmp_path / "run" / "federation.json").read_text())
+    order = Order("train", done["experiment"], "clientA", 0, json.dumps(SETTINGS, sort_keys=True), "")
+    from importlib.metadata import version
+
+    from prrfl.flower.participant import Local, carry_out
+
+    home = tmp_path / "clientA"
+    local = Local("clientA", data, home, "cpu", 1)
+    with pytest.raises(Exception, match="is in round 2 of experiment"):
+        carry_out(replace(order, version=version("prrfl")), local)
+    with pytest.raises(ConfigError, match="install the same"):
+        carry_out(replace(order, version="0.0"), local)
+    other = json.dumps({**SETTINGS, "rounds": 9}, sort_keys=True)
+    with pytest.raises(ConfigError, match=r"began experiment .* with rounds = 2"):
+        carry_out(replace(order, version=version("prrfl"), settings=other), local)
+
+
+def test_a_network_that_explodes_at_one_site_is_named(data, tmp_path):
+    with pytest.raises(ParticipationError, match=r"0 of 3 sites .*clientB: site clientB.* gives NaN"):
+        run(grid_of(data, tmp_path), tmp_path / "run", lr=1e30)
+
+
+@pytest.mark.parametrize("method", sorted(set(ALGORITHMS) - {"centralised", "local"}))
+def test_every_method_runs_over_sites_as_it_does_in_one_process(data, tmp_path, method):
+    from prrfl.config import checked
+    from prrfl.run import load_data, train
+
+    records = run(grid_of(data, tmp_path), tmp_path / "run", method=method)
+    config = checked({**SETTINGS, "method": method, "data": data, "workers": 1, "threads": 1}, "here")
+    there = list(train(config, load_data(config), tmp_path / "simulated"))
+    assert [r for r in records if isinstance(r, ExchangeRecord)] == [
+        r for r in there if isinstance(r, ExchangeRecord)
+    ]
+    for name, ours in networks(tmp_path).items():
+        theirs = read_tensors(tmp_path / "simulated" / "models" / name / "last.safetensors")
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+@pytest.mark.parametrize(
+    ("settings", "secure", "words"),
+    [
+        ({"method": "centralised"}, False, "pools images"),
+        ({"method": "local"}, False, "shares nothing"),
+        ({"method": "ida"}, True, "every single share"),
+        ({"data": "somewhere"}, False, "each site has its own"),
+        ({"round": 3}, False, "did you mean 'rounds'"),
+    ],
+)
+def test_what_cannot_be_federated_is_refused_at_the_start(tmp_path, settings, secure, words):
+    with pytest.raises(ConfigError, match=words):
+        federate(tmp_path / "run", settings, NAMES, secure=secure)
+    assert not (tmp_path / "run").exists()
+
+
+def test_secure_summation_gives_the_mean_and_hides_the_shares(data, certs, tmp_path, undisturbed):
+    parts = []
+
+    def look(order, reply):
+        if order.step == "share":
+            parts.append(from_records(Answer, reply.content).share["masked"])
+        return reply
+
+    records = run(grid_of(data, tmp_path, certs, spoil=look), tmp_path / "run", secure=True)
+    assert not absences(records)
+    ours, theirs = networks(tmp_path), undisturbed[1]
+    for name in NAMES:
+        for key, tensor in ours[name].items():
+            assert torch.allclose(tensor, theirs[name][key], atol=2e-3), (name, key)
+    for part in parts:
+        # A masked share is uniform over 64 bits: as many bits set as not, in every position.
+        bits = (part[:, None] >> torch.arange(64)) & 1
+        assert (bits.double().mean(0) - 0.5).abs().max() < 0.05
+
+
+def test_a_site_that_drops_out_voids_the_sum_which_is_redone_without_it(data, certs, tmp_path):
+    grid = None
+
+    def drop(order, reply):
+        return None if order.site == "clientD" and order.step == "share" else reply
+
+    four = write_layout(tmp_path / "four", sites=4)
+    names = [*NAMES, "clientD"]
+    make_certs(tmp_path / "keys", names, ["localhost"])
+    grid = grid_of(four, tmp_path, tmp_path / "keys" / "sites", spoil=drop)
+    own = tmp_path / "keys" / "sites" / "clientD"
+    grid.configs["clientD"] = {
+        **grid.configs["clientA"],
+        "name": "clientD",
+        "home": str(tmp_path / "clientD"),
+        "roster": str(own / "roster.txt"),
+        "signing-key": str(own / "sign.key"),
+    }
+    records = run(grid, tmp_path / "run", secure=True, quorum=3, deadline=5, names=names, rounds=1)
+    assert absences(records) == [(0, "clientD", "no answer within 5 s")]
+    (exchange,) = [r for r in records if isinstance(r, ExchangeRecord)]
+    assert set(exchange.bytes_up) == set(NAMES)
+    plain = run(grid_of(four, tmp_path / "plain"), tmp_path / "plain" / "run", rounds=1)
+    means = [
+        next(o.mean for o in g.orders if o.step == "receive")
+        for g in (grid, _again(four, tmp_path / "plain again"))
+    ]
+    assert plain
+    for key, tensor in means[0].items():
+        assert torch.allclose(tensor, means[1][key], atol=1e-6, rtol=0), key
+
+
+def _again(data, home):
+    grid = grid_of(data, home)
+    run(grid, home / "run", rounds=1)
+    return grid
+
+
+def test_a_swapped_key_is_refused_by_every_site(data, certs, tmp_path):
+    said = []
+
+    def swap(order, reply):
+        if order.step == "share":
+            said.append((order.site, from_records(Answer, reply.content).error))
+        if order.step == "train" and order.site == "clientB":
+            answer = from_records(Answer, reply.content)
+            key = json.loads(answer.key) | {"key": "ab" * 32}
+            return GridReply(replace(answer, key=json.dumps(key)), reply)
+        return reply
+
+    with pytest.raises(ParticipationError, match="0 of 3 sites"):
+        run(grid_of(data, tmp_path, certs, spoil=swap), tmp_path / "run", secure=True)
+    assert [name for name, _ in said] == NAMES
+    assert all("the key of site clientB is not signed as the roster asks" in words for _, words in said)
+
+
+def test_a_site_with_a_roster_shares_under_masks_alone(data, certs, tmp_path):
+    with pytest.raises(ParticipationError, match="0 of 3"):
+        run(grid_of(data, tmp_path, certs), tmp_path / "run")
+    assert "under secure summation alone" in (tmp_path / "run" / "log.txt").read_text()
+    with pytest.raises(ParticipationError, match="0 of 3"):
+        run(grid_of(data, tmp_path), tmp_path / "other", secure=True)
+    assert "has no roster" in (tmp_path / "other" / "log.txt").read_text()
