@@ -13,7 +13,7 @@ from prrfl.errors import ConfigError, DataError
 from prrfl.records import read_predictions, read_records
 from prrfl.reports.page import Sample, run_page
 from prrfl.run import load_data
-from prrfl.run_folder import finish, settings_of
+from prrfl.run_folder import finish, is_federation, settings_of
 from prrfl.types import Predictions, SiteData, Split
 
 log = logging.getLogger("prrfl")
@@ -33,12 +33,11 @@ def report(folder: Path) -> dict[str, Any]:
     if not records:
         raise ConfigError(f"{folder}: no round was completed, there is nothing to report")
     summary = finish(records, settings, folder)
-    predictions = {
-        site: read_predictions(folder / "predictions" / site / "best.csv")
-        for site in summary["best"]["sites"]
-    }
+    # Over real sites, neither predictions nor images come to the server.
+    there = [] if is_federation(folder) else list(summary["best"]["sites"])
+    predictions = {site: read_predictions(folder / "predictions" / site / "best.csv") for site in there}
     try:
-        sites = load_data(settings)
+        sites = load_data(settings) if there else []
     except DataError as cause:
         log.warning("the page shows no images: %s", cause)
         sites = []

@@ -56,6 +56,11 @@ def is_finished(folder: Path) -> bool:
     return (folder / "summary.json").is_file()
 
 
+def is_federation(folder: Path) -> bool:
+    """Return whether a folder holds a run over real sites, whose networks and predictions stay with them."""
+    return (folder / "federation.json").is_file()
+
+
 def rounds_done(folder: Path) -> int:
     """Return how many complete rounds a run's folder holds."""
     done = [int(path.name.removeprefix("round-")) + 1 for path in (folder / "state").glob("round-*")]

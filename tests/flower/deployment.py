@@ -30,6 +30,7 @@ class Deployment:
         self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
         self._started: list[subprocess.Popen[bytes]] = []
+        folder.mkdir(exist_ok=True)
         subprocess.run(
             [PRRFL, "certs", folder / "certs", "--sites", ",".join(sites)], check=True, capture_output=True
         )

@@ -10,6 +10,7 @@ from prrfl.cli.comparing import print_comparison
 from prrfl.cli.flags import with_flags
 from prrfl.cli.screen import console, print_summary, show_progress
 from prrfl.config import TrainConfig, load_config
+from prrfl.errors import ConfigError
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run")]
 
@@ -54,12 +55,14 @@ def run_training(settings: TrainConfig, folder: Path, resume: bool = False) -> N
 
 def resume(run_folder: RunFolder) -> None:
     """Go on with a run that was stopped, after its last complete round: same bits as without the stop."""
-    from prrfl.run_folder import is_finished, settings_of
+    from prrfl.run_folder import is_federation, is_finished, settings_of
 
     if is_finished(run_folder):
         print_summary(run_folder)
         console.print(f"{run_folder} is finished; nothing to do.", soft_wrap=True)
         return
+    if is_federation(run_folder):
+        raise ConfigError(f"{run_folder} is a run over real sites; give its `prrfl server` command again")
     run_training(settings_of(run_folder), run_folder, resume=True)
 
 

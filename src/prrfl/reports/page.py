@@ -109,7 +109,7 @@ def run_page(
         for site in predictions
     ]
     return _render(
-        title=f"{settings['method']}: {len(predictions)} sites",
+        title=f"{settings['method']}: {len(summary['best']['sites'])} sites",
         lead=f"{settings['rounds']} communication rounds of {epochs} local epochs, seed {settings['seed']}",
         sheets=[_score_sheet(summary, classes)],
         styles=of_networks(models),
@@ -195,6 +195,8 @@ def _score_sheet(summary: Mapping[str, Any], classes: Sequence[str]) -> Sheet:
         "Test scores in percent of each site's deployed network at the best round on validation "
         f"(round {summary['best_round'] + 1}); the mean over sites is unweighted."
     )
+    for site, rounds in summary.get("absent", {}).items():
+        note += f" Without {site} in round(s) {', '.join(str(index + 1) for index in rounds)}."
     return Sheet("Scores", heads, [list(map(Cell, line)) for line in body], [list(map(Cell, mean))], note)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
-from prrfl.types import ExchangeRecord, RoundRecord, ScoreRecord, Scores, TrainRecord
+from prrfl.types import AbsenceRecord, ExchangeRecord, RoundRecord, ScoreRecord, Scores, TrainRecord
 
 
 def summarise(records: Sequence[RoundRecord], first_candidate: int = 0) -> dict[str, Any]:
@@ -17,7 +17,8 @@ def summarise(records: Sequence[RoundRecord], first_candidate: int = 0) -> dict[
     Returns:
         ``rounds`` done; ``best_round``; for ``last`` and ``best`` each site's test scores of the deployed
         network and their unweighted mean; per network the mean ``retrogress`` (score before minus after the
-        mean was received, over rounds and sites); bytes sent per site and round. Fractions, not percent.
+        mean was received, over rounds and sites); bytes sent per site and round; ``absent``: per site, the
+        rounds that went on without it. Fractions, not percent.
     """
     scores = [r for r in records if isinstance(r, ScoreRecord)]
     exchanges = [r for r in records if isinstance(r, ExchangeRecord)]
@@ -34,6 +35,7 @@ def summarise(records: Sequence[RoundRecord], first_candidate: int = 0) -> dict[
         "retrogress": _retrogress(scores),
         "bytes_up_per_site_and_round": fmean(b for r in exchanges for b in r.bytes_up.values()),
         "bytes_down_per_site_and_round": fmean(r.bytes_down for r in exchanges),
+        "absent": _absent(records),
         "local_epochs": sum(isinstance(r, TrainRecord) for r in records),
     }
 
@@ -43,6 +45,14 @@ def validation_f1(records: Iterable[RoundRecord]) -> float:
     return fmean(
         r.scores.macro_f1 for r in records if isinstance(r, ScoreRecord) and r.split == "valid" and r.deployed
     )
+
+
+def _absent(records: Iterable[RoundRecord]) -> dict[str, list[int]]:
+    absent: dict[str, list[int]] = {}
+    for record in records:
+        if isinstance(record, AbsenceRecord) and record.round not in absent.setdefault(record.client, []):
+            absent[record.client].append(record.round)
+    return absent
 
 
 def _sites(scores: Iterable[ScoreRecord], index: int) -> dict[str, Any]:
