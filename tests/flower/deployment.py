@@ -10,7 +10,14 @@ import time
 from pathlib import Path
 
 PRRFL = str(Path(sys.executable).parent / "prrfl")
-ENVIRONMENT = {**os.environ, "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1", "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {
+    **os.environ,
+    "PATH": f"{Path(PRRFL).parent}:{os.environ['PATH']}",
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+    "OMP_NUM_THREADS": "1",
+}
 TRAINING = ["--image-size", "32", "--batch", "8", "--precision", "float32", "--seed", "3"]
 
 
@@ -42,10 +49,18 @@ class Deployment:
         for process in self._started:
             self.kill(process)
 
-    def start(self, *arguments, output="output.txt"):
+    def start_flower(self, program, *arguments):
+        """Start one of Flower's own programs, as somebody without our commands would."""
+        path = str(Path(PRRFL).with_name(program))
+        return self._start([path, *arguments, "--port", free_port()], f"{program}.txt")
+
+    def start(self, *arguments, output):
+        return self._start([PRRFL, *arguments], output)
+
+    def _start(self, command, output):
         with (self.folder / output).open("ab") as file:
             process = subprocess.Popen(
-                [PRRFL, *map(str, arguments)],
+                list(map(str, command)),
                 env=ENVIRONMENT,
                 stdout=file,
                 stderr=subprocess.STDOUT,

@@ -213,7 +213,7 @@ def die(grid, stop, order, reply):
 
 
 def test_a_server_that_was_killed_goes_on_from_the_last_complete_round(data, tmp_path, undisturbed):
-    for stop in range(3, 12):  # among the orders of rounds 0 and 1
+    for stop in (3, 5, 8, 10):  # orders in the training and the end of rounds 0 and 1
         home = tmp_path / str(stop)
 
         grid = grid_of(data, home)
