@@ -1,5 +1,6 @@
 """A federation's rules: who is refused and why, what is done once, what a round goes on without."""
 
+import dataclasses
 import json
 from dataclasses import replace
 from functools import partial
@@ -15,6 +16,7 @@ from prrfl.flower.certs import make_certs
 from prrfl.flower.federation import federate
 from prrfl.flower.records import Answer, Order, from_records, to_records
 from prrfl.flower.server_app import run_federation
+from prrfl.flower.wire import measure
 from prrfl.records import read_records
 from prrfl.types import AbsenceRecord, ExchangeRecord
 from tests.flower.grid import GridHere, failure
@@ -114,6 +116,25 @@ def test_what_travels_is_what_the_records_say_and_nothing_else(data, tmp_path):
             assert sum(t.numel() for t in answer.share.values()) > 0
         else:
             assert not answer.share
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_inspect_lists_each_field_of_both_messages_and_no_other(prrfl, secure):
+    code, out, err = prrfl("inspect", "--wire", *(["--secure"] if secure else []))
+    assert (code, err) == (0, "")
+    items = measure({}, secure)
+    fields = {f.name for kind in (Order, Answer) for f in dataclasses.fields(kind)}
+    assert {item.name.partition(".")[0] for item in items} <= fields
+    sent = {(i.step, i.name): i.bytes for i in items if i.to == "server" and i.name.startswith("share.")}
+    plain = 579_857  # numbers in the deputy's low-band amplitudes in the first round, 0.244 of the weights
+    if secure:
+        assert {key: size for key, size in sent.items() if "layout" not in key[1]} == {
+            ("share", "share.int64"): 8 * (plain + 1)
+        }
+    else:
+        assert sent["train", "share.float32"] == 4 * plain
+    for item in items:
+        assert f"{item.bytes:,}" in out
 
 
 @pytest.mark.parametrize(

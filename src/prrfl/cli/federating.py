@@ -58,7 +58,7 @@ def server(
 
     Exit code 3 says that the run ended well, but some rounds went on without some sites.
     """
-    _needs_flower()
+    needs_flower()
     from prrfl.flower.federation import federate, read_settings
     from prrfl.flower.launch import Server, outcome, serving
     from prrfl.records import read_records
@@ -116,7 +116,7 @@ def site(
     ] = False,
 ) -> None:
     """Take part in a federation, until stopped. Images and the personalised model never leave."""
-    _needs_flower()
+    needs_flower()
     from prrfl.flower.launch import Node, keep_connected
 
     needed = ["ca.crt", "node.key", *(["sign.key", "roster.txt"] if secure else [])]
@@ -153,7 +153,7 @@ def certs(
     days: Annotated[int, typer.Option(min=1, help="how long the certificates hold")] = 365,
 ) -> None:
     """Make certificates and keys for a pilot: server/ stays, each folder of sites/ goes to its site."""
-    _needs_flower()
+    needs_flower()
     from prrfl.flower.certs import make_certs
 
     names, where = ([part.strip() for part in text.split(",") if part.strip()] for text in (sites, hosts))
@@ -201,7 +201,8 @@ def _follow(folder: Path, rounds: int, outcome: Any) -> None:
         raise ParticipationError(words)
 
 
-def _needs_flower() -> None:
+def needs_flower() -> None:
+    """Refuse, in one line, where Flower is not installed."""
     from importlib.util import find_spec
 
     if find_spec("flwr") is None:

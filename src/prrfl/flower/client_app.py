@@ -28,7 +28,8 @@ def answer(message: Message, context: Context) -> Message:
         roster=Path(str(node["roster"])) if "roster" in node else None,
         signing_key=Path(str(node["signing-key"])) if "signing-key" in node else None,
     )
-    logging.basicConfig(stream=sys.stdout, level=logging.WARNING)
+    logging.basicConfig(stream=sys.stdout, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("prrfl").setLevel(logging.INFO)
     try:
         done = carry_out(order, local)
     except (PRRFLError, OSError) as error:

@@ -279,10 +279,13 @@ class Participant:
                 return (*result, "".join(lines))
             lines.append(to_line(record))
             if isinstance(record, TrainRecord):
-                print(
-                    f"site {self.local.name}: round {record.round + 1}/{self.config.rounds}, "
-                    f"epoch {record.epoch + 1}/{self.config.epochs} done",
-                    flush=True,
+                log.info(
+                    "site %s: round %d/%d, epoch %d/%d done",
+                    self.local.name,
+                    record.round + 1,
+                    self.config.rounds,
+                    record.epoch + 1,
+                    self.config.epochs,
                 )
 
     def _commit(self, done: str, states: Mapping[str, object], texts: Mapping[str, str]) -> Path:

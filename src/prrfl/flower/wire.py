@@ -1,0 +1,91 @@
+"""What travels, measured: the first round of a tiny federation on generated images, message by message."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+from flwr.app import RecordDict
+
+from prrfl.config import checked
+from prrfl.data.synthetic import GeneratedData, write_generated
+from prrfl.engine.store import read_state
+from prrfl.flower.certs import make_certs
+from prrfl.flower.federation import as_json, check_method
+from prrfl.flower.participant import Local, carry_out
+from prrfl.flower.records import Answer, Order, Step, to_records
+from prrfl.types import ClientId, Share
+
+NAMES = ("clientA", "clientB", "clientC")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One part of one message.
+
+    Attributes:
+        name: the record's field; of an array with its type.
+        bytes: of its content, without Flower's framing.
+    """
+
+    step: Step
+    to: Literal["site", "server"]
+    name: str
+    bytes: int
+
+
+def measure(settings: Mapping[str, Any], secure: bool = False) -> list[Item]:
+    """Return all that one site receives and sends in a round; what is empty is left out.
+
+    Args:
+        settings: of the training. Images are 32 px here, which changes nothing that travels, and there is one
+            local epoch; each more adds its records.
+        secure: under secure summation.
+    """
+    settings = {**settings, "image_size": 32, "epochs": 1, "precision": "float32"}
+    check_method(checked(settings, "the settings"), secure)
+    with TemporaryDirectory() as folder:
+        return list(_round(Path(folder), as_json(settings), secure))
+
+
+def _round(folder: Path, settings: str, secure: bool) -> Iterator[Item]:
+    write_generated(GeneratedData(len(NAMES), 18, 32, 0), folder / "data")
+    make_certs(folder / "certs", NAMES, ["localhost"])
+
+    def ask(step: Step, name: ClientId, **more: Any) -> tuple[Order, Answer]:
+        own = folder / "certs" / "sites" / name
+        local = Local(
+            name,
+            data=folder / "data",
+            home=folder / name,
+            device="cpu",
+            threads=1,
+            roster=own / "roster.txt" if secure else None,
+            signing_key=own / "sign.key" if secure else None,
+        )
+        order = Order(step, "wire", name, 0, settings, version("prrfl"), secure, **more)
+        return order, carry_out(order, local)
+
+    first, *others = NAMES
+    talks = [ask("train", first)]
+    if secure:
+        answers = [talks[0][1], *(ask("train", name)[1] for name in others)]
+        talks.append(ask("share", first, cohort=json.dumps([json.loads(a.key) for a in answers])))
+    # One site's share is as large as the mean.
+    (path,) = (folder / first).glob("wire/state/*-trained/share.safetensors")
+    talks.append(ask("receive", first, mean=read_state(path, Share).tensors))
+    talks.append(ask("keep", first))
+    for order, answer in talks:
+        yield from _items(order.step, "site", to_records(order))
+        yield from _items(order.step, "server", to_records(answer))
+
+
+def _items(step: Step, to: Literal["site", "server"], records: RecordDict) -> Iterator[Item]:
+    for key, value in records.config_records["plain"].items():
+        if value not in ("", "[]"):
+            yield Item(step, to, key, len(value.encode()) if isinstance(value, str) else 8)
+    for key, array in records.array_records["arrays"].items():
+        yield Item(step, to, key, array.numpy().nbytes)
