@@ -29,6 +29,7 @@ from prrfl.records import append_records
 from prrfl.reports.summary import validation_f1
 from prrfl.run_folder import (
     Progress,
+    alone,
     begin,
     check_folder_is_free,
     commit,
@@ -124,6 +125,7 @@ def run_engine(
     names: Sequence[ClientId],
     keep: Callable[[Sequence[str], int], None],
     folder: Path,
+    patience: float = 0.0,
 ) -> Iterator[RoundRecord]:
     """Run what is left of a run, commit each round in its folder, and yield the records as they arise.
 
@@ -135,8 +137,12 @@ def run_engine(
         names: the sites.
         keep: is told, after each round, under which names the sites' deployed networks are to be kept.
         folder: the run's folder.
+        patience: seconds to wait for another process that works in the folder.
+
+    Raises:
+        ConfigError: if it is still there then.
     """
-    with _log_file(folder), _events(config, folder) as add:
+    with alone(folder, patience), _log_file(folder), _events(config, folder) as add:
         for record in _rounds(config, algorithm, recipe, engine, names, keep, folder):
             add(record)
             yield record

@@ -5,12 +5,15 @@ It holds ``config.toml`` (resolved), ``environment.json``, ``metrics.jsonl`` (on
 ``predictions/<site>/{best,last}.csv``, and in ``state/`` all that is needed to go on after the last round.
 """
 
+import fcntl
 import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +41,34 @@ def check_folder_is_free(folder: Path) -> None:
     """Raise unless a run may be written there: nothing is there, or an empty folder."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"run folder {folder} exists already; choose another name, or remove it")
+
+
+@contextmanager
+def alone(folder: Path, patience: float = 0.0) -> Iterator[None]:
+    """Let nobody else work in a run's folder while the block lasts.
+
+    The lock is the process's, so that it goes with it, however it ends.
+
+    Args:
+        folder: the run's folder.
+        patience: seconds to wait for another one to end.
+
+    Raises:
+        ConfigError: if another process works there.
+    """
+    until = time.monotonic() + patience
+    with (folder / ".lock").open("w") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    raise ConfigError(
+                        f"another process works in run folder {folder}; wait for it, or stop it"
+                    ) from None
+                time.sleep(0.5)
+        yield
 
 
 def settings_of(folder: Path) -> TrainConfig:

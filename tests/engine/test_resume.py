@@ -59,6 +59,17 @@ def test_a_stopped_run_ends_with_the_same_bits(settings, whole, tmp_path, rounds
     assert files_of(tmp_path / "run") == files_of(whole)
 
 
+def test_two_processes_in_one_folder_are_refused(settings, whole, tmp_path, prrfl):
+    stopped(settings, tmp_path / "run", 1, 3)
+    with run_folder.alone(tmp_path / "run"):
+        code, _, err = prrfl("resume", tmp_path / "run")
+    assert code == 2
+    assert err == f"error: another process works in run folder {tmp_path / 'run'}; wait for it, or stop it\n"
+    code, _, err = prrfl("resume", tmp_path / "run")
+    assert (code, err) == (0, "")
+    assert files_of(tmp_path / "run") == files_of(whole)
+
+
 def test_states_may_rest_on_disk_meanwhile(settings, whole, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "REST_ABOVE", 0)
     stopped(settings, tmp_path / "run", 1, 9)

@@ -28,6 +28,10 @@ for command in (train, compare, resume, report, evaluate, onboard, inspect, gene
     app.command()(command)
 
 
+KEPT = "finished rounds are kept: `prrfl resume RUN` goes on, and over real sites the same command again"
+"""What somebody needs to know who stops a command."""
+
+
 def main() -> None:
     """Run the command line; a user's error is one line and exit code 2."""
     sys.exit(guarded(app))
@@ -50,7 +54,7 @@ def guarded(command: Any) -> int:
         print(f"error: {error}; what was written before is whole", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; finished rounds are kept: `prrfl resume RUN` goes on", file=sys.stderr)
+        print(f"interrupted; {KEPT}", file=sys.stderr)
         return 130
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 1
@@ -61,5 +65,5 @@ def guarded(command: Any) -> int:
 
 def _stop(*_: object) -> None:
     """End as after an exception, so that files are closed and no process of ours lives on."""
-    print("terminated; finished rounds are kept: `prrfl resume RUN` goes on", file=sys.stderr)
+    print(f"terminated; {KEPT}", file=sys.stderr)
     sys.exit(128 + signal.SIGTERM)

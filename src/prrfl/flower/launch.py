@@ -246,10 +246,23 @@ def keep_connected(node: Node, say: Callable[[str], None]) -> None:
             _end(process)
         with log.open("rb") as file:
             file.seek(began)
-            lines = file.read().decode(errors="replace").split("\n")
-        reason = next((line.strip() for line in reversed(lines) if line.strip()), "no word")
-        say(f"the node ended with exit code {process.returncode} ({reason}); trying again in {RETRY} s")
+            words = _reason(file.read().decode(errors="replace"))
+        say(f"the node ended with exit code {process.returncode}{words}; trying again in {RETRY} s")
         time.sleep(RETRY)
+
+
+def _reason(output: str) -> str:
+    """Return why a node ended, as far as its output says it."""
+    found = re.search(r"Exit Code: \d+\n(.+)\n(.+)", output)
+    if found is None:
+        return ""
+    known = {
+        "[code: 2004]": "the server does not know this site's key, or holds it to be connected still, as for a "
+        "minute after a node was killed",
+        "CERTIFICATE_VERIFY_FAILED": "the server's certificate is not one of ca.crt's",
+    }
+    words = next((text for mark, text in known.items() if mark in found[2]), " ".join(found.groups()))
+    return f": {words}"
 
 
 def _wait_for(host: str, port: int, process: "subprocess.Popen[bytes]", log: Path) -> None:

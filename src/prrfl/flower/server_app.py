@@ -42,6 +42,9 @@ log = logging.getLogger("prrfl")
 POLL = 0.5
 """Seconds between two looks for answers."""
 
+LINGERS = 120.0
+"""Seconds that a server app may live on after the SuperLink that started it was killed."""
+
 REMIND = 60.0
 """Seconds after which it is said, again and again, who is waited for."""
 
@@ -87,7 +90,8 @@ def run_federation(grid: Grid, federation: Federation, folder: Path) -> Iterator
     config = federation.config
     algorithm, recipe = config.algorithm(), make_recipe(config)
     fleet = Fleet(grid, federation, algorithm, recipe)
-    yield from run_engine(config, algorithm, recipe, fleet, federation.sites, fleet.keep, folder)
+    sites = federation.sites
+    yield from run_engine(config, algorithm, recipe, fleet, sites, fleet.keep, folder, LINGERS)
 
 
 @dataclass(frozen=True)
