@@ -257,8 +257,8 @@ def _reason(output: str) -> str:
     if found is None:
         return ""
     known = {
-        "[code: 2004]": "the server does not know this site's key, or holds it to be connected still, as for a "
-        "minute after a node was killed",
+        "[code: 2004]": "the server does not know this site's key, or takes it to be connected still, "
+        "as for a minute after a node was killed",
         "CERTIFICATE_VERIFY_FAILED": "the server's certificate is not one of ca.crt's",
     }
     words = next((text for mark, text in known.items() if mark in found[2]), " ".join(found.groups()))
