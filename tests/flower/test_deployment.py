@@ -183,12 +183,12 @@ def trains(deployed, name, index):
 
 
 def test_a_site_that_never_comes_is_told_of_by_the_exit_code_and_the_report(data, tmp_path):
-    with Deployment(tmp_path, data, NAMES[:3]) as deployed:
-        for name in NAMES[:2]:
+    with Deployment(tmp_path, data, NAMES, secure=True) as deployed:
+        for name in NAMES[:3]:
             deployed.site(name)
-        server = deployed.server("--rounds", "1", "--epochs", "1", "--quorum", "2", "--deadline", "30")
+        server = deployed.server("--rounds", "1", "--epochs", "1", "--quorum", "3", "--deadline", "30")
         assert server.wait(timeout=200) == 3, deployed.said()
-        assert "round 1 went on without clientC: no answer within 30 s" in deployed.said()
-        assert read_summary(deployed.run)["absent"] == {"clientC": [0]}
+        assert "round 1 went on without clientD: no answer within 30 s" in deployed.said()
+        assert read_summary(deployed.run)["absent"] == {"clientD": [0]}
         subprocess.run([PRRFL, "report", deployed.run], check=True, capture_output=True)
-        assert "clientC" in (deployed.run / "report.html").read_text("utf-8")
+        assert "Without clientD in round(s) 1." in (deployed.run / "report.html").read_text("utf-8")

@@ -69,8 +69,9 @@ def server(
     settings |= {key: value for key, value in flags.items() if value is not None}
     names = [name.strip() for name in sites.split(",") if name.strip()]
     folder = (out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-federation").absolute()
-    federation = federate(folder, settings, names, quorum, deadline, secure)
     ours = Server(folder, certs.absolute(), host, port)
+    ours.check(names)
+    federation = federate(folder, settings, names, quorum, deadline, secure)
     if show:
         ours.configure()
         commands = [ours.superlink(), *map(ours.register, federation.sites), ours.run()]

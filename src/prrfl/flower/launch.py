@@ -139,15 +139,21 @@ class Server:
         """Return the command that stops a run."""
         return self._flwr("stop", run, "prrfl")
 
-    def configure(self) -> None:
-        """Write the connection that the commands of ``flwr`` use.
+    def check(self, sites: Sequence[ClientId]) -> None:
+        """Raise unless certificates, and the public key of each site, are there.
 
         Raises:
-            ConfigError: if a certificate or key is not there.
+            ConfigError: naming the file that is not.
         """
         for name in ("ca.crt", "server.crt", "server.key"):
             if not (self.certs / name).is_file():
                 raise ConfigError(f"{self.certs / name} is not there; `prrfl certs` makes one for a pilot")
+        for site in sites:
+            if not (key := self.certs / "nodes" / f"{site}.pub").is_file():
+                raise ConfigError(f"{key} is not there; expected the public node key of site {site}")
+
+    def configure(self) -> None:
+        """Write the connection that the commands of ``flwr`` use."""
         write_text(
             self.folder / "flower" / "config.toml",
             f'[superlink]\ndefault = "prrfl"\n\n[superlink.prrfl]\naddress = "{self.host}:{self.port}"\n'
@@ -163,13 +169,9 @@ def serving(server: Server, sites: Sequence[ClientId]) -> Iterator[str]:
     """Start the SuperLink, make the sites' keys known and begin the run; give its id; end all of it at last.
 
     Raises:
-        ConfigError: if a certificate or a site's key is not there.
         FlowerError: if the SuperLink does not start, with where its output is.
     """
     server.configure()
-    for site in sites:
-        if not (key := server.certs / "nodes" / f"{site}.pub").is_file():
-            raise ConfigError(f"{key} is not there; expected the public node key of site {site}")
     log = server.folder / "flower" / "superlink.log"
     process = server.superlink().start(log)
     try:

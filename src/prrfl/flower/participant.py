@@ -266,6 +266,13 @@ class Participant:
                 f"{self.order.experiment}, the server in round {self.order.round + 1}, of which the site "
                 "keeps nothing any more; begin another experiment, or restore the server's folder"
             )
+        if self.order.round > 0:
+            log.warning(
+                "site %s has no state of experiment %s and begins anew in round %d",
+                self.local.name,
+                self.order.experiment,
+                self.order.round + 1,
+            )
         return self._start()
 
     def _carried(self, visit: Generator[RoundRecord, Any, Any]) -> tuple[Any, ...]:
