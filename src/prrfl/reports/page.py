@@ -86,7 +86,8 @@ def run_page(
 
     Args:
         records: the run's records.
-        predictions: per site, on the test images, by the best round on validation.
+        predictions: per site, on the test images, by the best round on validation; none of sites that keep
+            them to themselves, which get no ROC curves.
         summary: as :func:`prrfl.reports.summary.summarise` returns it.
         settings: the resolved settings.
         balance: per site and split, images of each class; empty where the data is not at hand.
@@ -100,13 +101,19 @@ def run_page(
         for name, _ in MEASURES
     }
     method = str(settings["method"])
+
+    def judged(site: ClientId) -> tuple[list[list[int]], str]:
+        if site in predictions:
+            return _judged(predictions[site], classes)
+        return _counted(site, records, summary["best_round"]), ""
+
     panels = [
         {
-            **_panel(site, method, predictions[site], records, classes),
+            **_panel(site, method, records, *judged(site)),
             "balance": balance.get(site, {}),
             "samples": [s for s in samples if s.site == site],
         }
-        for site in predictions
+        for site in summary["best"]["sites"]
     ]
     return _render(
         title=f"{settings['method']}: {len(summary['best']['sites'])} sites",
@@ -132,7 +139,7 @@ def comparison_page(runs: Sequence[Run], rows: Sequence[Row], settings: Mapping[
     seeds_of_all = sorted({run.seed for run in runs})
     first = {method: next(run for run in runs if run.method == method) for method in methods}
     panels = [
-        _panel(site, method, predictions, run.records, classes)
+        _panel(site, method, run.records, *_judged(predictions, classes))
         for method, run in first.items()
         for site, predictions in run.predictions.items()
     ]
@@ -153,21 +160,33 @@ def comparison_page(runs: Sequence[Run], rows: Sequence[Row], settings: Mapping[
 
 
 def _panel(
-    site: ClientId,
-    method: str,
-    predictions: Predictions,
-    records: Sequence[RoundRecord],
-    classes: Sequence[str],
+    site: ClientId, method: str, records: Sequence[RoundRecord], confusion: list[list[int]], roc: str
 ) -> dict[str, Any]:
     return {
         "site": site,
         "method": method,
-        "confusion": _confusion(predictions, len(classes)),
-        "roc": _data_uri(_roc(predictions, classes)),
+        "confusion": confusion,
+        "roc": roc,
         "stages": _stages(records, site),
         "balance": {},
         "samples": [],
     }
+
+
+def _judged(predictions: Predictions, classes: Sequence[str]) -> tuple[list[list[int]], str]:
+    """Return the confusion and the picture of ROC curves that predictions give."""
+    return _confusion(predictions, len(classes)), _data_uri(_roc(predictions, classes))
+
+
+def _counted(site: ClientId, records: Sequence[RoundRecord], index: int) -> list[list[int]]:
+    """Return the confusion of a site's deployed network after a round, as its record has it."""
+    moment = (site, index, "test", True, "after")
+    scores = next(
+        r.scores
+        for r in records
+        if isinstance(r, ScoreRecord) and (r.client, r.round, r.split, r.deployed, r.moment) == moment
+    )
+    return [list(row) for row in scores.confusion]
 
 
 def _render(**values: Any) -> str:
