@@ -2,11 +2,14 @@
 
 import dataclasses
 import json
+import tomllib
 from dataclasses import replace
 from functools import partial
+from importlib import resources
 
 import pytest
 import torch
+from flwr.app import Context, RecordDict
 
 from prrfl.algorithms import ALGORITHMS
 from prrfl.engine.store import read_tensors
@@ -308,6 +311,28 @@ def test_what_cannot_be_federated_is_refused_at_the_start(tmp_path, settings, se
     with pytest.raises(ConfigError, match=words):
         federate(tmp_path / "run", settings, NAMES, secure=secure)
     assert not (tmp_path / "run").exists()
+
+
+def test_flwr_run_alone_does_it_from_the_apps_run_config(data, tmp_path, undisturbed):
+    app = tomllib.loads(resources.files("prrfl.flower").joinpath("app/pyproject.toml").read_text("utf-8"))
+    config = app["tool"]["flwr"]["app"]["config"]
+    (tmp_path / "training.toml").write_text(
+        "".join(f"{key} = {json.dumps(value)}\n" for key, value in SETTINGS.items())
+    )
+    config |= {
+        "folder": str(tmp_path / "run"),
+        "config": str(tmp_path / "training.toml"),
+        "sites": ", ".join(NAMES),
+    }
+    grid = grid_of(data, tmp_path)
+    server_app.app(grid, Context(0, 0, {}, RecordDict(), config))
+    assert same(networks(tmp_path), undisturbed[1])
+    server_app.app(grid, Context(0, 0, {}, RecordDict(), config))  # finished: nothing to do
+    assert len(read_records(tmp_path / "run" / "metrics.jsonl")) == len(undisturbed[0])
+    (tmp_path / "training.toml").write_text("lrr = 1\n")
+    config["folder"] = str(tmp_path / "another")
+    with pytest.raises(ConfigError, match="unknown key 'lrr'"):
+        server_app.app(grid, Context(0, 0, {}, RecordDict(), config))
 
 
 def test_secure_summation_gives_the_mean_and_hides_the_shares(data, certs, tmp_path, undisturbed):
