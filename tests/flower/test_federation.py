@@ -6,6 +6,7 @@ import tomllib
 from dataclasses import replace
 from functools import partial
 from importlib import resources
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -13,10 +14,11 @@ from flwr.app import Context, RecordDict
 
 from prrfl.algorithms import ALGORITHMS
 from prrfl.engine.store import read_tensors
-from prrfl.errors import ConfigError, ParticipationError
+from prrfl.errors import ConfigError, ParticipationError, StateMismatchError
 from prrfl.flower import server_app
 from prrfl.flower.certs import make_certs
 from prrfl.flower.federation import federate
+from prrfl.flower.participant import Local, carry_out
 from prrfl.flower.records import Answer, Order, from_records, to_records
 from prrfl.flower.server_app import run_federation
 from prrfl.flower.wire import measure
@@ -261,10 +263,6 @@ def test_a_site_far_ahead_of_the_server_is_not_led_back(data, tmp_path):
     run(grid_of(data, tmp_path), tmp_path / "run")
     done = json.loads((tmp_path / "run" / "federation.json").read_text())
     order = Order("train", done["experiment"], "clientA", 0, json.dumps(SETTINGS, sort_keys=True), "")
-    from importlib.metadata import version
-
-    from prrfl.flower.participant import Local, carry_out
-
     home = tmp_path / "clientA"
     local = Local("clientA", data, home, "cpu", 1)
     with pytest.raises(Exception, match="is in round 2 of experiment"):
@@ -409,6 +407,31 @@ def test_a_swapped_key_is_refused_by_every_site(data, certs, tmp_path):
         run(grid_of(data, tmp_path, certs, spoil=swap), tmp_path / "run", secure=True)
     assert [name for name, _ in said] == NAMES
     assert all("the key of site clientB is not signed as the roster asks" in words for _, words in said)
+
+
+def test_a_mask_is_never_put_on_a_second_share(data, certs, tmp_path):
+    def end_after_the_second_sum(order, reply):
+        if (order.step, order.round, order.site) == ("share", 1, "clientC"):
+            raise KeyboardInterrupt
+        return reply
+
+    grid = grid_of(data, tmp_path, certs, spoil=end_after_the_second_sum)
+    with pytest.raises(KeyboardInterrupt):
+        run(grid, tmp_path / "run", secure=True)
+    first, again = [o for o in grid.orders if o.site == "clientA" and o.step == "share"]
+    own = certs / "clientA"
+    local = Local(
+        *("clientA", data, tmp_path / "clientA", "cpu", 1, False, own / "roster.txt", own / "sign.key")
+    )
+    # The same share comes again as it was, ...
+    assert torch.equal(carry_out(again, local).share["masked"], carry_out(again, local).share["masked"])
+    # ... and after another mean for the round before, there is another share.
+    receive = next(o for o in grid.orders if o.site == "clientA" and o.step == "receive")
+    carry_out(replace(receive, mean={key: 1.1 * t for key, t in receive.mean.items()}), local)
+    carry_out(next(o for o in grid.orders if o.round == 1 and o.site == "clientA"), local)
+    with pytest.raises(StateMismatchError, match="sent another share of round 2"):
+        carry_out(again, local)
+    assert first.round == 0
 
 
 def test_a_site_with_a_roster_shares_under_masks_alone(data, certs, tmp_path):

@@ -6,7 +6,8 @@ Every order comes to a new process, so all that a site remembers is in its folde
     state/<round>-<n>-<done>/       the site's state, its share and its records after training (n = 1) and
                                     after the mean (n = 2); the last three of them
     models/<site>/{best,last}.safetensors, predictions/<site>/{best,last}.csv
-    sum.key                         under secure summation, the experiment's own private key
+    sum.key, masked.json            under secure summation, the experiment's own private key, and on which
+                                    share each mask was put
 
 An order that was carried out already is answered from the folder, so that a message that comes twice, a node
 or a server that was killed never train a round twice into the state.
@@ -145,6 +146,7 @@ class Participant:
         """Answer with the masked share of the round."""
         share = read_state(self._trained() / "share.safetensors", Share)
         sums = masked(share, self._identity, json.loads(self.order.cohort), self.order.round)
+        self._check_mask_is_new(share)
         return self._answer(share={"masked": torch.from_numpy(sums)})
 
     def receive(self) -> Answer:
@@ -232,6 +234,20 @@ class Participant:
                 f"site {self.local.name} began experiment {self.order.experiment} with {key} = "
                 f"{begun.get(key)!r}, the server now says {given.get(key)!r}; begin another one for that"
             )
+
+    def _check_mask_is_new(self, share: Share) -> None:
+        """Refuse to put a mask on a second share: the difference of the two would be bare."""
+        path = self.folder / "masked.json"
+        masks = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        keys = sorted(json.dumps(key, sort_keys=True) for key in json.loads(self.order.cohort))
+        mask = f"{self.order.round} {hashlib.sha256(json.dumps(keys).encode()).hexdigest()}"
+        digest = hashlib.sha256(to_bytes(share)).hexdigest()
+        if masks.setdefault(mask, digest) != digest:
+            raise StateMismatchError(
+                f"site {self.local.name} sent another share of round {self.order.round + 1} to the same "
+                "sites before; under secure summation a round gives one share alone: begin another experiment"
+            )
+        write_json(path, masks)
 
     def _path(self, done: str) -> Path:
         number = {"trained": 1, "received": 2}[done]
