@@ -11,7 +11,7 @@ from prrfl import run, run_folder
 from prrfl.algorithms import Algorithm, Local
 from prrfl.config import TrainConfig
 from prrfl.engine.store import read_state
-from prrfl.errors import StateMismatchError
+from prrfl.errors import ConfigError, StateMismatchError
 from prrfl.evaluation import score
 from prrfl.tensors import WeightedMean, norm_keys
 from prrfl.training import Recipe, Site, predict, reestimate_norms
@@ -65,10 +65,12 @@ def read_federation(folder: Path) -> Federation:
     """Read a run's last complete round.
 
     Raises:
-        ConfigError: if the folder holds no run.
+        ConfigError: if the folder holds no run, or one over real sites.
         StateMismatchError: if no round of it was completed, or its state is damaged.
     """
     config = run_folder.settings_of(folder)
+    if run_folder.is_federation(folder):
+        raise ConfigError(f"{folder} is a run over real sites, whose networks stay with them")
     algorithm, recipe = config.algorithm(), run.make_recipe(config)
     rounds = sorted((folder / "state").glob("round-*"))
     if not rounds:

@@ -196,7 +196,7 @@ def _rounds(
         ", ".join(names),
         config.device,
         config.precision,
-        done.round + 1,
+        done.round + 2,
     )
     if done.round < 0:
         write_json(folder / "environment.json", environment())
@@ -225,7 +225,7 @@ def _rounds(
             seconds = done.seconds + time.monotonic() - started
             size = (folder / "metrics.jsonl").stat().st_size
             commit(engine, folder, Progress(record.round, size, best, seconds))
-            log.info("round %d done: validation macro-F1 %.4f", record.round, candidate)
+            log.info("round %d done: validation macro-F1 %.4f", record.round + 1, candidate)
             fresh = []
         yield record
     finish(history, config, folder, done.seconds + time.monotonic() - started)
@@ -306,5 +306,12 @@ def environment() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "free_disk_bytes": shutil.disk_usage(Path.cwd()).free,
         "versions": {name: version(name) for name in names},
-        "command": sys.argv,
+        "command": _without_secrets(sys.argv),
     }
+
+
+def _without_secrets(command: Sequence[str]) -> list[str]:
+    """Return a command line without the token that Flower gives to the programs it starts."""
+    return [
+        "..." if before == "--token" else word for before, word in zip(["", *command], command, strict=False)
+    ]

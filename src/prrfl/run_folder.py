@@ -83,8 +83,14 @@ def settings_of(folder: Path) -> TrainConfig:
 
 
 def is_finished(folder: Path) -> bool:
-    """Return whether a folder holds a run that came to its end."""
-    return (folder / "summary.json").is_file()
+    """Return whether a folder holds a run that came to its end.
+
+    A report on a run that is still going on writes a summary as well, of fewer rounds.
+    """
+    try:
+        return bool(read_summary(folder).get("rounds") == settings_of(folder).rounds)
+    except DataError:
+        return False
 
 
 def is_federation(folder: Path) -> bool:
@@ -223,7 +229,7 @@ def finish(
 
     Without the wall time in seconds, the one that an earlier summary holds is kept.
     """
-    if seconds is None and is_finished(folder):
+    if seconds is None and (folder / "summary.json").is_file():
         seconds = read_summary(folder).get("seconds")
     summary = summarise(records, first_candidate=config.rounds - last_fifth(config.rounds))
     if seconds is not None:

@@ -59,6 +59,13 @@ def test_a_stopped_run_ends_with_the_same_bits(settings, whole, tmp_path, rounds
     assert files_of(tmp_path / "run") == files_of(whole)
 
 
+def test_a_report_meanwhile_ends_no_run(settings, whole, tmp_path, prrfl):
+    stopped(settings, tmp_path / "run", 1, 3)
+    assert prrfl("report", tmp_path / "run")[0] == 0
+    assert prrfl("resume", tmp_path / "run")[0] == 0
+    assert files_of(tmp_path / "run") == files_of(whole)
+
+
 def test_two_processes_in_one_folder_are_refused(settings, whole, tmp_path, prrfl):
     stopped(settings, tmp_path / "run", 1, 3)
     with run_folder.alone(tmp_path / "run"):

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from prrfl.flower.federation import federate
 from prrfl.flower.launch import Node, _reason
 from tests.sites_on_disk import write_layout
 
@@ -102,6 +103,18 @@ def test_what_cannot_start_says_why_in_a_line(certs, prrfl, tmp_path, monkeypatc
     assert words in err
     assert err.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_networks_of_real_sites_are_not_at_the_server(prrfl, tmp_path):
+    write_layout(tmp_path / "new", sites=1)
+    federate(tmp_path / "run", {"rounds": 1}, NAMES)
+    for arguments in (["evaluate"], ["onboard", "--out", tmp_path / "out"]):
+        code, _, err = prrfl(arguments[0], tmp_path / "run", "--data", tmp_path / "new", *arguments[1:])
+        assert code == 2
+        assert "networks stay with them" in err
+    code, _, err = prrfl("resume", tmp_path / "run")
+    assert code == 2
+    assert "`prrfl server` command again" in err
 
 
 def test_without_flower_the_extra_is_named(prrfl, monkeypatch, tmp_path):

@@ -152,7 +152,7 @@ def test_inspect_lists_each_field_of_both_messages_and_no_other(prrfl, secure):
         ({"round": 7}, "answered for round 8"),
         ({"experiment": "another"}, "of another"),
         ({"site": "clientA"}, "calls itself 'clientA'"),
-        ({"weight": -1.0}, "the weight is -1.0"),
+        ({"weight": 5.0}, "the weight is 5.0, expected 1.0"),
         ({"records": "no json"}, "its records are none"),
         ({"records": '{"round": 0, "client": "x", "reason": "", "kind": "absence"}'}, "not its own"),
     ],
@@ -429,8 +429,10 @@ def test_a_mask_is_never_put_on_a_second_share(data, certs, tmp_path):
     receive = next(o for o in grid.orders if o.site == "clientA" and o.step == "receive")
     carry_out(replace(receive, mean={key: 1.1 * t for key, t in receive.mean.items()}), local)
     carry_out(next(o for o in grid.orders if o.round == 1 and o.site == "clientA"), local)
-    with pytest.raises(StateMismatchError, match="sent another share of round 2"):
-        carry_out(again, local)
+    shouted = [key | {"key": key["key"].upper(), "more": "x"} for key in json.loads(again.cohort)]
+    for cohort in (again.cohort, json.dumps(shouted)):
+        with pytest.raises(StateMismatchError, match="sent another share of round 2"):
+            carry_out(replace(again, cohort=cohort), local)
     assert first.round == 0
 
 

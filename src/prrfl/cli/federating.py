@@ -9,10 +9,13 @@ import typer
 
 from prrfl.cli.flags import with_flags
 from prrfl.cli.screen import console, print_summary
-from prrfl.errors import ConfigError, ParticipationError
+from prrfl.errors import ConfigError, ParticipationError, PRRFLError
 
 INCOMPLETE = 3
 """Exit code of a run that went on at times without some of its sites."""
+
+SILENT = 15
+"""How often in a row the SuperLink may fail to say how the run stands."""
 
 OWN: dict[str, Any] = {
     "sites": Annotated[str, typer.Option(help="names of the sites, separated by commas")],
@@ -186,10 +189,17 @@ def _follow(folder: Path, rounds: int, outcome: Any) -> None:
     with Progress(*columns, console=console, speed_estimate_period=3600) as progress:
         before = rounds_done(folder)
         task = progress.add_task("federation", total=rounds, completed=before)
-        ended, words = False, ""
+        ended, words, silent = False, "", 0
         while not ended:
             time.sleep(2)
-            ended, words = outcome()
+            try:
+                ended, words = outcome()
+            except PRRFLError:
+                silent += 1  # a busy machine; not so when it goes on
+                if silent > SILENT:
+                    raise
+                continue
+            silent = 0
             if (folder / "log.txt").is_file():
                 with (folder / "log.txt").open("rb") as log:
                     log.seek(said)

@@ -30,7 +30,8 @@ def make_certs(folder: Path, sites: Sequence[ClientId], hosts: Sequence[str], da
     Args:
         folder: must be new or empty.
         sites: their names.
-        hosts: names and addresses under which sites reach the server.
+        hosts: names and addresses under which sites reach the server. It speaks to itself as localhost and
+            127.0.0.1, which are added.
         days: how long the certificates hold.
 
     Raises:
@@ -43,7 +44,8 @@ def make_certs(folder: Path, sites: Sequence[ClientId], hosts: Sequence[str], da
     authority_key = ec.generate_private_key(ec.SECP384R1())
     authority = _authority(authority_key, days)
     server_key = ec.generate_private_key(ec.SECP384R1())
-    certificate = _certificate(server_key, hosts, authority, authority_key, days)
+    names = list(dict.fromkeys([*hosts, "localhost", "127.0.0.1"]))
+    certificate = _certificate(server_key, names, authority, authority_key, days)
     server = folder / "server"
     _write(server / "ca.key", _private(authority_key, PrivateFormat.PKCS8), secret=True)
     _write(server / "server.key", _private(server_key, PrivateFormat.PKCS8), secret=True)

@@ -35,7 +35,7 @@ from prrfl.engine import Deployed, Visitor
 from prrfl.engine.store import read_state, replacing, to_bytes, write_json, write_state, write_text
 from prrfl.errors import ConfigError, ParticipationError, StateMismatchError
 from prrfl.flower.records import Answer, Order
-from prrfl.flower.secure_sum import Identity, masked, read_roster
+from prrfl.flower.secure_sum import Identity, mask_of, masked, read_roster
 from prrfl.machine import prepared
 from prrfl.records import to_line
 from prrfl.run import make_recipe, resolved, share_dtype
@@ -239,8 +239,8 @@ class Participant:
         """Refuse to put a mask on a second share: the difference of the two would be bare."""
         path = self.folder / "masked.json"
         masks = json.loads(path.read_text("utf-8")) if path.exists() else {}
-        keys = sorted(json.dumps(key, sort_keys=True) for key in json.loads(self.order.cohort))
-        mask = f"{self.order.round} {hashlib.sha256(json.dumps(keys).encode()).hexdigest()}"
+        about = mask_of(json.loads(self.order.cohort), self.order.round)
+        mask = f"{self.order.round} {hashlib.sha256(json.dumps(about).encode()).hexdigest()}"
         digest = hashlib.sha256(to_bytes(share)).hexdigest()
         if masks.setdefault(mask, digest) != digest:
             raise StateMismatchError(

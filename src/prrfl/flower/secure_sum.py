@@ -19,7 +19,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, cast
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -165,7 +165,7 @@ def masked(share: Share, identity: Identity, cohort: Sequence[SignedKey], index:
     """
     peers = identity.peers(cohort)
     total = _to_fixed(share, len(peers), identity.site)
-    about = [identity.experiment, index, sorted((one["site"], one["key"]) for one in cohort)]
+    about = [identity.experiment, *mask_of(cohort, index)]
     for name, key in peers.items():
         if name == identity.site:
             continue
@@ -175,6 +175,14 @@ def masked(share: Share, identity: Identity, cohort: Sequence[SignedKey], index:
         stream = _stream(HKDF(SHA256(), 32, salt=None, info=info).derive(secret), len(total))
         total = total + stream if identity.site == pair[0] else total - stream
     return total.view(np.int64)
+
+
+def mask_of(cohort: Sequence[SignedKey], index: int) -> list[Any]:
+    """Return what the masks of an experiment depend on: the round, and the sites with their keys.
+
+    Keys stand as their bytes do, so that another way to write one is no other mask.
+    """
+    return [index, sorted([one["site"], bytes.fromhex(one["key"]).hex()] for one in cohort)]
 
 
 def unmasked(parts: Sequence[Tensor], like: Tensors) -> Share:

@@ -175,7 +175,7 @@ class Fleet:
         """Read nothing: sites go on from what they keep."""
 
     def _sum(
-        self, ctx: RoundContext, keys: Sequence[Mapping[str, str]], expected: Tensors
+        self, ctx: RoundContext, keys: Sequence[Mapping[str, str]], expected: Share
     ) -> Iterator[RoundRecord | Arrival]:
         """Ask for masked shares until all of a cohort answer; whoever does not is left out of the next."""
         while True:
@@ -184,7 +184,7 @@ class Fleet:
             for name, answer in self._ask("share", ctx.round, self._sharing, cohort=json.dumps(cohort)):
                 try:
                     self._check(answer, ctx.round)
-                    check_part(answer.share, expected, f"site {name}")
+                    check_part(answer.share, expected.tensors, f"site {name}")
                     parts[name] = answer.share["masked"]
                 except PRRFLError as fault:
                     lost = True
@@ -193,7 +193,7 @@ class Fleet:
             self._check_quorum(ctx.round)
             if not lost:
                 size = {name: part.numel() * part.element_size() for name, part in parts.items()}
-                yield Arrival(unmasked(list(parts.values()), expected), size)
+                yield Arrival(unmasked(list(parts.values()), expected.tensors), size)
                 return
 
     def _check_quorum(self, index: int) -> None:
@@ -210,9 +210,9 @@ class Fleet:
         self._missing[name] = reason
         return AbsenceRecord(index, name, reason)
 
-    def _expected(self, ctx: RoundContext) -> Tensors:
-        """Return a share of this round as it must look: names, shapes, types."""
-        return packed(self._algorithm.share(self._start, ctx), self._share_dtype).tensors
+    def _expected(self, ctx: RoundContext) -> Share:
+        """Return a share of this round as it must look: names, shapes, types, weight."""
+        return packed(self._algorithm.share(self._start, ctx), self._share_dtype)
 
     def _records(self, answer: Answer, ctx: RoundContext) -> list[RoundRecord]:
         """Return an answer's records, which are the site's own, of this round."""
@@ -252,7 +252,7 @@ class Fleet:
             federation.experiment,
             "",
             index,
-            as_json(federation.settings),
+            as_json({key: value for key, value in federation.settings.items() if key != "tensorboard"}),
             version("prrfl"),
             federation.secure,
             **more,
@@ -317,22 +317,22 @@ class Fleet:
         return Answer(self._federation.experiment, name, index, error=error)
 
 
-def _check_share(answer: Answer, expected: Tensors) -> None:
-    """Raise unless a share has the names, shapes and types that the method sends, and finite numbers.
+def _check_share(answer: Answer, expected: Share) -> None:
+    """Raise unless a share has the names, shapes, types and weight that the method sends, and finite numbers.
 
     Raises:
         StateMismatchError: naming the tensor at fault.
     """
-    check_same_layout(expected, answer.share, "its share")
+    check_same_layout(expected.tensors, answer.share, "its share")
     for key, tensor in answer.share.items():
-        if tensor.dtype != expected[key].dtype:
+        if tensor.dtype != expected.tensors[key].dtype:
             raise StateMismatchError(
-                f"its share: tensor '{key}' is {tensor.dtype}, expected {expected[key].dtype}"
+                f"its share: tensor '{key}' is {tensor.dtype}, expected {expected.tensors[key].dtype}"
             )
     if broken := non_finite(answer.share):
         raise StateMismatchError(f"its share: tensor '{broken[0]}' holds NaN or infinity")
-    if not 0 < answer.weight < float("inf"):
-        raise StateMismatchError(f"its share: the weight is {answer.weight}, expected a positive number")
+    if answer.weight != expected.weight:
+        raise StateMismatchError(f"its share: the weight is {answer.weight}, expected {expected.weight}")
 
 
 def _key(answer: Answer) -> Mapping[str, str]:
