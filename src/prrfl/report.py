@@ -13,7 +13,7 @@ from prrfl.errors import ConfigError, DataError
 from prrfl.records import read_predictions, read_records
 from prrfl.reports.page import Sample, run_page
 from prrfl.run import load_data
-from prrfl.run_folder import finish, is_federation, settings_of
+from prrfl.run_folder import finish, is_federation, last_fifth, settings_of
 from prrfl.types import Predictions, SiteData, Split
 
 log = logging.getLogger("prrfl")
@@ -35,7 +35,9 @@ def report(folder: Path) -> dict[str, Any]:
     summary = finish(records, settings, folder)
     # Over real sites, neither predictions nor images come to the server.
     there = [] if is_federation(folder) else list(summary["best"]["sites"])
-    predictions = {site: read_predictions(folder / "predictions" / site / "best.csv") for site in there}
+    # Before the rounds that compete for the best, the last one is all there is.
+    which = "last" if summary["rounds"] <= settings.rounds - last_fifth(settings.rounds) else "best"
+    predictions = {site: read_predictions(folder / "predictions" / site / f"{which}.csv") for site in there}
     try:
         sites = load_data(settings) if there else []
     except DataError as cause:

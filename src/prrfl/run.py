@@ -312,6 +312,5 @@ def environment() -> dict[str, Any]:
 
 def _without_secrets(command: Sequence[str]) -> list[str]:
     """Return a command line without the token that Flower gives to the programs it starts."""
-    return [
-        "..." if before == "--token" else word for before, word in zip(["", *command], command, strict=False)
-    ]
+    secret = {k + 1 for k, word in enumerate(command) if word == "--token"}
+    return ["..." if k in secret else word for k, word in enumerate(command)]

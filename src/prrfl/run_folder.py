@@ -57,7 +57,7 @@ def alone(folder: Path, patience: float = 0.0) -> Iterator[None]:
         ConfigError: if another process works there.
     """
     until = time.monotonic() + patience
-    with (folder / ".lock").open("w") as lock:
+    with (folder / "config.toml").open() as lock:
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
