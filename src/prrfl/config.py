@@ -56,6 +56,10 @@ class TrainConfig(BaseModel):
     meme_weight: Ratio = Field(0.5, description="fml: the labels' share in the meme's loss")
 
     network: str = Field("vgg16_slim", description="network by name")
+    weights: str | None = Field(
+        None,
+        description="start from the weights of a .safetensors or .pth file; FILE#NAME where it holds several",
+    )
     rounds: int = Field(50, ge=1, description="communication rounds (T)")
     epochs: int = Field(5, ge=1, description="local epochs in each round (E)")
     batch: int = Field(16, ge=2, description="images per training step")

@@ -6,7 +6,7 @@ from sklearn.metrics import confusion_matrix, f1_score, roc_auc_score
 from torch import Tensor
 from torch.nn import functional
 
-from prrfl.types import Scores
+from prrfl.types import Examples, Predictions, Scores
 
 
 def macro_f1(logits: Tensor, labels: Tensor) -> float:
@@ -34,6 +34,12 @@ def score(logits: Tensor, labels: Tensor) -> Scores:
         recall=tuple(float(confusion[c, c] / present[c]) if present[c] else None for c in range(classes)),
         confusion=tuple(tuple(int(cell) for cell in row) for row in confusion),
     )
+
+
+def predictions(logits: Tensor, examples: Examples, temperature: float = 1.0) -> Predictions:
+    """Return what a network says of examples, from its (N, C) logits, divided by a temperature."""
+    ids = examples.ids or tuple(map(str, range(len(examples))))
+    return Predictions(ids, examples.labels, (logits.double() / temperature).softmax(1))
 
 
 def macro_auc(probabilities: Tensor, labels: Tensor) -> float | None:

@@ -18,6 +18,7 @@ import torch
 from prrfl.algorithms import Algorithm, Centralised
 from prrfl.config import TrainConfig
 from prrfl.data.augment import Augmentation
+from prrfl.data.images import SPLITS
 from prrfl.data.sources import load_sites
 from prrfl.data.synthetic import GeneratedData, cached
 from prrfl.engine import Engine, InProcess, Workers, run_rounds
@@ -41,13 +42,18 @@ from prrfl.run_folder import (
 )
 from prrfl.tensors import norm_keys
 from prrfl.training import Precision, Recipe
-from prrfl.types import ClientId, ExchangeRecord, RoundRecord, SiteData
+from prrfl.types import ClientId, ExchangeRecord, RoundRecord, SiteData, Split
+from prrfl.weights import load_weights
 
 log = logging.getLogger("prrfl")
 
 
-def load_data(config: TrainConfig) -> list[SiteData]:
+def load_data(config: TrainConfig, needed: Sequence[Split] = SPLITS) -> list[SiteData]:
     """Return the sites that the settings ask for: a folder's, or generated ones.
+
+    Args:
+        config: the settings.
+        needed: the splits that every site must have; the others come out empty.
 
     Raises:
         DataError: if the data cannot be used.
@@ -61,6 +67,7 @@ def load_data(config: TrainConfig) -> list[SiteData]:
         image_size=config.image_size,
         classes=config.classes,
         allow_missing=config.allow_missing,
+        needed=needed,
     )
     if len(sites) < 2 and config.method != "local":
         raise ParticipationError(
@@ -71,9 +78,16 @@ def load_data(config: TrainConfig) -> list[SiteData]:
 
 
 def make_recipe(config: TrainConfig) -> Recipe:
-    """Return the recipe of local training that the settings describe."""
+    """Return the recipe of local training that the settings describe.
+
+    Raises:
+        StateMismatchError: if the weights to start from cannot be used.
+    """
+    network = build_network(config.network, len(config.classes), config.seed)
+    if config.weights is not None:
+        load_weights(network, config.weights)
     return Recipe(
-        network=build_network(config.network, len(config.classes), config.seed),
+        network=network,
         batch=config.batch,
         optimizer=config.optimizer,
         lr=config.lr,
@@ -104,17 +118,18 @@ def train(
 
     Raises:
         ConfigError: if the folder holds anything and the run is not to be resumed.
+        StateMismatchError: if the weights to start from cannot be used.
         NonFiniteShareError: if training breaks down; what earlier rounds gave stays in the folder.
     """
     config = resolved(config, len(sites))
+    algorithm, recipe = config.algorithm(), make_recipe(config)
     if not resume:
         check_folder_is_free(folder)
         begin(config, folder)
-    algorithm, recipe = config.algorithm(), make_recipe(config)
-    tests = {site.name: site.test for site in sites}
+    data = {site.name: site for site in sites}
     with open_engine(config, algorithm, recipe, sites, folder) as engine:
-        keep = partial(save_deployed, engine, tests, config.classes, folder)
-        yield from run_engine(config, algorithm, recipe, engine, list(tests), keep, folder)
+        keep = partial(save_deployed, engine, data, config, folder)
+        yield from run_engine(config, algorithm, recipe, engine, list(data), keep, folder)
 
 
 def run_engine(
@@ -293,7 +308,8 @@ def resolved(config: TrainConfig, sites: int) -> TrainConfig:
     most = 1 if any(alone.values()) else sites
     workers = min(most, config.workers or max(1, cores // (config.threads or 1)))
     threads = config.threads or max(1, cores // workers)
-    return config.model_copy(update={"workers": workers, "threads": threads})
+    data = config.data and config.data.absolute()  # so that a run can be gone on with from any folder
+    return config.model_copy(update={"workers": workers, "threads": threads, "data": data})
 
 
 def environment() -> dict[str, Any]:

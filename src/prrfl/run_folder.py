@@ -2,7 +2,8 @@
 
 It holds ``config.toml`` (resolved), ``environment.json``, ``metrics.jsonl`` (one record a line),
 ``summary.json``, ``retrogress.png``, ``log.txt``, for each site ``models/<site>/{best,last}.safetensors`` and
-``predictions/<site>/{best,last}.csv``, and in ``state/`` all that is needed to go on after the last round.
+``predictions/<site>/{best,last}{,-valid}.csv``, and in ``state/`` all that is needed to go on after the last
+round.
 """
 
 import fcntl
@@ -22,12 +23,14 @@ from pydantic import TypeAdapter
 
 from prrfl.config import TrainConfig, load_config
 from prrfl.engine import Deployed, Engine
-from prrfl.engine.store import write_json, write_tensors, write_text
+from prrfl.engine.store import write_json, write_text
 from prrfl.errors import ConfigError, DataError, StateMismatchError
+from prrfl.evaluation import predictions
+from prrfl.kept import Which, about, kept_path, predictions_path, write_kept
 from prrfl.records import predictions_to_csv, read_records
 from prrfl.reports.retrogress import draw_retrogress
 from prrfl.reports.summary import summarise
-from prrfl.types import ClientId, Examples, Predictions, RoundRecord
+from prrfl.types import ClientId, RoundRecord, SiteData, Split, Tensors
 
 log = logging.getLogger("prrfl")
 
@@ -71,15 +74,15 @@ def alone(folder: Path, patience: float = 0.0) -> Iterator[None]:
         yield
 
 
-def settings_of(folder: Path) -> TrainConfig:
-    """Return the settings of a run by its folder.
+def settings_of(folder: Path, **changed: object) -> TrainConfig:
+    """Return the settings of a run by its folder, some of them changed.
 
     Raises:
         ConfigError: if the folder holds no run.
     """
     if not (folder / "config.toml").is_file():
         raise ConfigError(f"{folder} holds no run: it has no config.toml")
-    return load_config(folder / "config.toml", {})
+    return load_config(folder / "config.toml", changed)
 
 
 def is_finished(folder: Path) -> bool:
@@ -96,6 +99,11 @@ def is_finished(folder: Path) -> bool:
 def is_federation(folder: Path) -> bool:
     """Return whether a folder holds a run over real sites, whose networks and predictions stay with them."""
     return (folder / "federation.json").is_file()
+
+
+def is_site_of_federation(folder: Path) -> bool:
+    """Return whether a folder is a site's own, of a federation over real sites."""
+    return (folder / "settings.json").is_file()
 
 
 def rounds_done(folder: Path) -> int:
@@ -187,39 +195,39 @@ def records_until(folder: Path, progress: Progress) -> list[RoundRecord]:
 
 def save_deployed(
     engine: Engine,
-    tests: Mapping[ClientId, Examples],
-    classes: Sequence[str],
+    sites: Mapping[ClientId, SiteData],
+    config: TrainConfig,
     folder: Path,
-    names: Sequence[str],
+    names: Sequence[Which],
     index: int,
 ) -> None:
-    """Write every site's deployed network, and what it says of the test images."""
-    for one in engine.deployed("test"):
-        write_deployed(one, tests, classes, folder, names, index)
+    """Write every site's deployed network, and what it says of the site's images."""
+    for one in engine.deployed():
+        write_deployed(one, sites, config, folder, names, index)
 
 
 def write_deployed(
     one: Deployed,
-    tests: Mapping[ClientId, Examples],
-    classes: Sequence[str],
+    sites: Mapping[ClientId, SiteData],
+    config: TrainConfig,
     folder: Path,
-    names: Sequence[str],
+    names: Sequence[Which],
     index: int,
 ) -> None:
-    """Write what one site would take home after a round, and what it says of the test images.
+    """Write what one site would take home after a round, and what it says of validation and test images.
 
-    Files are ``models/<site>/<name>.safetensors`` and ``predictions/<site>/<name>.csv``.
+    The network goes to ``models/<site>/<name>.safetensors``; predictions to :func:`predictions_path`.
     """
+    trained_on = [sites[one.client]] if one.client in sites else list(sites.values())
+    what = about(config, one.client, one.model, index, trained_on)
     for name in names:
-        path = folder / "models" / one.client / f"{name}.safetensors"
-        write_tensors(path, one.weights, {"model": one.model, "round": index})
-    for site, logits in one.outputs.items():
-        images = tests[site]
-        ids = images.ids or tuple(map(str, range(len(images))))
-        predictions = Predictions(ids, images.labels, logits.double().softmax(1))
-        table = predictions_to_csv(predictions, classes)
-        for name in names:
-            write_text(folder / "predictions" / site / f"{name}.csv", table)
+        write_kept(kept_path(folder, one.client, name), one.weights, what)
+    outputs: Mapping[Split, Tensors] = {"valid": one.valid, "test": one.test}
+    for split, of_sites in outputs.items():
+        for site, logits in of_sites.items():
+            table = predictions_to_csv(predictions(logits, sites[site].split(split)), config.classes)
+            for name in names:
+                write_text(predictions_path(folder, site, name, split), table)
 
 
 def finish(

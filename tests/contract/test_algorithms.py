@@ -166,5 +166,5 @@ def test_centralised_trains_on_all_images_and_is_judged_at_each_site():
     last = [r for r in records if isinstance(r, ScoreRecord) and (r.round, r.moment) == (1, "after")]
     assert {(r.client, r.split) for r in last} == {(s.name, k) for s in sites for k in ("test", "valid")}
     assert {r.scores.n for r in last if r.split == "test"} == {12}
-    (taken_home,) = engine.deployed("test")
-    assert set(taken_home.outputs) == {"s0", "s1", "s2"}
+    (taken_home,) = engine.deployed()
+    assert set(taken_home.test) == set(taken_home.valid) == {"s0", "s1", "s2"}

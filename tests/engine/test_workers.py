@@ -26,7 +26,7 @@ def run(engine, method, folder, rounds=2):
     keys = norm_keys(tiny_network())
     records = list(run_rounds(method, engine, rounds=rounds, epochs=2, seed=3, norm_keys=keys))
     engine.save(folder)
-    outputs = [(one.client, one.model, one.outputs, one.weights) for one in engine.deployed("test")]
+    outputs = [(one.client, one.model, one.valid, one.test, one.weights) for one in engine.deployed()]
     return records, {path.name: path.read_bytes() for path in folder.iterdir()}, outputs
 
 
@@ -46,10 +46,11 @@ def test_processes_and_disk_give_the_bits_of_one_process_in_memory(method, tmp_p
     for records, states, outputs in (on_disk, apart):
         assert records == expected[0]
         assert states == expected[1]
-        for (client, model, logits, weights), wanted in zip(outputs, expected[2], strict=True):
-            assert (client, model) == wanted[:2]
-            assert same_tensors(logits, wanted[2])
-            assert same_tensors(weights, wanted[3])
+        for (*names, valid, test, weights), wanted in zip(outputs, expected[2], strict=True):
+            assert names == list(wanted[:2])
+            assert same_tensors(valid, wanted[2])
+            assert same_tensors(test, wanted[3])
+            assert same_tensors(weights, wanted[4])
 
 
 @every_method

@@ -443,3 +443,24 @@ def test_a_site_with_a_roster_shares_under_masks_alone(data, certs, tmp_path):
     with pytest.raises(ParticipationError, match="0 of 3"):
         run(grid_of(data, tmp_path), tmp_path / "other", secure=True)
     assert "has no roster" in (tmp_path / "other" / "log.txt").read_text()
+
+
+def test_a_hospital_uses_its_own_network(data, tmp_path, prrfl):
+    run(grid_of(data, tmp_path), tmp_path / "run")
+    (own,) = (path.parent for path in tmp_path.glob("clientA/*/models"))
+    images = data / "data/clientA"
+    code, out, err = prrfl("predict", own, images, "--out", tmp_path / "p.csv", "--calibrate")
+    assert code == 0, err
+    assert "images by the best network of clientA, temperature" in " ".join(out.split())
+    code, out, _ = prrfl("evaluate", own, "--json", tmp_path / "s.json")
+    assert code == 0
+    assert list(json.loads((tmp_path / "s.json").read_text())) == ["clientA"]
+    assert prrfl("export", own, "--out", tmp_path / "ex")[0] == 0
+    assert "for site clientA" in (tmp_path / "ex/model_card.md").read_text()
+    code, _, err = prrfl("resume", own)
+    assert code == 2
+    assert "is a site's folder of a run over real sites" in err
+    # At the server there is no network to use.
+    code, _, err = prrfl("predict", tmp_path / "run", images, "--out", tmp_path / "q.csv")
+    assert code == 2
+    assert "keeps no network" in err

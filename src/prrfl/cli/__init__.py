@@ -10,9 +10,10 @@ import typer
 from prrfl.cli.comparing import compare
 from prrfl.cli.data import data
 from prrfl.cli.federating import certs, server, site
-from prrfl.cli.newcomers import evaluate, onboard
+from prrfl.cli.newcomers import onboard
 from prrfl.cli.tools import generate, inspect
 from prrfl.cli.training import report, resume, run_training, train
+from prrfl.cli.using import evaluate, export, predict
 from prrfl.errors import PRRFLError
 
 __all__ = ["app", "guarded", "main", "run_training"]
@@ -24,7 +25,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data, name="data")
-for command in (train, compare, resume, report, evaluate, onboard, inspect, generate, server, site, certs):
+COMMANDS = (
+    *(train, compare, resume, report),
+    *(predict, evaluate, export, onboard),
+    *(inspect, generate),
+    *(server, site, certs),
+)
+for command in COMMANDS:
     app.command()(command)
 
 

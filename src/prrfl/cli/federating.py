@@ -40,7 +40,7 @@ DEFAULTS: dict[str, object] = {
     "port": 9092,
     "show": False,
 }
-NOT_HERE = {"data", "device", "threads", "workers", "allow_missing", "sites", "images"}
+NOT_HERE = {"data", "device", "threads", "workers", "allow_missing", "sites", "images", "weights"}
 
 
 @with_flags(own=OWN, defaults=DEFAULTS, leave_out=NOT_HERE)

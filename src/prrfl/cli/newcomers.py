@@ -1,4 +1,4 @@
-"""``prrfl evaluate`` and ``onboard``: a hospital that took no part in a run."""
+"""``prrfl onboard``, and ``evaluate`` with data: a hospital that took no part in a run."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -21,26 +21,16 @@ Run = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run")]
 Data = Annotated[Path, typer.Option(metavar="DIR", help="the new sites' data, in any form that train takes")]
 
 
-def evaluate(
-    run_folder: Run,
-    data: Data,
-    json: Annotated[Path | None, typer.Option(metavar="FILE", help="write the scores there too")] = None,
-) -> None:
-    """Score every site's network, their ensemble and their mean on sites that took no part.
-
-    Test images are enough. What PRR-FL means are its deputies.
-    """
+def evaluate_newcomers(run_folder: Path, data: Path) -> dict[str, dict[str, Scores]]:
+    """Score every site's network, their ensemble and their mean on sites that took no part, and print it."""
     from prrfl import newcomer
-    from prrfl.engine.store import write_json
 
     federation = newcomer.read_federation(run_folder)
     found = {}
     for site in _sites(data, federation, ("test",)):
-        scores = newcomer.evaluate(federation, site)
-        _print(f"{site.name}: {len(site.test)} test images (%)", scores, federation.config.classes)
-        found[site.name] = {name: asdict(value) for name, value in scores.items()}
-    if json is not None:
-        write_json(json, found)
+        found[site.name] = newcomer.evaluate(federation, site)
+        _print(f"{site.name}: {len(site.test)} test images (%)", found[site.name], federation.config.classes)
+    return found
 
 
 def onboard(

@@ -55,7 +55,7 @@ def run_training(settings: TrainConfig, folder: Path, resume: bool = False) -> N
 
 def resume(run_folder: RunFolder) -> None:
     """Go on with a run that was stopped, after its last complete round: same bits as without the stop."""
-    from prrfl.run_folder import is_federation, is_finished, settings_of
+    from prrfl.run_folder import is_federation, is_finished, is_site_of_federation, settings_of
 
     if is_finished(run_folder):
         print_summary(run_folder)
@@ -63,6 +63,10 @@ def resume(run_folder: RunFolder) -> None:
         return
     if is_federation(run_folder):
         raise ConfigError(f"{run_folder} is a run over real sites; give its `prrfl server` command again")
+    if is_site_of_federation(run_folder):
+        raise ConfigError(
+            f"{run_folder} is a site's folder of a run over real sites; give its `prrfl site` command again"
+        )
     run_training(settings_of(run_folder), run_folder, resume=True)
 
 

@@ -17,6 +17,8 @@ from prrfl.errors import DataError
 from prrfl.types import ClientId, Examples, SiteData, Split
 
 MAX_PIXELS = 64_000_000
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+"""What is taken for an image where a folder is searched."""
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 log = logging.getLogger("prrfl")
@@ -144,6 +146,28 @@ def _decode(entries: Sequence[Entry], size: int) -> Examples:
         labels=torch.tensor([e.label for e in entries]),
         ids=tuple(e.name for e in entries),
     )
+
+
+def find_images(paths: Sequence[Path]) -> list[Path]:
+    """Return the files among some paths, and the images in those that are folders, at any depth, by name.
+
+    Raises:
+        DataError: if a path is not there, or a folder holds no image.
+    """
+    return [image for path in paths for image in _images_at(path)]
+
+
+def _images_at(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise DataError(f"image {path} is not there; give image files, or folders of them")
+    found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not found:
+        raise DataError(
+            f"folder {path} holds no image; expected files ending in {', '.join(sorted(SUFFIXES))}"
+        )
+    return found
 
 
 def read_image(path: Path, size: int | None = None, file: BinaryIO | None = None) -> NDArray[np.uint8]:

@@ -55,7 +55,13 @@ def load_sites(
 
 
 def load_site(
-    source: Path, name: ClientId, *, image_size: int, classes: Sequence[str], allow_missing: bool = False
+    source: Path,
+    name: ClientId,
+    *,
+    image_size: int,
+    classes: Sequence[str],
+    allow_missing: bool = False,
+    needed: Sequence[Split] = SPLITS,
 ) -> SiteData:
     """Load one site's data: the one of this name, or the only one that is there, which then gets the name.
 
@@ -64,14 +70,15 @@ def load_site(
     """
     if arrays := _arrays(source):
         path = _the_one(source, name, {path.stem: path for path in arrays})
-        return replace(_load_arrays(path, image_size, classes, SPLITS), name=name)
-    entries = read_entries(source, image_size=image_size, classes=classes)
+        return replace(_load_arrays(path, image_size, classes, needed), name=name)
+    entries = read_entries(source, image_size=image_size, classes=classes, needed=needed)
     there = _the_one(source, name, {entry.site: entry.site for entry in entries})
     (data,) = load_entries(
         [entry for entry in entries if entry.site == there],
         image_size=image_size,
         classes=classes,
         allow_missing=allow_missing,
+        needed=needed,
     )
     return replace(data, name=name)
 

@@ -98,16 +98,14 @@ class InProcess:
         """Return every site's networks as they are now; the first of each is the one deployed."""
         return {name: self._algorithm.models(self._state(name)) for name in self._visitors}
 
-    def deployed(self, split: Split) -> Iterator[Deployed]:
-        """Yield what each site would take home now, with its outputs on one split."""
+    def deployed(self) -> Iterator[Deployed]:
+        """Yield what each site would take home now."""
         for name in self._visitors:
-            yield self.deployed_at(name, split)
+            yield self.deployed_at(name)
 
-    def deployed_at(self, name: ClientId, split: Split) -> Deployed:
+    def deployed_at(self, name: ClientId) -> Deployed:
         """Return what one site would take home now."""
-        state = self._state(name)
-        model, weights = next(iter(self._algorithm.models(state).items()))
-        return Deployed(name, model, weights, self._visitors[name].outputs(state, split))
+        return self._visitors[name].deployed(self._state(name))
 
     def save(self, folder: Path) -> None:
         """Write every site's state as ``<site>.safetensors``."""

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from prrfl.algorithms.base import Algorithm
 from prrfl.errors import ParticipationError
 from prrfl.tensors import count_bytes
-from prrfl.types import ClientId, ExchangeRecord, RoundContext, RoundRecord, Share, Split, Tensors
+from prrfl.types import ClientId, ExchangeRecord, RoundContext, RoundRecord, Share, Tensors
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,15 @@ class Deployed:
         client: the site.
         model: the network's name in the algorithm.
         weights: its state_dict.
-        outputs: for each site that judges it, (N, C) logits on the split asked for.
+        valid: for each site that judges it, (N, C) logits on its validation images.
+        test: the same on its test images.
     """
 
     client: ClientId
     model: str
     weights: Tensors
-    outputs: Tensors
+    valid: Tensors
+    test: Tensors
 
 
 class Exchange(Protocol):
@@ -60,8 +62,8 @@ class Exchange(Protocol):
 class Engine(Exchange, Protocol):
     """An engine in whole: what a run needs to be kept and gone on with, too."""
 
-    def deployed(self, split: Split) -> Iterator[Deployed]:
-        """Yield what each site would take home now, with its outputs on one split."""
+    def deployed(self) -> Iterator[Deployed]:
+        """Yield what each site would take home now."""
 
     def save(self, folder: Path) -> None:
         """Write every site's state as ``<site>.safetensors``."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from prrfl.algorithms.base import Algorithm, C
+from prrfl.engine.rounds import Deployed
 from prrfl.errors import NonFiniteShareError
 from prrfl.evaluation import score
 from prrfl.tensors import non_finite
@@ -101,13 +102,17 @@ class Visitor(Generic[C]):
         self._rest(client)
         return client
 
-    def outputs(self, client: C, split: Split) -> dict[ClientId, Tensor]:
-        """Return the (N, C) logits of the deployed network on one split of each site that it is judged on."""
+    def deployed(self, client: C) -> Deployed:
+        """Return what the site would take home now."""
         self._recognise(client)
-        name, weights = next(iter(self.algorithm.models(client).items()))
-        logits = {data.name: self._outcome(name, weights, data, split).logits for data in self.judged_on}
+        model, weights = next(iter(self.algorithm.models(client).items()))
+
+        def outputs(split: Split) -> Tensors:
+            return {data.name: self._outcome(model, weights, data, split).logits for data in self.judged_on}
+
+        taken_home = Deployed(self.site.name, model, weights, outputs("valid"), outputs("test"))
         self._rest(client)
-        return logits
+        return taken_home
 
     def forget(self) -> None:
         """Forget all outputs, because the site's state was replaced."""

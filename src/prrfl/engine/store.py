@@ -78,6 +78,21 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def read_notes(path: Path) -> object:
+    """Return the notes in the header of a file that :func:`write_tensors` wrote; ``None`` where it has none.
+
+    Raises:
+        StateMismatchError: if the file is torn, or no safetensors file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+        notes: object = json.loads(header.get("prrfl", "null"))
+    except (OSError, ValueError, SafetensorError) as cause:
+        raise StateMismatchError(f"{path} is no whole safetensors file: {cause}") from None
+    return notes
+
+
 def to_bytes(value: object) -> bytes:
     """Return nested dataclasses of tensors by name and plain values as the bytes of a safetensors file."""
     tensors: dict[str, Tensor] = {}

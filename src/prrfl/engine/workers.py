@@ -26,7 +26,6 @@ from prrfl.types import (
     RoundRecord,
     ScoreRecord,
     SiteData,
-    Split,
     Tensors,
     TrainRecord,
 )
@@ -40,7 +39,6 @@ class _Order:
     client: ClientId
     ctx: RoundContext | None = None
     mean: Tensors = field(default_factory=dict)
-    split: Split = "test"
     folder: Path = Path()
 
 
@@ -116,9 +114,9 @@ class Workers:
         events = self._carry_out([_Order("receive", name, ctx, mean) for name in names])
         return cast(Iterator[RoundRecord], events)
 
-    def deployed(self, split: Split) -> Iterator[Deployed]:
-        """Yield what each site would take home now, with its outputs on one split."""
-        events = self._carry_out([_Order("deployed", name, split=split) for name in self._names])
+    def deployed(self) -> Iterator[Deployed]:
+        """Yield what each site would take home now."""
+        events = self._carry_out([_Order("deployed", name) for name in self._names])
         return cast(Iterator[Deployed], events)
 
     def save(self, folder: Path) -> None:
@@ -254,7 +252,7 @@ def _events(engine: InProcess, order: _Order) -> Iterator[_Event]:
         case _Order(do="receive", ctx=RoundContext() as ctx):
             yield from engine.receive_at(order.client, order.mean, ctx)
         case _Order(do="deployed"):
-            yield engine.deployed_at(order.client, order.split)
+            yield engine.deployed_at(order.client)
         case _Order(do="save"):
             engine.save_at(order.client, order.folder)
         case _Order(do="load"):

@@ -138,6 +138,8 @@ def check_method(config: TrainConfig, secure: bool) -> None:
         raise ConfigError("method centralised pools images, which never leave a real site; choose another")
     if config.method == "local":
         raise ConfigError("method local shares nothing; a site runs it alone, by prrfl train")
+    if config.weights is not None:
+        raise ConfigError("weights are a file of one machine, and real sites have others: leave them out")
     one_round = RoundContext(0, 1, 0, 1, 0)
     if secure and not config.algorithm().aggregator(one_round).only_adds:
         raise ConfigError(

@@ -27,15 +27,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from prrfl.config import TrainConfig, checked
 from prrfl.data.sources import load_site
-from prrfl.engine import Deployed, Visitor
+from prrfl.engine import Visitor
 from prrfl.engine.store import read_state, replacing, to_bytes, write_json, write_state, write_text
 from prrfl.errors import ConfigError, ParticipationError, StateMismatchError
 from prrfl.flower.records import Answer, Order
 from prrfl.flower.secure_sum import Identity, mask_of, masked, read_roster
+from prrfl.kept import kept_path, predictions_path, read_about
 from prrfl.machine import prepared
 from prrfl.records import to_line
 from prrfl.run import make_recipe, resolved, share_dtype
@@ -168,16 +168,19 @@ class Participant:
     def keep(self) -> Answer:
         """Keep the round's network and predictions as the best."""
         name = self.local.name
-        files = [Path("models") / name / "last.safetensors", Path("predictions") / name / "last.csv"]
-        with safe_open(self.folder / files[0], framework="pt") as file:
-            kept = json.loads(file.metadata()["prrfl"])["round"]
+        last, best = (
+            [kept_path(self.folder, name, which)]
+            + [predictions_path(self.folder, name, which, split) for split in ("valid", "test")]
+            for which in ("last", "best")
+        )
+        kept = read_about(last[0]).round
         if kept != self.order.round:
             raise StateMismatchError(
                 f"site {name} has the network of round {kept + 1}, not that of round {self.order.round + 1}"
             )
-        for path in files:
-            with replacing(self.folder / path.with_stem("best")) as temporary:
-                shutil.copyfile(self.folder / path, temporary)
+        for path, copy in zip(last, best, strict=True):
+            with replacing(copy) as temporary:
+                shutil.copyfile(path, temporary)
         return self._answer()
 
     def _answer(self, **what: Any) -> Answer:
@@ -330,10 +333,11 @@ class Participant:
 
     def _keep_last(self, state: Any) -> None:
         data = self._visitor.site.data
-        name, weights = next(iter(self.algorithm.models(state).items()))
-        one = Deployed(data.name, name, weights, self._visitor.outputs(state, "test"))
-        tests = {data.name: data.test}
-        write_deployed(one, tests, self.config.classes, self.folder, ["last"], self.order.round)
+        write_text(
+            self.folder / "config.toml", self.config.to_toml()
+        )  # where `prrfl evaluate` finds the data
+        one = self._visitor.deployed(state)
+        write_deployed(one, {data.name: data}, self.config, self.folder, ["last"], self.order.round)
 
 
 def refused(order: Order, local: Local, why: Exception) -> Answer:

@@ -33,7 +33,6 @@ from prrfl.types import (
     RoundContext,
     RoundRecord,
     Share,
-    Split,
     Tensors,
 )
 
@@ -163,7 +162,7 @@ class Fleet:
                         "site %s keeps no best network of round %d: %s", name, index + 1, answer.error
                     )
 
-    def deployed(self, split: Split) -> Iterator[Deployed]:
+    def deployed(self) -> Iterator[Deployed]:
         """Yield nothing: what a site would take home never leaves it."""
         return iter(())
 

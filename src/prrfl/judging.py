@@ -1,0 +1,53 @@
+"""Networks that a run kept, scored anew on their sites' own images."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from prrfl.config import TrainConfig
+from prrfl.data.sources import load_site
+from prrfl.errors import DataError
+from prrfl.kept import Kept, Which, judged, predictions_path, read_kept, sites_of
+from prrfl.records import read_predictions
+from prrfl.reports.judgement import Judgement, judge
+from prrfl.run import load_data
+from prrfl.run_folder import is_site_of_federation, settings_of
+from prrfl.types import ClientId, Predictions, SiteData, Split
+
+log = logging.getLogger("prrfl")
+TEST: tuple[Split, ...] = ("test",)
+
+
+def judge_own(folder: Path, which: Which, calibrate: bool = False) -> Iterator[tuple[Kept, Judgement]]:
+    """Yield each network of a run, or of a site's own folder, with its judgement on the site's test images.
+
+    Images are read again and the network run again; a warning says where the images are not the run's.
+
+    Raises:
+        ConfigError: if the folder keeps no network.
+        DataError: if the data is not there any more, or cannot be used.
+        StateMismatchError: if a network's file is torn.
+    """
+    names = sites_of(folder)
+    config = settings_of(folder, device="auto", precision="float32")
+    sites = _load(folder, config, names)
+    for name in names:
+        kept = read_kept(folder, name, which, calibrate=calibrate, device=config.device)
+        if name not in sites:
+            raise DataError(f"{config.data} holds no site {name} any more, whose network {folder} keeps")
+        found = judged(kept, sites[name].test)
+        _compare(found, read_predictions(predictions_path(folder, name, which, "test")), name)
+        yield kept, judge(found)
+
+
+def _load(folder: Path, config: TrainConfig, names: list[ClientId]) -> dict[ClientId, SiteData]:
+    if not is_site_of_federation(folder):
+        return {site.name: site for site in load_data(config, TEST)}
+    assert config.data is not None  # a site has data of its own
+    read = {"image_size": config.image_size, "classes": config.classes, "allow_missing": config.allow_missing}
+    return {name: load_site(config.data, name, needed=TEST, **read) for name in names}  # type: ignore[arg-type]
+
+
+def _compare(found: Predictions, kept: Predictions, site: ClientId) -> None:
+    if found.ids != kept.ids or not found.labels.equal(kept.labels):
+        log.warning("the test images of %s are not those of the run: scores here are of other images", site)

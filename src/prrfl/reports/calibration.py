@@ -1,0 +1,93 @@
+"""Whether a network is as often right as it says it is: reliability by confidence, and its picture."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MultipleLocator
+
+from prrfl.reports.retrogress import dress
+from prrfl.reports.styles import PALETTE
+from prrfl.types import Predictions
+
+BINS = 15
+"""As Guo et al., ICML 2017."""
+
+
+@dataclass(frozen=True)
+class Bin:
+    """The images whose most probable class has a probability within an interval (low, high].
+
+    Attributes:
+        confidence: mean of those probabilities.
+        accuracy: share of the images whose most probable class is right.
+    """
+
+    low: float
+    high: float
+    images: int
+    confidence: float
+    accuracy: float
+
+
+def reliability(predictions: Predictions, bins: int = BINS) -> list[Bin]:
+    """Return the bins of equal width that hold an image, from unsure to sure."""
+    confidence, predicted = (t.numpy() for t in predictions.probabilities.max(1))
+    right = predicted == predictions.labels.numpy()
+    index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    return [
+        Bin(
+            k / bins,
+            (k + 1) / bins,
+            int(here.sum()),
+            float(confidence[here].mean()),
+            float(right[here].mean()),
+        )
+        for k in range(bins)
+        if (here := index == k).any()
+    ]
+
+
+def calibration_error(predictions: Predictions, bins: int = BINS) -> float:
+    """Return the expected calibration error: the mean over images of |accuracy - confidence| of their bin."""
+    there = reliability(predictions, bins)
+    total = sum(b.images for b in there)
+    return sum(b.images * abs(b.accuracy - b.confidence) for b in there) / total
+
+
+def draw_reliability(curves: Sequence[tuple[str, Predictions]], title: str) -> bytes:
+    """Return a PNG of how often predictions are right against how sure they are, and of how sure they are.
+
+    Args:
+        curves: predictions of the same images, by name: as they come, and calibrated.
+        title: of the picture.
+    """
+    figure = Figure(figsize=(5.2, 5.6), layout="constrained")
+    above, below = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
+    above.plot([0, 100], [0, 100], color="0.6", linewidth=1, dashes=(4, 2), label="right as often as it says")
+    for (name, predictions), colour in zip(curves, PALETTE, strict=False):
+        there = reliability(predictions)
+        error = calibration_error(predictions)
+        above.plot(
+            [100 * b.confidence for b in there],
+            [100 * b.accuracy for b in there],
+            color=colour,
+            marker="o",
+            markersize=4,
+            label=f"{name}: off by {100 * error:.1f} points",
+        )
+        sure = 100 * predictions.probabilities.max(1).values.numpy()
+        below.hist(sure, np.linspace(0, 100, BINS + 1), histtype="step", color=colour, linewidth=1.5)
+    above.set_ylabel("of those, right (%)")
+    above.set_title(title, loc="left", fontsize=10)
+    above.legend(frameon=False, fontsize=9)
+    below.set_ylabel("images")
+    below.set_xlabel("probability of the predicted class (%)")
+    for axis in (above, below):
+        dress(axis)
+        axis.xaxis.set_major_locator(MultipleLocator(20))
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=130)
+    return picture.getvalue()

@@ -1,0 +1,57 @@
+"""The model card of one network, as Markdown (Mitchell et al., *Model Cards for Model Reporting*, 2019)."""
+
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+import jinja2
+
+from prrfl.reports.judgement import judge
+from prrfl.types import ClientId, Predictions
+
+FEW = 30
+"""Test images of a class below which the card says that its recall says little."""
+
+
+def model_card(
+    facts: Mapping[str, Any],
+    classes: Sequence[str],
+    sites: Sequence[ClientId],
+    plain: Predictions,
+    calibrated: Predictions | None = None,
+) -> str:
+    """Return the card.
+
+    Args:
+        facts: what the template names besides: ``about`` (of the network), ``site``, ``which``,
+            ``temperature``, ``version``, ``today``, ``file``, ``checksum``, ``picture``.
+        classes: names of the labels.
+        sites: whose networks are kept beside this one.
+        plain: the network's predictions of the site's test images, at temperature 1.
+        calibrated: the same at its temperature, where it has one.
+    """
+    as_it_is = judge(plain)
+    test = as_it_is if calibrated is None else judge(calibrated)
+    rows = [("macro-F1", test.macro_f1), ("AUC, one against the rest", test.auc), ("accuracy", test.accuracy)]
+    rows += [(f"recall {name}", recall) for name, recall in zip(classes, test.recall, strict=True)]
+    counts = plain.labels.bincount(minlength=len(classes)).tolist()
+    calibration = [("as the network gives them", as_it_is)]
+    if calibrated is not None:
+        calibration.append(("calibrated", test))
+    environment = jinja2.Environment(
+        trim_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters |= {"percent": _percent, "interval": _interval}
+    template = environment.from_string(
+        resources.files("prrfl.reports").joinpath("card.md").read_text("utf-8")
+    )
+    few = [(name, count) for name, count in zip(classes, counts, strict=True) if count < FEW]
+    return template.render(**facts, sites=sites, test=test, rows=rows, calibration=calibration, few=few)
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.2f}"
+
+
+def _interval(ends: tuple[float, float] | None) -> str:
+    return "–" if ends is None else f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}"

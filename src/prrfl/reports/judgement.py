@@ -1,0 +1,88 @@
+"""One network judged by what it said of a set of images: scores, and how far other images could move them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prrfl.reports.calibration import calibration_error
+from prrfl.reports.statistics import Floats, macro_auc, macro_f1, percentile_interval, resamples
+from prrfl.types import Predictions
+
+DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A score, a fraction, and its 95 % percentile interval over bootstrap samples of the images.
+
+    ``None`` where it is not defined: AUC of a single class, recall of a class without images.
+    """
+
+    value: float | None
+    interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """All of it.
+
+    Attributes:
+        images: number of images.
+        recall: per class, share of its images found.
+        calibration_error: see :func:`prrfl.reports.calibration.calibration_error`.
+        log_loss: mean negative log-likelihood of the true class, in nats.
+        confusion: rows are true classes, columns predicted ones.
+    """
+
+    images: int
+    macro_f1: Measured
+    auc: Measured
+    accuracy: Measured
+    recall: tuple[Measured, ...]
+    calibration_error: float
+    log_loss: float
+    confusion: tuple[tuple[int, ...], ...]
+
+
+def judge(predictions: Predictions, seed: int = 0) -> Judgement:
+    """Return the judgement of predictions of one image or more.
+
+    Args:
+        predictions: of the images.
+        seed: of the bootstrap.
+    """
+    labels = predictions.labels.numpy()
+    values = predictions.probabilities.double().numpy()
+    images, classes = values.shape
+    predicted = values.argmax(1)
+    # The first sample is the set itself, so that score and interval come out of one calculation.
+    draws = resamples(images, DRAWS, np.random.default_rng(seed))
+    counts = np.vstack([np.ones(images), draws])
+    right = predicted == labels
+    confusion = np.zeros((classes, classes), dtype=int)
+    np.add.at(confusion, (labels, predicted), 1)
+    return Judgement(
+        images=images,
+        macro_f1=_measured(macro_f1(counts, labels, predicted)),
+        auc=_measured(macro_auc(counts, labels, values) if len(set(labels)) > 1 else np.full(1, np.nan)),
+        accuracy=_measured(_share(counts, right, np.ones(images, bool))),
+        recall=tuple(_measured(_share(counts, right, labels == c)) for c in range(classes)),
+        calibration_error=calibration_error(predictions),
+        log_loss=float(-np.log(np.clip(values[np.arange(images), labels], 1e-300, None)).mean()),
+        confusion=tuple(tuple(map(int, row)) for row in confusion),
+    )
+
+
+def _share(counts: Floats, right: NDArray[np.bool_], among: NDArray[np.bool_]) -> Floats:
+    """Return, per sample, which share of some images is right."""
+    with np.errstate(invalid="ignore"):  # none of none
+        share: Floats = counts @ (right & among) / (counts @ among)
+    return share
+
+
+def _measured(samples: Floats) -> Measured:
+    value = float(samples[0])
+    if np.isnan(value):
+        return Measured(None, None)
+    return Measured(value, percentile_interval(samples[1:]))

@@ -1,0 +1,81 @@
+"""Weights from a file: safetensors, or a published ``.pth``, of which nothing but tensors is read."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from prrfl.engine.store import read_tensors
+from prrfl.errors import StateMismatchError, nearest
+from prrfl.tensors import check_same_layout, non_finite
+
+PARALLEL = "module."
+"""What ``nn.DataParallel`` puts before every name."""
+
+
+def read_weights(file: str) -> dict[str, Tensor]:
+    """Return named tensors from a file.
+
+    Args:
+        file: path of a ``.safetensors`` file, or of a ``.pth`` that holds a state_dict or several by name;
+            then ``FILE.pth#NAME`` says which.
+
+    Raises:
+        StateMismatchError: if the file is absent, torn, or holds anything but tensors.
+    """
+    path, _, name = file.partition("#")
+    if not Path(path).is_file():
+        raise StateMismatchError(f"weights {path} are not there; give a .safetensors or .pth file")
+    found: Mapping[str, object] = (
+        read_tensors(Path(path)) if Path(path).suffix == ".safetensors" else _pth(Path(path))
+    )
+    tensors = _chosen(path, found, name)
+    if all(key.startswith(PARALLEL) for key in tensors):
+        return {key.removeprefix(PARALLEL): tensor for key, tensor in tensors.items()}
+    return tensors
+
+
+def load_weights(network: nn.Module, file: str) -> None:
+    """Give a network the weights of a file.
+
+    Raises:
+        StateMismatchError: as :func:`read_weights`; or if they are another network's, or hold NaN.
+    """
+    weights = read_weights(file)
+    check_same_layout(network.state_dict(), weights, f"weights {file}")
+    if broken := non_finite(weights):
+        raise StateMismatchError(f"weights {file}: '{broken[0]}' holds NaN or infinity")
+    network.load_state_dict(weights)
+
+
+def _pth(path: Path) -> Mapping[str, object]:
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    # Damaged files raise many kinds of exceptions, and what holds more than tensors another one.
+    except Exception as cause:
+        reason = " ".join(str(cause).split()).partition(". ")[0]
+        raise StateMismatchError(
+            f"weights {path} cannot be read as tensors alone ({reason}); save a state_dict by torch.save, or "
+            "as safetensors"
+        ) from None
+    if not isinstance(found, Mapping):
+        raise StateMismatchError(f"weights {path} hold a {type(found).__name__}; expected a state_dict")
+    return found
+
+
+def _chosen(path: str, found: Mapping[str, object], name: str) -> dict[str, Tensor]:
+    """Return the state_dict that a file is, or the one of this name that it holds, or the only one."""
+    if not name and found and all(isinstance(value, Tensor) for value in found.values()):
+        return {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
+    networks = {str(key): value for key, value in found.items() if isinstance(value, Mapping)}
+    if not name and len(networks) == 1:
+        return _chosen(path, next(iter(networks.values())), "")
+    if name in networks:
+        return _chosen(path, networks[name], "")
+    if not networks:
+        raise StateMismatchError(f"weights {path} hold no state_dict; expected tensors by name")
+    there = ", ".join(sorted(networks))
+    if name:
+        raise StateMismatchError(f"weights {path} hold no '{name}'{nearest(name, networks)}, but {there}")
+    raise StateMismatchError(f"weights {path} hold several networks; choose one: {path}#NAME of {there}")
