@@ -222,20 +222,22 @@ def read_runs(folder: Path) -> tuple[list[comparison.Run], TrainConfig]:
     if not finished:
         raise ConfigError(f"{folder} holds no finished run; expected the folder of a comparison")
     _check_alike(finished)
-    runs = [_read_run(path, config.seed) for path, config in finished.items()]
+    runs = [_read_run(path, config) for path, config in finished.items()]
     for one, path in zip(runs, finished, strict=True):
         _check_tests(runs[0].predictions, one.predictions, path)
     return runs, next(iter(finished.values()))
 
 
-def _read_run(folder: Path, seed: int) -> comparison.Run:
+def _read_run(folder: Path, config: TrainConfig) -> comparison.Run:
     summary = run_folder.read_summary(folder)
+    if config.method != _method(folder).partition(":")[0]:
+        raise ConfigError(f"{folder} holds a run of method {config.method}; rename the folder, or remove it")
     return comparison.Run(
         method=_method(folder),
-        seed=seed,
-        records=read_records(folder / "metrics.jsonl"),
+        seed=config.seed,
+        records=read_records(folder / "metrics.jsonl", classes=len(config.classes)),
         predictions={
-            site: read_predictions(folder / "predictions" / site / "best.csv")
+            site: read_predictions(folder / "predictions" / site / "best.csv", config.classes)
             for site in summary["best"]["sites"]
         },
         seconds=summary["seconds"],

@@ -15,16 +15,27 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from prrfl.algorithms import ALGORITHMS, Algorithm
 from prrfl.errors import ConfigError, nearest
+from prrfl.files import read_text
 from prrfl.machine import multiplies_bfloat16
 from prrfl.models import NETWORKS
 
+LARGEST_FILE = 2**16
+"""Bytes of a settings file; the time that TOML's keys take can grow with the square of their length."""
+
+LARGEST = 1e30
+"""Of a factor in training, which must be a number in float32 together with what it multiplies."""
+
 Ratio = Annotated[float, Field(ge=0, le=1)]
+Factor = Annotated[float, Field(ge=0, le=LARGEST)]
 
 
 class TrainConfig(BaseModel):
-    """The settings of one run. Defaults are the paper's."""
+    """The settings of one run. Defaults are the paper's.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    Counts are bounded far above what makes sense, so that a slip of the finger does not fill a disk.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
     data: Path | None = Field(
         None,
@@ -36,8 +47,8 @@ class TrainConfig(BaseModel):
     )
     image_size: int = Field(128, ge=32, le=1024, description="side of the square images, in pixels")
     allow_missing: bool = Field(False, description="go on without images that a table names but nobody has")
-    sites: int = Field(4, ge=1, description="generated data: number of sites")
-    images: int = Field(320, ge=18, description="generated data: images per site")
+    sites: int = Field(4, ge=1, le=1000, description="generated data: number of sites")
+    images: int = Field(320, ge=18, le=100_000, description="generated data: images per site")
 
     method: str = Field("prrfl", description=f"federated method: {', '.join(ALGORITHMS)}")
     r0: Ratio = Field(0.7, description="PFA: low-frequency ratio of the first round")
@@ -51,7 +62,7 @@ class TrainConfig(BaseModel):
     transfer: Literal["staged", "recover", "exchange", "sublimate", "off"] = Field(
         "staged", description="prrfl ablation: one fixed DET stage, or none"
     )
-    mu: float = Field(0.01, ge=0, description="fedprox: strength of the pull to the weights received")
+    mu: Factor = Field(0.01, description="fedprox: strength of the pull to the weights received")
     private_weight: Ratio = Field(0.5, description="fml: the labels' share in the private network's loss")
     meme_weight: Ratio = Field(0.5, description="fml: the labels' share in the meme's loss")
 
@@ -60,28 +71,40 @@ class TrainConfig(BaseModel):
         None,
         description="start from the weights of a .safetensors or .pth file; FILE#NAME where it holds several",
     )
-    rounds: int = Field(50, ge=1, description="communication rounds (T)")
-    epochs: int = Field(5, ge=1, description="local epochs in each round (E)")
-    batch: int = Field(16, ge=2, description="images per training step")
+    rounds: int = Field(50, ge=1, le=10_000, description="communication rounds (T)")
+    epochs: int = Field(5, ge=1, le=10_000, description="local epochs in each round (E)")
+    batch: int = Field(16, ge=2, le=100_000, description="images per training step")
     optimizer: Literal["sgd", "adam"] = Field("sgd", description="optimiser, started afresh in every round")
-    lr: float = Field(1e-2, gt=0, description="learning rate of the first rounds")
-    lr_step: int = Field(5, ge=1, description="rounds between two reductions of the learning rate")
+    lr: Factor = Field(1e-2, gt=0, description="learning rate of the first rounds")
+    lr_step: int = Field(5, ge=1, le=10_000, description="rounds between two reductions of the learning rate")
     lr_gamma: float = Field(0.5, gt=0, le=1, description="factor of each reduction")
-    weight_decay: float = Field(1e-6, ge=0, description="L2 penalty of the optimiser")
+    weight_decay: Factor = Field(1e-6, description="L2 penalty of the optimiser")
     augment: bool = Field(True, description="augment training images as the paper does")
     tensorboard: bool = Field(False, description="write TensorBoard events into the run folder as well")
-    seed: int = Field(0, ge=0, description="source of all randomness: same seed, same bits")
+    seed: int = Field(0, ge=0, lt=2**63, description="source of all randomness: same seed, same bits")
     device: str = Field("auto", description="cpu, cuda, cuda:1, ...; auto takes a GPU where there is one")
     precision: Literal["auto", "float32", "bfloat16", "float64"] = Field(
         "auto",
         description="arithmetic of the network; weights stay float32 under bfloat16; auto takes bfloat16 "
         "where the device multiplies it in hardware, else float32",
     )
-    workers: int = Field(0, ge=0, description="processes that sites are shared out over; 0 picks, by cores")
-    threads: int = Field(0, ge=0, description="threads of each process, on which bits depend; 0 picks")
+    workers: int = Field(
+        0, ge=0, le=1024, description="processes that sites are shared out over; 0 picks, by cores"
+    )
+    threads: int = Field(
+        0, ge=0, le=1024, description="threads of each process, on which bits depend; 0 picks"
+    )
     share_bits: Literal[16, 32] = Field(
         32, description="bits of each number that travels; 16 halves the bytes each way"
     )
+
+    @field_validator("data")
+    @classmethod
+    def _can_be_named(cls, value: Path | None) -> Path | None:
+        # Other names the file system may have, but a settings file cannot keep them.
+        if value is not None and ("\0" in str(value) or str(value) != _utf8(str(value))):
+            raise ValueError("expected a path in UTF-8, without NUL bytes")
+        return value
 
     @field_validator("classes", mode="before")
     @classmethod
@@ -93,6 +116,8 @@ class TrainConfig(BaseModel):
     def _two_or_more(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(value)) < max(2, len(value)) or "" in value:
             raise ValueError("name at least two classes, each once")
+        if not all(name.isprintable() for name in value):
+            raise ValueError("expected names of printable characters, on one line")
         return value
 
     @field_validator("method")
@@ -118,8 +143,8 @@ class TrainConfig(BaseModel):
         if value == "auto":
             return "cuda" if torch.cuda.is_available() else "cpu"
         try:
-            torch.empty(0, device=value)
-        except (RuntimeError, AssertionError) as cause:
+            torch.zeros(1, device=value).item()
+        except (RuntimeError, AssertionError, ValueError) as cause:
             raise ValueError(f"'{value}' cannot be used here; use cpu, or leave it out") from cause
         return value
 
@@ -133,7 +158,7 @@ class TrainConfig(BaseModel):
     @field_validator("share_bits", mode="before")
     @classmethod
     def _whole_number(cls, value: object) -> object:
-        return int(value) if isinstance(value, str) and value.isdigit() else value
+        return int(value) if value in ("16", "32") else value
 
     def algorithm(self) -> Algorithm[Any]:
         """Return the method with its hyper-parameters."""
@@ -144,8 +169,7 @@ class TrainConfig(BaseModel):
     def to_toml(self) -> str:
         """Return the resolved settings as TOML that :func:`load_config` reads back."""
         settings = self.model_dump(mode="json", exclude_none=True)
-        # JSON's strings, numbers, booleans and lists are TOML's too.
-        return "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
+        return "".join(f"{key} = {_toml(value)}\n" for key, value in settings.items())
 
 
 def load_config(path: Path | None, overrides: Mapping[str, object]) -> TrainConfig:
@@ -162,11 +186,7 @@ def load_config(path: Path | None, overrides: Mapping[str, object]) -> TrainConf
         source, text = "quickstart", resources.files("prrfl").joinpath("quickstart.toml").read_text("utf-8")
     else:
         source, text = "flags", ""
-    try:
-        settings = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as cause:
-        raise ConfigError(f"{source} is not TOML: {' '.join(str(cause).split())}") from None
-    return checked({**settings, **overrides}, source, overrides)
+    return checked({**parse_toml(text, source), **overrides}, source, overrides)
 
 
 def checked(
@@ -188,9 +208,30 @@ def checked(
         raise ConfigError(_one_line(cause, source, overrides)) from None
 
 
+def parse_toml(text: str, source: str) -> dict[str, Any]:
+    """Return what TOML says.
+
+    Args:
+        text: the TOML.
+        source: where it comes from, for messages.
+
+    Raises:
+        ConfigError: if it is none, or goes beyond what Python can read of it.
+    """
+    try:
+        return tomllib.loads(text)
+    # TOML's own errors are ValueErrors; so is that a whole number has more digits than Python takes.
+    except ValueError as cause:
+        raise ConfigError(f"{source} is not TOML: {' '.join(str(cause).split())}") from None
+    except RecursionError:
+        raise ConfigError(
+            f"{source} is nested too deeply for settings; each is one line, key = value"
+        ) from None
+
+
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text("utf-8")
+        return read_text(path, LARGEST_FILE)
     except FileNotFoundError:
         raise ConfigError(f"config file {path} is not there; give the path of a TOML file") from None
     except (OSError, UnicodeDecodeError) as cause:
@@ -204,7 +245,25 @@ def _one_line(cause: ValidationError, source: str, overrides: Mapping[str, objec
     if first["type"] == "extra_forbidden":
         known = TrainConfig.model_fields
         return f"{source}: unknown key '{key}'{nearest(key, known)}"
-    return f"{where}: {first['msg'].removeprefix('Value error, ')}, got {first['input']!r}"
+    return f"{where}: {first['msg'].removeprefix('Value error, ')}, got {_shown(first['input'])}"
+
+
+def _shown(value: object) -> str:
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # Python writes no whole number of more than 4,300 digits
+        return "what is too long to show"
+    return text if len(text) <= 200 else f"{text[:200]} ..."
+
+
+def _toml(value: object) -> str:
+    # JSON's strings, numbers, booleans and lists are TOML's too, but for two characters: what JSON writes as
+    # two halves, TOML wants whole, and it takes DEL by its number alone.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _utf8(text: str) -> str:
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _one_of(value: str, known: Mapping[str, object]) -> str:

@@ -186,7 +186,7 @@ def read_kept(
     if calibrate:
         known = predictions_path(folder, site, which, "valid")
         temperature = fit_temperature(read_predictions(known), str(known))
-    about, weights = read_about(path), read_tensors(path)
+    weights, about = read_tensors(path), read_about(path)
     network = build_network(about.network, len(about.classes))
     check_same_layout(network.state_dict(), weights, str(path))
     return Kept(path, site, about, weights, Recipe(network, device=device), temperature)

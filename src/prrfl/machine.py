@@ -1,8 +1,9 @@
-"""How a process is set up before it trains: threads, memory, arithmetic; what a device is good at."""
+"""How a process is set up before it trains: threads, memory, arithmetic; what a machine has and can."""
 
 import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
 
@@ -35,6 +36,20 @@ def prepared(threads: int, device: str) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def free_memory() -> int | None:
+    """Return how many bytes a process may still take without swapping; ``None`` where it cannot be told."""
+    found = []
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+        found.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]))
+    with suppress(OSError, ValueError):  # a container has less, or no limit, which is the word max
+        limit, used = (
+            int(Path("/sys/fs/cgroup", f"memory.{name}").read_text()) for name in ("max", "current")
+        )
+        found.append(max(0, limit - used))
+    return min(found, default=None)
 
 
 def multiplies_bfloat16(device: str) -> bool:

@@ -10,7 +10,7 @@ import torch
 from prrfl import run, run_folder
 from prrfl.algorithms import Algorithm, Local
 from prrfl.config import TrainConfig
-from prrfl.engine.store import read_state
+from prrfl.engine.in_process import read_client
 from prrfl.errors import ConfigError, StateMismatchError
 from prrfl.evaluation import score
 from prrfl.tensors import WeightedMean, norm_keys
@@ -72,11 +72,13 @@ def read_federation(folder: Path) -> Federation:
     if run_folder.is_federation(folder):
         raise ConfigError(f"{folder} is a run over real sites, whose networks stay with them")
     algorithm, recipe = config.algorithm(), run.make_recipe(config)
-    rounds = sorted((folder / "state").glob("round-*"))
+    rounds = run_folder.round_folders(folder)
     if not rounds:
         raise StateMismatchError(f"{folder} holds no complete round; go on with it by `prrfl resume`")
-    kind = type(algorithm.start(recipe.network.state_dict()))
-    states = {path.stem: read_state(path, kind) for path in sorted(rounds[-1].glob("*.safetensors"))}
+    run_folder.read_progress(rounds[-1])
+    start = algorithm.start(recipe.network.state_dict())
+    paths = sorted(rounds[-1].glob("*.safetensors"))
+    states = {path.stem: read_client(path, algorithm, start) for path in paths}
     return Federation(config, algorithm, recipe, states)
 
 

@@ -3,18 +3,55 @@
 import csv
 import io
 import json
+import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated, Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from prrfl.errors import DataError
-from prrfl.types import Predictions, RoundRecord
+from prrfl.files import parse_json, read_bytes, read_text
+from prrfl.types import ExchangeRecord, Predictions, RoundRecord, ScoreRecord, Scores, TrainRecord
 
 _RECORD: TypeAdapter[RoundRecord] = TypeAdapter(RoundRecord)
+
+_Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Figures(BaseModel):
+    """One site's scores in a summary."""
+
+    macro_f1: _Fraction
+    auc: _Fraction | None
+    recall: list[_Fraction | None]
+    n: Annotated[int, Field(ge=1)]
+
+
+class _Mean(BaseModel):
+    macro_f1: _Fraction | None
+    auc: _Fraction | None
+
+
+class _Round(BaseModel):
+    sites: Annotated[dict[str, _Figures], Field(min_length=1)]
+    mean: _Mean
+
+
+class _Summary(BaseModel):
+    """What is read of a summary; it may hold more."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    rounds: Annotated[int, Field(ge=1)]
+    best_round: Annotated[int, Field(ge=0)]
+    last: _Round
+    best: _Round
+    retrogress: dict[str, dict[str, float]]
+    seconds: Annotated[float, Field(ge=0)] = 0.0
 
 
 def to_line(record: RoundRecord) -> str:
@@ -34,25 +71,100 @@ def append_records(path: Path, records: Iterable[RoundRecord]) -> None:
             raise
 
 
-def read_records(path: Path) -> list[RoundRecord]:
-    """Read a ``metrics.jsonl``.
+def from_line(line: str | bytes) -> RoundRecord:
+    """Return the record that a line of JSON holds.
 
     Raises:
-        DataError: naming the file and the line that is no record.
+        ValueError: in a few words, if it holds none, or one whose numbers cannot be.
     """
     try:
-        lines = path.read_text("utf-8").splitlines()
+        record = _RECORD.validate_json(line)
+    except ValidationError as cause:
+        raise ValueError(cause.errors()[0]["msg"]) from None
+    if record.round < 0:
+        raise ValueError("its round is below 0")
+    if isinstance(record, TrainRecord) and not all(map(math.isfinite, record.metrics.values())):
+        raise ValueError("it holds NaN or infinity")
+    if isinstance(record, ScoreRecord):
+        _check_scores(record.scores)
+    return record
+
+
+def _check_scores(scores: Scores) -> None:
+    shares = [scores.macro_f1, scores.accuracy, *(r for r in (scores.auc, *scores.recall) if r is not None)]
+    if not (math.isfinite(scores.loss) and all(0 <= share <= 1 for share in shares)):
+        raise ValueError("it holds a score that is none")
+    cells = [cell for row in scores.confusion for cell in row]
+    square = {len(scores.recall)} == {len(scores.confusion), *map(len, scores.confusion)}
+    if not square or min(cells) < 0 or sum(cells) != scores.n:
+        raise ValueError("its confusion does not count its images")
+
+
+def read_records(path: Path, size: int | None = None, classes: int | None = None) -> list[RoundRecord]:
+    """Read a ``metrics.jsonl``.
+
+    Args:
+        path: the file.
+        size: read so many bytes from its beginning; all, if not given.
+        classes: how many classes its scores must have; any number, if not given.
+
+    Raises:
+        DataError: naming the file and the line that is no record, or none of the round that it stands in.
+    """
+    try:
+        lines = read_bytes(path)[:size].splitlines()
     except FileNotFoundError:
         raise DataError(f"{path} is not there; expected the folder of a run") from None
-    except (OSError, UnicodeDecodeError) as cause:
+    except OSError as cause:
         raise DataError(f"{path} cannot be read: {cause}") from None
-    records = []
+    records: list[RoundRecord] = []
+    of_round: list[RoundRecord] = []
+    done = 0
     for number, line in enumerate(lines, start=1):
         try:
-            records.append(_RECORD.validate_json(line))
-        except ValidationError as cause:
-            raise DataError(f"{path}:{number} is no record of a run: {cause.errors()[0]['msg']}") from None
+            record = from_line(line)
+            if record.round != done:
+                raise ValueError(f"it is of round {record.round + 1}, and stands in round {done + 1}")
+            if isinstance(record, ScoreRecord) and classes not in (None, len(record.scores.recall)):
+                raise ValueError(f"it has {len(record.scores.recall)} classes, the settings {classes}")
+            if isinstance(record, ExchangeRecord):
+                _check_whole(of_round, record)
+        except ValueError as cause:
+            raise DataError(f"{path}:{number} is no record of a run: {cause}") from None
+        records.append(record)
+        of_round.append(record)
+        if isinstance(record, ExchangeRecord):
+            done, of_round = done + 1, []
     return records
+
+
+def _check_whole(records: Iterable[RoundRecord], end: ExchangeRecord) -> None:
+    """Raise unless a round has what every summary needs of it."""
+    deployed = [r for r in records if isinstance(r, ScoreRecord) and r.deployed]
+    judged = {
+        moment: {r.client for r in deployed if (r.split, r.moment) == ("test", moment)}
+        for moment in ("before", "after")
+    }
+    if not (
+        end.bytes_up and judged["before"] & judged["after"] and any(r.split == "valid" for r in deployed)
+    ):
+        raise ValueError("it ends a round that lacks scores")
+
+
+def parse_summary(text: bytes) -> dict[str, Any]:
+    """Return the summary of a run that JSON holds.
+
+    Raises:
+        ValueError: in a few words, if it holds none.
+    """
+    try:
+        _Summary.model_validate_json(text)
+    except ValidationError as cause:
+        first = cause.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{where}: {first['msg']}" if where else first["msg"]) from None
+    summary: dict[str, Any] = parse_json(text)
+    return summary
 
 
 def predictions_to_csv(predictions: Predictions, classes: Sequence[str]) -> str:
@@ -65,20 +177,36 @@ def predictions_to_csv(predictions: Predictions, classes: Sequence[str]) -> str:
     return text.getvalue()
 
 
-def read_predictions(path: Path) -> Predictions:
+def read_predictions(path: Path, classes: Sequence[str] | None = None) -> Predictions:
     """Read predictions back.
+
+    Args:
+        path: the file that holds what :func:`predictions_to_csv` gave.
+        classes: the classes that it must be of; any, if not given.
 
     Raises:
         DataError: naming the file that is absent or damaged.
     """
     try:
-        rows = list(csv.reader(io.StringIO(path.read_text("utf-8"), newline="")))[1:]
-        return Predictions(
-            ids=tuple(row[0] for row in rows),
-            labels=torch.tensor([int(row[1]) for row in rows]),
-            probabilities=torch.tensor([[float(p) for p in row[2:]] for row in rows], dtype=torch.float64),
-        )
+        header, *rows = csv.reader(io.StringIO(read_text(path), newline=""))
+        columns = len(header) - 2 if classes is None else len(classes)
+        expected = ["image_id", "label", *([f"p_{name}" for name in classes] if classes else header[2:])]
+        if header != expected or columns < 1:
+            raise ValueError(f"its columns are {', '.join(header)}")
+        if not rows:
+            raise ValueError("it has no rows")
+        labels = [int(row[1]) for row in rows]
+        values = [[float(p) for p in row[2:]] for row in rows]
+        if not all(0 <= label < columns for label in labels):
+            raise ValueError("it has labels outside the classes")
+        if not all(len(row) == columns and all(0 <= p <= 1 for p in row) for row in values):
+            raise ValueError("not every row has a probability for each class")
     except FileNotFoundError:
         raise DataError(f"{path} is not there; expected the predictions of a finished run") from None
     except (OSError, ValueError, IndexError, csv.Error) as cause:
         raise DataError(f"{path} holds no predictions: {' '.join(str(cause).split())}") from None
+    return Predictions(
+        ids=tuple(row[0] for row in rows),
+        labels=torch.tensor(labels),
+        probabilities=torch.tensor(values, dtype=torch.float64),
+    )

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from prrfl.engine.store import write_text
-from prrfl.errors import ConfigError, DataError
+from prrfl.errors import ConfigError, DataError, ParticipationError
 from prrfl.records import read_predictions, read_records
 from prrfl.reports.page import Sample, run_page
 from prrfl.run import load_data
@@ -29,7 +29,7 @@ def report(folder: Path) -> dict[str, Any]:
         DataError: if its records are damaged.
     """
     settings = settings_of(folder)
-    records = read_records(folder / "metrics.jsonl")
+    records = read_records(folder / "metrics.jsonl", classes=len(settings.classes))
     if not records:
         raise ConfigError(f"{folder}: no round was completed, there is nothing to report")
     summary = finish(records, settings, folder)
@@ -37,10 +37,13 @@ def report(folder: Path) -> dict[str, Any]:
     there = [] if is_federation(folder) else list(summary["best"]["sites"])
     # Before the rounds that compete for the best, the last one is all there is.
     which = "last" if summary["rounds"] <= settings.rounds - last_fifth(settings.rounds) else "best"
-    predictions = {site: read_predictions(folder / "predictions" / site / f"{which}.csv") for site in there}
+    predictions = {
+        site: read_predictions(folder / "predictions" / site / f"{which}.csv", settings.classes)
+        for site in there
+    }
     try:
         sites = load_data(settings) if there else []
-    except DataError as cause:
+    except (DataError, ParticipationError) as cause:
         log.warning("the page shows no images: %s", cause)
         sites = []
     page = run_page(
@@ -49,7 +52,12 @@ def report(folder: Path) -> dict[str, Any]:
         summary,
         settings.model_dump(mode="json", exclude_none=True),
         balance={site.name: class_counts(site, len(settings.classes)) for site in sites},
-        samples=[s for site in sites for s in samples(site, predictions[site.name], settings.classes)],
+        samples=[
+            sample
+            for site in sites
+            if site.name in predictions  # the data may have got a site since
+            for sample in samples(site, predictions[site.name], settings.classes)
+        ],
     )
     write_text(folder / "report.html", page)
     return summary

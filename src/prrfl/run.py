@@ -165,7 +165,10 @@ def run_engine(
 
 @contextmanager
 def _log_file(folder: Path) -> Iterator[None]:
-    handler = logging.FileHandler(folder / "log.txt", encoding="utf-8")
+    path = folder / "log.txt"
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"{path} is no file to write a log into; remove it")
+    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     log.setLevel(logging.INFO)

@@ -8,7 +8,6 @@ round.
 
 import fcntl
 import hashlib
-import json
 import logging
 import os
 import shutil
@@ -17,20 +16,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
-from prrfl.config import TrainConfig, load_config
+from prrfl.config import LARGEST_FILE, TrainConfig, load_config, parse_toml
 from prrfl.engine import Deployed, Engine
 from prrfl.engine.store import write_json, write_text
 from prrfl.errors import ConfigError, DataError, StateMismatchError
 from prrfl.evaluation import predictions
+from prrfl.files import opened, read_bytes, read_text
 from prrfl.kept import Which, about, kept_path, predictions_path, write_kept
-from prrfl.records import predictions_to_csv, read_records
+from prrfl.records import parse_summary, predictions_to_csv, read_records
 from prrfl.reports.retrogress import draw_retrogress
 from prrfl.reports.summary import summarise
-from prrfl.types import ClientId, RoundRecord, SiteData, Split, Tensors
+from prrfl.types import ClientId, ExchangeRecord, RoundRecord, SiteData, Split, Tensors
 
 log = logging.getLogger("prrfl")
 
@@ -78,11 +78,21 @@ def settings_of(folder: Path, **changed: object) -> TrainConfig:
     """Return the settings of a run by its folder, some of them changed.
 
     Raises:
-        ConfigError: if the folder holds no run.
+        ConfigError: if the folder holds no run, or settings that are not whole.
     """
-    if not (folder / "config.toml").is_file():
+    path = folder / "config.toml"
+    if not path.is_file():
         raise ConfigError(f"{folder} holds no run: it has no config.toml")
-    return load_config(folder / "config.toml", changed)
+    config = load_config(path, changed)
+    # It was written with every setting, so that one that is not there was cut off, and is no default.
+    may_lack = {name for name, setting in TrainConfig.model_fields.items() if setting.default is None}
+    there = parse_toml(read_text(path, LARGEST_FILE), str(path)).keys()
+    lost = TrainConfig.model_fields.keys() - may_lack - there
+    if lost:
+        raise ConfigError(
+            f"{path} is not whole: it lacks the key '{min(lost)}'; restore it from a copy, or add the key"
+        )
+    return config
 
 
 def is_finished(folder: Path) -> bool:
@@ -91,7 +101,8 @@ def is_finished(folder: Path) -> bool:
     A report on a run that is still going on writes a summary as well, of fewer rounds.
     """
     try:
-        return bool(read_summary(folder).get("rounds") == settings_of(folder).rounds)
+        summary = read_summary(folder)
+        return "seconds" in summary and bool(summary["rounds"] == settings_of(folder).rounds)
     except DataError:
         return False
 
@@ -108,8 +119,13 @@ def is_site_of_federation(folder: Path) -> bool:
 
 def rounds_done(folder: Path) -> int:
     """Return how many complete rounds a run's folder holds."""
-    done = [int(path.name.removeprefix("round-")) + 1 for path in (folder / "state").glob("round-*")]
-    return max(done, default=0)
+    return max((int(path.name.removeprefix("round-")) + 1 for path in round_folders(folder)), default=0)
+
+
+def round_folders(folder: Path) -> list[Path]:
+    """Return the folders of the complete rounds whose states a run's folder holds, the last one last."""
+    # A copy of one, say, or what else people and systems put there, is none.
+    return sorted(path for path in (folder / "state").glob("round-" + 4 * "[0-9]") if path.is_dir())
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
@@ -119,10 +135,9 @@ def read_summary(folder: Path) -> dict[str, Any]:
         DataError: if it is absent or damaged.
     """
     try:
-        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text("utf-8"))
+        return parse_summary(read_bytes(folder / "summary.json"))
     except (OSError, ValueError) as cause:
         raise DataError(f"{folder / 'summary.json'} cannot be read: {cause}; run `prrfl resume`") from None
-    return summary
 
 
 @dataclass(frozen=True)
@@ -138,9 +153,9 @@ class Progress:
     """
 
     round: int = -1
-    metrics_bytes: int = 0
-    best: float = -1.0
-    seconds: float = 0.0
+    metrics_bytes: Annotated[int, Field(ge=0)] = 0
+    best: Annotated[float, Field(ge=-1, le=1)] = -1.0
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     checksums: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -149,48 +164,92 @@ def commit(engine: Engine, folder: Path, progress: Progress) -> None:
     states = folder / "state"
     final = states / f"round-{progress.round:04d}"
     temporary = states / f".{final.name}"
-    shutil.rmtree(temporary, ignore_errors=True)
+    _remove(temporary)
     engine.save(temporary)
     progress = replace(progress, checksums={path.name: _checksum(path) for path in temporary.iterdir()})
     write_json(temporary / "progress.json", asdict(progress))
-    shutil.rmtree(final, ignore_errors=True)
+    _remove(final)
     temporary.replace(final)
     for path in states.iterdir():
         if path != final:
-            shutil.rmtree(path)
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def last_complete_round(folder: Path, engine: Engine) -> Progress:
     """Give the engine the states of the last complete round of a run's folder, and return how far it came.
 
     A damaged state is named in a warning and the one before it used, if there is one.
+
+    Raises:
+        StateMismatchError: if a state is whole but of other sites, or of another method or network.
     """
-    for path in sorted((folder / "state").glob("round-*"), reverse=True):
+    for path in reversed(round_folders(folder)):
         try:
-            progress = TypeAdapter(Progress).validate_json((path / "progress.json").read_bytes())
-            for name, expected in progress.checksums.items():
-                if _checksum(path / name) != expected:
-                    raise StateMismatchError(f"{path / name} is not as it was written")
-            engine.load(path)
-        except (OSError, ValueError, StateMismatchError) as cause:
-            log.warning("%s cannot be used: %s", path, " ".join(str(cause).split()))
+            progress = read_progress(path)
+        except StateMismatchError as cause:
+            log.warning("%s cannot be used: %s", path, cause)
             continue
+        engine.load(path)
         return progress
     return Progress()
 
 
+def read_progress(path: Path) -> Progress:
+    """Return how far a run had come when a round's folder was written, with every state in it as it was.
+
+    Raises:
+        StateMismatchError: if a file of it is absent or damaged.
+    """
+    try:
+        progress = TypeAdapter(Progress).validate_json(read_bytes(path / "progress.json"))
+        if path.name != f"round-{progress.round:04d}":
+            raise ValueError("it is of another round")
+    except (OSError, ValueError) as cause:
+        reason = " ".join(str(cause).split())
+        raise StateMismatchError(f"{path / 'progress.json'} is not as it was written: {reason}") from None
+    states = {file.name for file in path.glob("*.safetensors")}
+    if odd := states ^ progress.checksums.keys():
+        raise StateMismatchError(f"{path / min(odd)} is absent, or was not written by the run")
+    for name, expected in progress.checksums.items():
+        if _checksum(path / name) != expected:
+            raise StateMismatchError(f"{path / name} is not as it was written")
+    return progress
+
+
 def _checksum(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    try:
+        with opened(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as cause:
+        raise StateMismatchError(f"{path} cannot be read: {cause}") from None
 
 
 def records_until(folder: Path, progress: Progress) -> list[RoundRecord]:
-    """Cut the records of an unfinished round off, and return the others."""
+    """Cut the records of an unfinished round off, and return the others.
+
+    Raises:
+        DataError: if not all of the others are there; the file is left as it is then.
+    """
     path = folder / "metrics.jsonl"
-    if not path.exists() or progress.metrics_bytes == 0:
+    if progress.round < 0:
         path.unlink(missing_ok=True)
         return []
+    records = read_records(path, progress.metrics_bytes)
+    last = records[-1] if records else None
+    if not isinstance(last, ExchangeRecord) or last.round != progress.round:
+        raise DataError(
+            f"{path} does not reach the end of round {progress.round + 1}, whose state is there; restore it "
+            f"from a copy, or remove {folder / 'state'} to begin anew"
+        )
     os.truncate(path, progress.metrics_bytes)
-    return read_records(path)
+    return records
 
 
 def save_deployed(

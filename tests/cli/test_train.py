@@ -171,15 +171,15 @@ def test_one_site_alone_is_refused(tmp_path, capsys):
 
 
 def test_a_full_disk_ends_in_one_line_and_loses_nothing(folder, tmp_path, capsys, monkeypatch):
-    real, calls = run_folder.write_tensors, []
+    real, calls = run_folder.write_kept, []
 
-    def full(path, tensors, notes=None):
+    def full(path, weights, about):
         calls.append(path)
         if len(calls) > 5:  # somewhere in the second round
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        real(path, tensors, notes)
+        real(path, weights, about)
 
-    monkeypatch.setattr(run_folder, "write_tensors", full)
+    monkeypatch.setattr(run_folder, "write_kept", full)
     out = tmp_path / "r"
     assert "No space left" in refused(capsys, "train", "--data", folder, "--out", out, *SMALL)
     assert {r.round for r in read_records(out / "metrics.jsonl")} == {0}

@@ -120,7 +120,7 @@ def test_a_torn_or_foreign_network_is_named(prrfl, run, data, tmp_path):
     path.write_bytes(whole[:-100])
     assert re.search(r"clientA/best\.safetensors is no whole safetensors file", said())
     save_file({"x": torch.zeros(2)}, path)
-    assert "clientA/best.safetensors is no network that a run kept" in said()
+    assert "clientA/best.safetensors has no notes" in said()
     path.unlink()
     assert "chosen among the last 20 % of rounds" in said()
     assert not (tmp_path / "p.csv").exists()

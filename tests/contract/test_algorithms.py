@@ -102,13 +102,13 @@ def test_a_batch_of_one_a_large_batch_and_one_epoch_are_no_trouble(method):
 
 @every_method
 def test_training_that_breaks_down_is_named(method):
-    with pytest.raises(NonFiniteShareError, match="s0, round 0, epoch"):
+    with pytest.raises(NonFiniteShareError, match="s0, round 1, epoch 1"):
         run(method, tiny_sites(), lr=1e30)
 
 
 def test_nobody_present_and_equal_names():
     method = ALGORITHMS["prrfl"]()
-    with pytest.raises(ParticipationError, match="round 0"):
+    with pytest.raises(ParticipationError, match="round 1"):
         run(method, tiny_sites(), present=lambda ctx: set())
     with pytest.raises(ParticipationError, match="s0"):
         InProcess(method, [*tiny_sites(1), *tiny_sites(1)], Recipe(tiny_network()))

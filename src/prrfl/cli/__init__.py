@@ -1,5 +1,6 @@
 """The command line: every command is a function in one of this room's modules, named here."""
 
+import io
 import logging
 import signal
 import sys
@@ -14,7 +15,7 @@ from prrfl.cli.newcomers import onboard
 from prrfl.cli.tools import generate, inspect
 from prrfl.cli.training import report, resume, run_training, train
 from prrfl.cli.using import evaluate, export, predict
-from prrfl.errors import PRRFLError
+from prrfl.errors import PRRFLError, one_line
 
 __all__ = ["app", "guarded", "main", "run_training"]
 
@@ -41,6 +42,9 @@ KEPT = "finished rounds are kept: `prrfl resume RUN` goes on, and over real site
 
 def main() -> None:
     """Run the command line; a user's error is one line and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a folder's name need not be text
     sys.exit(guarded(app))
 
 
@@ -58,7 +62,7 @@ def guarded(command: Any) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {error}; what was written before is whole", file=sys.stderr)
+        print(f"error: {one_line(str(error))}; what was written before is whole", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"interrupted; {KEPT}", file=sys.stderr)

@@ -71,7 +71,7 @@ def _show(planned: list["Planned"], workers: int | None) -> Mapping[str, str]:
     before = sum(rounds_done(one.folder) for one in planned)
     console.print(f"{len(planned)} runs, {total} rounds, of which {before} are done.")
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.completed}/{task.total} rounds"),
         TimeElapsedColumn(),

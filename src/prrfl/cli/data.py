@@ -32,11 +32,12 @@ def check(
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="write the findings there too")] = None,
 ) -> None:
     """Count classes; find copies, leaking groups, missing and broken files. Exit code 1 if files are."""
+    from prrfl.config import checked
     from prrfl.data.check import check as examine
     from prrfl.data.sources import read_entries
     from prrfl.engine.store import write_json
 
-    names = tuple(name.strip() for name in classes.split(","))
+    names = checked({"classes": classes}, "flags", {"classes": classes}).classes
     entries = read_entries(source, image_size=image_size, classes=names)
     with _progress("reading images", len(entries)) as seen:
         found = examine(entries, names, batch, seen)
@@ -98,7 +99,7 @@ def split(
     out: Annotated[Path, typer.Option(metavar="FILE", help="the manifest CSV to write")],
     valid: Annotated[float, typer.Option(help="fraction of each site's images for validation")] = 0.1,
     test: Annotated[float, typer.Option(help="fraction for test")] = 0.2,
-    seed: Annotated[int, typer.Option(min=0, help="same seed, same splits")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="same seed, same splits")] = 0,
     classes: Classes = "nv,bkl,mel",
     image_size: Annotated[int, typer.Option(min=1, help="which stored size to name")] = 128,
 ) -> None:
@@ -106,13 +107,14 @@ def split(
 
     That holds within each site: what two sites share is not looked at; `prrfl data check` counts it.
     """
+    from prrfl.config import checked
     from prrfl.data.check import hashes
     from prrfl.data.manifest import manifest_csv
     from prrfl.data.sources import read_entries
     from prrfl.data.split import split as divide
     from prrfl.engine.store import write_text
 
-    names = tuple(name.strip() for name in classes.split(","))
+    names = checked({"classes": classes}, "flags", {"classes": classes}).classes
     entries = read_entries(source, image_size=image_size, classes=names)
     with _progress("reading images", len(entries)) as seen:
         same = hashes(entries, seen)
@@ -132,7 +134,7 @@ def build(
     isic_csv: Annotated[Path, typer.Option(help="ISIC-2017_Training_Part3_GroundTruth.csv")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="folder to make")],
     image_size: Annotated[int, typer.Option(min=32, max=1024, help="side of the images, in pixels")] = 128,
-    seed: Annotated[int, typer.Option(min=0, help="of the splits")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="of the splits")] = 0,
 ) -> None:
     """Make the four dermoscopy sites from the public archives, with splits that leak no lesion."""
     from prrfl.data import build as archives

@@ -1,6 +1,7 @@
 """``prrfl onboard``, and ``evaluate`` with data: a hospital that took no part in a run."""
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from prrfl.cli.screen import console, percent
 from prrfl.types import Scores, SiteData, Split
@@ -37,8 +39,8 @@ def onboard(
     run_folder: Run,
     data: Data,
     out: Annotated[Path, typer.Option(metavar="DIR", help="folder for the new network and its scores")],
-    epochs: Annotated[int, typer.Option(min=1, help="local epochs of training")] = 5,
-    seed: Annotated[int, typer.Option(min=0, help="same seed, same bits")] = 0,
+    epochs: Annotated[int, typer.Option(min=1, max=10_000, help="local epochs of training")] = 5,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="same seed, same bits")] = 0,
 ) -> None:
     """Give a new hospital its own network from a finished run, and say what it gained.
 
@@ -51,7 +53,7 @@ def onboard(
     check_folder_is_free(out)
     federation = newcomer.read_federation(run_folder)
     for site in _sites(data, federation, ("train", "test")):
-        with console.status(f"{site.name}: training on {len(site.train)} images, twice"):
+        with console.status(Text(f"{site.name}: training on {len(site.train)} images, twice")):
             result = newcomer.onboard(federation, site, epochs, seed)
         write_tensors(out / site.name / "model.safetensors", result.network, {"run": str(run_folder)})
         write_json(out / site.name / "scores.json", {k: asdict(v) for k, v in result.scores.items()})
@@ -83,7 +85,7 @@ def _sites(data: Path, federation: "Federation", needed: Sequence[Split]) -> lis
         allow_missing=config.allow_missing,
         needed=needed,
     )
-    own = config.data is not None and config.data.resolve() == data.resolve()
+    own = config.data is not None and os.path.realpath(config.data) == os.path.realpath(data)
     known = [site.name for site in sites if own and federation.states.keys() & {site.name, POOL}]
     if known:
         log.warning(

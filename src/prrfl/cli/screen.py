@@ -1,6 +1,5 @@
 """What a user sees in the terminal: progress while a run goes on, and the tables at its end."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,7 +17,8 @@ from rich.table import Table
 from prrfl.config import TrainConfig
 from prrfl.types import ExchangeRecord, RoundRecord, SiteData, TrainRecord
 
-console = Console()
+# Names of sites, classes and images are shown as they are: [b] is no markup, :x: no picture.
+console = Console(markup=False, emoji=False)
 STAGES = {1: "recover", 2: "exchange", 3: "sublimate"}
 
 
@@ -29,7 +29,7 @@ def show_progress(
     sizes = {site.name: len(site.train) for site in sites}
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.percentage:3.0f} %"),
         TimeElapsedColumn(),
@@ -55,17 +55,21 @@ def show_progress(
 
 def print_summary(folder: Path) -> None:
     """Print the table of sites of a finished run."""
-    summary = json.loads((folder / "summary.json").read_text("utf-8"))
+    from prrfl.run_folder import read_summary  # not before `prrfl --help`
+
+    summary = read_summary(folder)
     table = Table(title="Test scores of each site's own model (%)")
     table.add_column("site")
     for name in ("macro-F1, last", "AUC, last", "macro-F1, best on validation", "AUC, best on validation"):
         table.add_column(name, justify="right")
-    rows = [*summary["last"]["sites"], None]
-    for site in rows:
+    # Over real sites one may have been absent in either round.
+    sites = dict.fromkeys([*summary["last"]["sites"], *summary["best"]["sites"]])
+    for site in (*sites, None):
         last, best = (
-            summary[which]["sites"][site] if site else summary[which]["mean"] for which in ("last", "best")
+            summary[which]["sites"].get(site, {}) if site else summary[which]["mean"]
+            for which in ("last", "best")
         )
-        cells = (last["macro_f1"], last["auc"], best["macro_f1"], best["auc"])
+        cells = (last.get("macro_f1"), last.get("auc"), best.get("macro_f1"), best.get("auc"))
         table.add_row(site or "mean", *map(percent, cells), style=None if site else "bold")
     console.print(table)
     for model, drop in summary["retrogress"].items():

@@ -12,7 +12,7 @@ from prrfl.cli.screen import console
 
 def inspect(
     network: Annotated[str, typer.Option(help="network by name")] = "vgg16_slim",
-    classes: Annotated[int, typer.Option(min=2, help="number of classes")] = 3,
+    classes: Annotated[int, typer.Option(min=2, max=1000, help="number of classes")] = 3,
     ratio: Annotated[float, typer.Option(min=0, max=1, help="low-frequency ratio")] = 0.7,
     wire: Annotated[
         bool, typer.Option("--wire", help="list instead what travels in a round over real sites, in bytes")

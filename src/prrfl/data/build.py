@@ -1,5 +1,6 @@
 """The four-site data set from the public archives: HAM10000 and ISIC 2017, folders or zips."""
 
+import csv
 import io
 import os
 import shutil
@@ -14,10 +15,11 @@ from typing import BinaryIO
 from PIL import Image
 
 from prrfl.data.dermoscopy import CLASSES
-from prrfl.data.images import Entry, read_image
+from prrfl.data.images import MAX_BYTES, Entry, read_image
 from prrfl.data.split import split
-from prrfl.data.tables import read_rows
+from prrfl.data.tables import is_plain_name, read_rows
 from prrfl.errors import DataError
+from prrfl.files import opened
 
 SITES = {"vidir_modern": "clientA", "vidir_molemax": "clientB", "rosendahl": "clientC"}
 """HAM10000's sources; its few images of ``vienna_dias`` belong to no site."""
@@ -40,11 +42,15 @@ class Source:
         """Open one image for reading.
 
         Raises:
-            DataError: if it is in a zip and damaged there.
+            DataError: if it is no file, or is in a zip and damaged there.
         """
         path, member = self.files[name]
         if member is None:
-            with path.open("rb") as file:
+            try:
+                file = opened(path)
+            except OSError as cause:
+                raise DataError(f"image {path} cannot be read: {cause}") from None
+            with file:
                 yield file
         else:
             yield io.BytesIO(_unzip(path, member))
@@ -57,7 +63,9 @@ class Source:
 
 def _unzip(path: Path, member: str) -> bytes:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with opened(path) as file, zipfile.ZipFile(file) as archive:
+            if archive.getinfo(member).file_size > MAX_BYTES:
+                raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
             return archive.read(member)
     # Each kind of compression raises exceptions of its own on damaged members; all mean the same to the user.
     except Exception as cause:
@@ -78,10 +86,11 @@ def find_images(places: Sequence[Path]) -> Source:
         for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
             if path.suffix.lower() == ".zip":
                 try:
-                    with zipfile.ZipFile(path) as archive:
+                    with opened(path) as file, zipfile.ZipFile(file) as archive:
                         members = archive.namelist()
-                except (OSError, zipfile.BadZipFile) as cause:
-                    raise DataError(f"{path} is no whole zip: {cause}") from None
+                # A damaged directory raises what reading bytes as numbers and names can raise.
+                except Exception as cause:
+                    raise DataError(f"{path} is no whole zip: {' '.join(str(cause).split())}") from None
                 files |= {Path(m).stem: (path, m) for m in members if _is_image(m)}
             elif _is_image(path.name):
                 files[path.stem] = (path, None)
@@ -141,7 +150,7 @@ def _read(table: Path, columns: Sequence[str]) -> list[dict[str, str]]:
             if column != "lesion_id" and not row[column]:  # a lesion may be unknown, nothing else
                 raise DataError(f"{table}:{line}: {column} is missing; complete the row, or drop it")
         name = row["image_id"]
-        if Path(name).name != name:
+        if not is_plain_name(name):
             raise DataError(f"{table}:{line}: image_id '{name}' is no plain name")
     return [row for _, row in rows]
 
@@ -170,6 +179,7 @@ def build(
     Raises:
         DataError: if the folder exists and holds anything, none of the images is there, or one is damaged.
     """
+    out = Path(os.path.abspath(out))  # noqa: PTH100 - also "." has a name and a place beside it then
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} exists already; choose another folder, or remove it")
     missing = [e.name for e in entries if e.name not in source.files]
@@ -192,8 +202,10 @@ def build(
                 rows = [e for e in placed if (e.site, e.split) == (site, part)]
                 table = temporary / "csv_folder" / site / f"{part}_{site}.csv"
                 table.parent.mkdir(parents=True, exist_ok=True)
-                lines = [f"{e.name},{e.label},{e.group or ''}" for e in rows]
-                table.write_text("\n".join(["image_id,label,lesion_id", *lines]) + "\n", encoding="utf-8")
+                with table.open("w", encoding="utf-8", newline="") as text:
+                    writer = csv.writer(text, lineterminator="\n")
+                    writer.writerow(["image_id", "label", "lesion_id"])
+                    writer.writerows([e.name, e.label, e.group or ""] for e in rows)
         if out.exists():
             out.rmdir()
         temporary.replace(out)

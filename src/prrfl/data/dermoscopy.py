@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prrfl.data.images import SPLITS, Entry
-from prrfl.data.tables import read_rows
+from prrfl.data.tables import index_below, is_plain_name, read_rows
 from prrfl.errors import DataError
 from prrfl.types import Split
 
@@ -34,6 +34,10 @@ def find_sites(folder: Path) -> list[str]:
     if not sites:
         raise DataError(f"{folder / 'csv_folder'} holds no site; expected one folder a site, with its tables")
     for site in sites:
+        if not is_plain_name(site):
+            raise DataError(
+                f"{folder / 'csv_folder' / site}: this is no plain name of a site; rename the folder"
+            )
         if not (folder / "data" / site).is_dir():
             raise DataError(f"site {site} has tables but no images: {folder / 'data' / site} is not there")
     return sites
@@ -91,14 +95,15 @@ def read_table(path: Path, classes: Sequence[str] = CLASSES) -> list[Row]:
 def _row(cells: Mapping[str, str], where: str, classes: Sequence[str]) -> Row:
     image_id, label, lesion = cells["image_id"], cells["label"], cells.get("lesion_id", "")
     known = ", ".join(f"{k} = {name}" for k, name in enumerate(classes))
-    if not (label.isascii() and label.isdigit() and int(label) < len(classes)):
+    index = index_below(label, len(classes))
+    if index is None:
         raise DataError(f"{where}: label '{label}' is outside the classes; expected {known}")
-    if not image_id or Path(image_id).name != image_id or "\0" in image_id:
+    if not is_plain_name(image_id):
         raise DataError(f"{where}: image_id '{image_id}' is no plain name; expected one like ISIC_0024310")
     name = Path(image_id)
     return Row(
         image_id=name.stem if name.suffix.lower() in SUFFIXES else image_id,
-        label=int(label),
+        label=index,
         lesion=lesion if lesion not in ("", "0", "1") else None,
     )
 
@@ -108,7 +113,7 @@ def _image_folder(site: Path, image_size: int) -> Path:
     sizes = {
         int(path.name.removeprefix("img_resize")): path
         for path in site.iterdir()
-        if path.is_dir() and path.name.removeprefix("img_resize").isdigit()
+        if path.is_dir() and path.name.removeprefix("img_resize").isdecimal() and path.name.isascii()
     }
     if not sizes:
         raise DataError(f"{site} holds no folder img_resize<P>; expected img_resize128, say, with the images")

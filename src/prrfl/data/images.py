@@ -1,9 +1,13 @@
 """Images on disk: one entry each, whatever the layout, decoded once into a site's examples."""
 
+import io
 import logging
+import threading
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, get_args
@@ -14,14 +18,28 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from prrfl.errors import DataError
+from prrfl.files import opened
+from prrfl.machine import free_memory
 from prrfl.types import ClientId, Examples, SiteData, Split
 
 MAX_PIXELS = 64_000_000
+MAX_BYTES = 4 * MAX_PIXELS
+"""Of an image's file: what the largest image takes uncompressed."""
+
+LARGE = 16_000_000
+"""Pixels from which on images are decoded one at a time, because each takes many bytes a pixel meanwhile."""
+
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF")
+"""What is read: formats that Pillow decodes itself, without calling another program."""
+
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 """What is taken for an image where a folder is searched."""
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 log = logging.getLogger("prrfl")
+_one_large = threading.Lock()
+# Pillow warns of images above a size that is larger than ours, which are refused.
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
 @dataclass(frozen=True)
@@ -114,9 +132,7 @@ def no_examples(size: int) -> Examples:
 
 def _present(site: ClientId, split: Split, entries: list[Entry], allow_missing: bool) -> list[Entry]:
     # One look at each folder instead of one look per image.
-    there = {
-        path for folder in {e.path.parent for e in entries} if folder.is_dir() for path in folder.iterdir()
-    }
+    there = {path for folder in {e.path.parent for e in entries} for path in _files(folder)}
     missing = [e for e in entries if e.path not in there]
     if not missing:
         return entries
@@ -131,9 +147,31 @@ def _present(site: ClientId, split: Split, entries: list[Entry], allow_missing: 
     return [e for e in entries if e.path in there]
 
 
+def _files(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:  # absent, no folder, or no name that a folder can have: nothing is there
+        return []
+
+
+def check_memory(whose: str, needed: int) -> None:
+    """Refuse data that does not fit into memory.
+
+    Raises:
+        DataError: saying how many bytes it needs, and how many there are.
+    """
+    free = free_memory()
+    if free is not None and needed > free:
+        raise DataError(
+            f"{whose} needs {needed / 2**30:,.1f} GiB of memory, {free / 2**30:,.1f} GiB are free; use fewer "
+            "images, a smaller --image-size, or a larger machine"
+        )
+
+
 def _decode(entries: Sequence[Entry], size: int) -> Examples:
     if not entries:
         return no_examples(size)
+    check_memory(f"site {entries[0].site}, {entries[0].split}", len(entries) * size * size * 3)
     pixels = torch.empty(len(entries), size, size, 3, dtype=torch.uint8)
 
     def fill(index: int) -> None:
@@ -182,18 +220,30 @@ def read_image(path: Path, size: int | None = None, file: BinaryIO | None = None
         DataError: if the file is no image, broken, or absurdly large.
     """
     try:
-        with Image.open(file or path) as image:
+        with (
+            nullcontext(file) if file else opened(path) as content,
+            Image.open(_bounded(content, path), formats=FORMATS) as image,
+        ):
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(
                     f"image {path} has {image.width} x {image.height} pixels, at most {MAX_PIXELS:,} are read"
                 )
-            rgb = image.convert("RGB")
-            if size is not None and rgb.size != (size, size):
-                rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)
-            return np.array(rgb)
+            with _one_large if image.width * image.height > LARGE else nullcontext():
+                rgb = image.convert("RGB")
+                if size is not None and rgb.size != (size, size):
+                    rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)
+                return np.array(rgb)
     except DataError:
         raise
     # Pillow's decoders raise many kinds of exceptions on broken files; each means the same to the user.
     except Exception as cause:
         reason = " ".join(str(cause).split())
         raise DataError(f"image {path} cannot be decoded ({reason}); replace it, or drop its row") from None
+
+
+def _bounded(content: BinaryIO, path: Path) -> BinaryIO:
+    size = content.seek(0, io.SEEK_END)
+    if size > MAX_BYTES:
+        raise DataError(f"image {path} has {size:,} bytes, at most {MAX_BYTES:,} are read")
+    content.seek(0)
+    return content

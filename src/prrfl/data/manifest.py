@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from prrfl.data.images import SPLITS, Entry
-from prrfl.data.tables import read_rows
+from prrfl.data.tables import index_below, is_plain_name, read_rows
 from prrfl.errors import DataError, nearest
 
 COLUMNS = ("path", "label", "site", "split", "group")
@@ -39,13 +39,10 @@ def read_manifest(path: Path, classes: Sequence[str]) -> list[Entry]:
 def _entry(cells: Mapping[str, str], where: str, folder: Path, classes: Sequence[str]) -> Entry:
     label, site = cells["label"], cells["site"]
     known = ", ".join(f"{k} = {name}" for k, name in enumerate(classes))
-    if label in classes:
-        index = classes.index(label)
-    elif label.isascii() and label.isdigit() and int(label) < len(classes):
-        index = int(label)
-    else:
+    index = classes.index(label) if label in classes else index_below(label, len(classes))
+    if index is None:
         raise DataError(f"{where}: label '{label}' is outside the classes; expected {known}")
-    if not site or Path(site).name != site or "\0" in site:
+    if not is_plain_name(site):
         raise DataError(f"{where}: site '{site}' is no plain name; expected one like hospital-3")
     split = next((name for name in SPLITS if name == cells["split"]), None)
     if split is None:
@@ -55,7 +52,7 @@ def _entry(cells: Mapping[str, str], where: str, folder: Path, classes: Sequence
         )
     if not cells["path"] or "\0" in cells["path"]:
         raise DataError(f"{where}: no path; expected an image's, relative to {folder}")
-    return Entry((folder / cells["path"]).resolve(), index, site, split, cells.get("group") or None)
+    return Entry(_resolved(folder / cells["path"]), index, site, split, cells.get("group") or None)
 
 
 def manifest_csv(entries: Sequence[Entry], folder: Path) -> str:
@@ -64,6 +61,11 @@ def manifest_csv(entries: Sequence[Entry], folder: Path) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for e in entries:
-        path = os.path.relpath(e.path.resolve(), folder.resolve())
+        path = os.path.relpath(_resolved(e.path), _resolved(folder))
         writer.writerow([path, e.label, e.site, e.split, e.group or ""])
     return text.getvalue()
+
+
+def _resolved(path: Path) -> Path:
+    # Not by Path.resolve, to which a loop of links is an error.
+    return Path(os.path.realpath(path))

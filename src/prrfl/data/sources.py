@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from prrfl.data import dermoscopy
-from prrfl.data.images import SPLITS, Entry, check_training, load_entries, no_examples
+from prrfl.data.images import SPLITS, Entry, check_memory, check_training, load_entries, no_examples
 from prrfl.data.manifest import read_manifest
+from prrfl.data.tables import is_plain_name
 from prrfl.errors import DataError
+from prrfl.files import opened
 from prrfl.types import ClientId, Examples, SiteData, Split
 
 T = TypeVar("T")
@@ -120,6 +122,8 @@ def _arrays(source: Path) -> list[Path]:
 
 def _load_arrays(path: Path, size: int, classes: Sequence[str], needed: Sequence[Split]) -> SiteData:
     _check_zip(path)
+    if not is_plain_name(path.stem):
+        raise DataError(f"{path}: '{path.stem}' is no plain name of a site; rename the file")
     parts = {
         split: _examples(
             f"{path}, {split}",
@@ -137,7 +141,7 @@ def _load_arrays(path: Path, size: int, classes: Sequence[str], needed: Sequence
 
 def _check_zip(path: Path) -> None:
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             whole = zipfile.is_zipfile(file)
     except OSError as cause:
         raise DataError(f"{path} cannot be read: {cause}") from None
@@ -147,11 +151,14 @@ def _check_zip(path: Path) -> None:
 
 def _read_array(path: Path, name: str) -> NDArray[Any]:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with opened(path) as file, np.load(file, allow_pickle=False) as arrays:
             if name not in arrays:
                 raise DataError(
                     f"{path} has no {name}; expected {{train,val,test}}_images and _labels, as in MedMNIST"
                 )
+            # No more is read than the zip's directory says, whatever the array claims to hold.
+            members = [m for m in arrays.zip.infolist() if m.filename.removesuffix(".npy") == name]
+            check_memory(f"{path}, {name}", max(member.file_size for member in members))
             array = arrays[name]
     except DataError:
         raise
@@ -186,6 +193,7 @@ def _examples(
             f"{where}: labels run from {labels.min()} to {labels.max()}, there are "
             f"{len(classes)} classes ({', '.join(classes)}); name them all by --classes"
         )
+    check_memory(where, len(images) * size * size * 3)
     pixels = np.stack([_square(image, size) for image in images])
     return Examples(
         inputs=torch.from_numpy(pixels).permute(0, 3, 1, 2),

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
+from prrfl.data.images import check_memory
 from prrfl.errors import DataError, nearest
 from prrfl.types import Examples, SiteData, Split
 
@@ -32,6 +33,7 @@ MIN_PER_SPLIT = 2
 _MIN_PER_CLASS = 3 * MIN_PER_SPLIT
 _MIN_IMAGES = len(CLASSES) * _MIN_PER_CLASS
 _MIN_SIZE = 16
+_MAX_SITES, _MAX_IMAGES, _MAX_SIZE = 1000, 100_000, 1024  # a typo should not fill a disk
 _VERSION = "v1"  # raise it whenever the drawings change, lest an old cache be taken for the new data
 _CHUNK = 32  # images drawn at a time: the planes of a chunk at 64 px stay within a core's cache
 
@@ -44,13 +46,13 @@ class GeneratedData:
     """What to generate.
 
     Attributes:
-        sites: number of sites, at least 1.
-        images: images per site over all three splits, at least 18 (2 per class and split).
-        size: side of the square images in pixels, at least 16.
-        seed: source of all randomness, at least 0.
+        sites: number of sites, 1 to 1000.
+        images: images per site over all three splits, 18 (2 per class and split) to 100,000.
+        size: side of the square images in pixels, 16 to 1024.
+        seed: source of all randomness, 0 to 2^63 - 1.
 
     Raises:
-        DataError: if a number is below its least value.
+        DataError: if a number is out of its bounds.
     """
 
     sites: int = 4
@@ -59,12 +61,21 @@ class GeneratedData:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        least = {"sites": 1, "images": _MIN_IMAGES, "size": _MIN_SIZE, "seed": 0}
-        for name, bound in least.items():
+        bounds = {
+            "sites": (1, _MAX_SITES),
+            "images": (_MIN_IMAGES, _MAX_IMAGES),
+            "size": (_MIN_SIZE, _MAX_SIZE),
+            "seed": (0, 2**63 - 1),
+        }
+        for name, (least, most) in bounds.items():
             given = getattr(self, name)
-            if given < bound:
+            if given < least:
                 raise DataError(
-                    f"generated data: {name} is {given}, expected at least {bound}; set a larger {name}"
+                    f"generated data: {name} is {given}, expected at least {least}; set a larger {name}"
+                )
+            if given > most:
+                raise DataError(
+                    f"generated data: {name} is {given}, expected at most {most}; set a smaller {name}"
                 )
 
 
@@ -209,7 +220,7 @@ def generate(spec: GeneratedData, site: str) -> SiteData:
         The site's three splits; inputs are (N, 3, size, size) uint8, ids are like ``GEN_A_000123``.
 
     Raises:
-        DataError: if the specification has no site of that name.
+        DataError: if the specification has no site of that name, or its images do not fit into memory.
     """
     names = [site_name(index) for index in range(spec.sites)]
     if site not in names:
@@ -217,6 +228,7 @@ def generate(spec: GeneratedData, site: str) -> SiteData:
             f"generated data: no site {site!r}{nearest(site, names)}; expected {names[0]} ... {names[-1]}; "
             "name one of these or set sites higher"
         )
+    check_memory(f"generated data: site {site}", 2 * spec.images * spec.size**2 * 3)
     index = names.index(site)
     style = site_style(spec, index)
     rng = _site_rng(spec, index, "images")
@@ -249,10 +261,11 @@ def write_generated(spec: GeneratedData, folder: Path) -> Path:
         The folder.
 
     Raises:
-        DataError: if the folder exists already or cannot be written.
+        DataError: if the folder exists already, cannot be written, or the disk has no room for it.
     """
     if folder.exists():
         raise DataError(f"{folder}: exists already, expected a new folder; name another or remove this one")
+    _check_room(spec, folder)
     draft = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
     try:
         draft.mkdir(parents=True)
@@ -267,6 +280,19 @@ def write_generated(spec: GeneratedData, folder: Path) -> Path:
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return folder
+
+
+def _check_room(spec: GeneratedData, folder: Path) -> None:
+    # Noise hardly shrinks as PNG.
+    needed = spec.sites * spec.images * spec.size**2 * 3
+    disk = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(disk).free
+    if needed > free:
+        raise DataError(
+            f"generated data: {spec.sites} sites of {spec.images} images of {spec.size} px may take "
+            f"{needed / 2**30:,.0f} GiB, {folder} has room for {free / 2**30:,.0f}; "
+            "ask for fewer or smaller ones"
+        )
 
 
 def cached(spec: GeneratedData, cache: Path | None = None) -> Path:

@@ -2,10 +2,18 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from prrfl.errors import DataError, nearest
+from prrfl.files import opened
+
+LONGEST_LINE = 1_000_000
+"""Characters; a line that is longer is of no table, and would take many times its length in memory."""
+
+LONGEST_NAME = 200
+"""Bytes of a site's or an image's name, of which file systems take 255, with what is put around it."""
 
 
 def read_rows(path: Path, needed: Sequence[str], what: str = "table") -> list[tuple[int, dict[str, str]]]:
@@ -20,10 +28,17 @@ def read_rows(path: Path, needed: Sequence[str], what: str = "table") -> list[tu
         DataError: naming the file, and the column or line at fault.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        with io.TextIOWrapper(opened(path), "utf-8-sig", newline="") as file:
+            rows = _rows(file, path, needed, what)
     except (OSError, UnicodeDecodeError) as cause:
         raise DataError(f"{what} {path} cannot be read as UTF-8 text: {cause}") from None
-    reader = csv.DictReader(io.StringIO(text, newline=""))
+    if not rows:
+        raise DataError(f"{what} {path} is empty; expected a header and at least one image")
+    return rows
+
+
+def _rows(file: TextIO, path: Path, needed: Sequence[str], what: str) -> list[tuple[int, dict[str, str]]]:
+    reader = csv.DictReader(_lines(file, path))
     try:
         columns = [name.strip() for name in reader.fieldnames or ()]
         reader.fieldnames = columns
@@ -33,11 +48,40 @@ def read_rows(path: Path, needed: Sequence[str], what: str = "table") -> list[tu
                     f"{what} {path} has no column '{column}'{nearest(column, columns)}; "
                     f"its columns are {', '.join(columns) or 'none'}"
                 )
-        rows = [
+            if columns.count(column) > 1:
+                raise DataError(
+                    f"{what} {path} has {columns.count(column)} columns '{column}'; keep one of them"
+                )
+        return [
             (reader.line_num, {name: (cells[name] or "").strip() for name in columns}) for cells in reader
         ]
     except csv.Error as cause:
         raise DataError(f"{path}:{reader.line_num} is no CSV: {cause}") from None
-    if not rows:
-        raise DataError(f"{what} {path} is empty; expected a header and at least one image")
-    return rows
+
+
+def _lines(file: TextIO, path: Path) -> Iterator[str]:
+    for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), ""), start=1):
+        if len(line) > LONGEST_LINE:
+            raise DataError(
+                f"{path}:{number} has more than {LONGEST_LINE:,} characters; expected a table, "
+                "one image a line"
+            )
+        yield line
+
+
+def is_plain_name(text: str) -> bool:
+    """Return whether a cell names a site or an image by characters that a file's name can have."""
+    return (
+        text not in ("", ".", "..")
+        and "/" not in text
+        and text.isprintable()
+        and len(text.encode()) <= LONGEST_NAME
+    )
+
+
+def index_below(text: str, count: int) -> int | None:
+    """Return the whole number that a cell holds if it is below ``count``, else ``None``."""
+    digits = text.lstrip("0") or text[:1]
+    if not (text.isascii() and text.isdigit()) or len(digits) > len(str(count)):
+        return None
+    return int(digits) if int(digits) < count else None

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from prrfl.algorithms.base import Algorithm
+from prrfl.algorithms.base import Algorithm, C
 from prrfl.engine.rounds import Arrival, Deployed
 from prrfl.engine.site import Visitor
 from prrfl.engine.store import StatesOnDisk, read_state, write_state
 from prrfl.errors import ParticipationError
-from prrfl.tensors import count_bytes
+from prrfl.tensors import check_same_layout, count_bytes
 from prrfl.training import Recipe, Site
 from prrfl.types import ClientId, Examples, RoundContext, RoundRecord, SiteData, Split, Tensors
 
@@ -128,7 +128,7 @@ class InProcess:
 
     def load_at(self, name: ClientId, folder: Path) -> None:
         """Go on from one site's saved state."""
-        self._states[name] = read_state(folder / f"{name}.safetensors", type(self._start()))
+        self._states[name] = read_client(folder / f"{name}.safetensors", self._algorithm, self._start())
         self._visitors[name].forget()
 
     def _state(self, name: ClientId) -> Any:
@@ -136,6 +136,18 @@ class InProcess:
             return self._states[name]
         except KeyError:
             return self._start()
+
+
+def read_client(path: Path, algorithm: Algorithm[C], start: C) -> C:
+    """Read a site's state whose networks have the layout of those that a method started with.
+
+    Raises:
+        StateMismatchError: if they have not, or the file is absent, torn, or of another method.
+    """
+    state = read_state(path, type(start))
+    for name, weights in algorithm.models(state).items():
+        check_same_layout(algorithm.models(start)[name], weights, f"{path}: its {name} network")
+    return state
 
 
 def taking_part(names: Sequence[ClientId], present: Present | None, ctx: RoundContext) -> Sequence[ClientId]:

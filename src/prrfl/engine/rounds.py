@@ -111,7 +111,7 @@ def run_rounds(
             else:
                 yield event
         if not bytes_up:
-            raise ParticipationError(f"round {index}: no site took part, expected at least one share")
+            raise ParticipationError(f"round {index + 1}: no site took part, expected at least one share")
         mean = aggregator.result()
         yield from exchange.receive(mean, ctx)
         yield ExchangeRecord(index, bytes_up, count_bytes(mean))

@@ -75,7 +75,7 @@ class Visitor(Generic[C]):
             for name, value in metrics.items():
                 if not math.isfinite(value):
                     raise NonFiniteShareError(
-                        f"site {self.site.name}, round {ctx.round}, epoch {epoch}: {name} is {value}; "
+                        f"site {self.site.name}, {_when(now)}: {name} is {value}; "
                         "lower the learning rate, or look for broken inputs at this site"
                     )
             yield TrainRecord(ctx.round, epoch, self.site.name, dict(metrics))
@@ -85,7 +85,7 @@ class Visitor(Generic[C]):
         share = packed(self.algorithm.share(client, ctx), self.share_dtype)
         if broken := non_finite(share.tensors):
             raise NonFiniteShareError(
-                f"site {self.site.name}, round {ctx.round}: '{broken[0]}' of its share holds NaN or "
+                f"site {self.site.name}, {_when(last)}: '{broken[0]}' of its share holds NaN or "
                 "infinity; the share is not sent"
             )
         self._rest(client)
@@ -108,7 +108,10 @@ class Visitor(Generic[C]):
         model, weights = next(iter(self.algorithm.models(client).items()))
 
         def outputs(split: Split) -> Tensors:
-            return {data.name: self._outcome(model, weights, data, split).logits for data in self.judged_on}
+            return {
+                data.name: self._outcome(model, weights, data, split, "at the end").logits
+                for data in self.judged_on
+            }
 
         taken_home = Deployed(self.site.name, model, weights, outputs("valid"), outputs("test"))
         self._rest(client)
@@ -138,22 +141,28 @@ class Visitor(Generic[C]):
         for index, (name, weights) in enumerate(self.algorithm.models(client).items()):
             deployed = index == 0
             for data in self.judged_on if deployed or not deployed_only else ():
-                scores = self._outcome(name, weights, data, split).scores
+                when = _when(ctx) if moment != "after" else f"round {ctx.round + 1}, after the mean came back"
+                scores = self._outcome(name, weights, data, split, when).scores
                 yield ScoreRecord(ctx.round, ctx.epoch, data.name, split, name, deployed, moment, scores)
 
-    def _outcome(self, name: str, weights: Tensors, data: SiteData, split: Split) -> _Outcome:
+    def _outcome(self, name: str, weights: Tensors, data: SiteData, split: Split, when: str) -> _Outcome:
         known = self._known.get((name, data.name, split))
         if known is None or known.weights is not weights:
             examples = data.split(split)
             (logits,) = predict([weights], examples, self.site.recipe)
             if not logits.isfinite().all():
                 raise NonFiniteShareError(
-                    f"site {data.name}: the {name} network gives NaN or infinity on its {split} images; "
-                    "lower the learning rate, or look for broken inputs at this site"
+                    f"site {data.name}, {when}: the {name} network gives NaN or infinity on its {split} "
+                    "images; lower the learning rate, or look for broken inputs at this site"
                 )
             known = _Outcome(weights, logits, score(logits, examples.labels))
             self._known[name, data.name, split] = known
         return known
+
+
+def _when(ctx: RoundContext) -> str:
+    """Say the moment as users count, from 1."""
+    return f"round {ctx.round + 1}, epoch {ctx.epoch + 1}"
 
 
 def packed(share: Share, dtype: torch.dtype | None) -> Share:

@@ -16,6 +16,7 @@ from safetensors.torch import load, load_file, save
 from torch import Tensor
 
 from prrfl.errors import StateMismatchError
+from prrfl.files import opened, parse_json
 from prrfl.types import ClientId, Tensors
 
 T = TypeVar("T")
@@ -70,6 +71,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         StateMismatchError: if the file is absent, torn, or no safetensors file.
     """
     try:
+        opened(path).close()
         tensors: dict[str, Tensor] = load_file(path)
     except FileNotFoundError:
         raise StateMismatchError(f"{path} is not there; expected a safetensors file") from None
@@ -78,19 +80,20 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def read_notes(path: Path) -> object:
-    """Return the notes in the header of a file that :func:`write_tensors` wrote; ``None`` where it has none.
+def read_notes(path: Path) -> dict[str, Any]:
+    """Read the notes that :func:`write_tensors` put into a file's header.
 
     Raises:
-        StateMismatchError: if the file is torn, or no safetensors file.
+        StateMismatchError: if the file is absent, torn, or has none.
     """
     try:
+        opened(path).close()
         with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-        notes: object = json.loads(header.get("prrfl", "null"))
-    except (OSError, ValueError, SafetensorError) as cause:
-        raise StateMismatchError(f"{path} is no whole safetensors file: {cause}") from None
-    return notes
+            notes = parse_json(file.metadata()["prrfl"])
+        return dict(notes)
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as cause:
+        reason = " ".join(str(cause).split())
+        raise StateMismatchError(f"{path} has no notes of a safetensors file of prrfl: {reason}") from None
 
 
 def to_bytes(value: object) -> bytes:
@@ -113,8 +116,8 @@ def from_bytes(kind: type[T], whole: bytes) -> T:
     """
     try:
         length = int.from_bytes(whole[:8], "little")
-        header = json.loads(whole[8 : 8 + length])["__metadata__"]["prrfl"]
-        value: T = _build(kind, "", load(whole), json.loads(header)["values"])
+        header = parse_json(whole[8 : 8 + length])["__metadata__"]["prrfl"]
+        value: T = _built(kind, load(whole), parse_json(header)["values"])
     except (KeyError, TypeError, ValueError, SafetensorError) as cause:
         raise StateMismatchError(f"no {kind.__name__}: {' '.join(str(cause).split())}") from None
     return value
@@ -136,11 +139,9 @@ def read_state(path: Path, kind: type[T]) -> T:
     Raises:
         StateMismatchError: if the file is absent, torn, or holds another kind of state.
     """
-    tensors = read_tensors(path)
+    tensors, notes = read_tensors(path), read_notes(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            values = json.loads(file.metadata()["prrfl"])["values"]
-        state: T = _build(kind, "", tensors, values)
+        state: T = _built(kind, tensors, notes["values"])
     except (KeyError, TypeError, ValueError) as cause:
         raise StateMismatchError(f"{path} holds no {kind.__name__}: {' '.join(str(cause).split())}") from None
     return state
@@ -198,6 +199,28 @@ def _flatten(
         tensors.update({f"{prefix}{key}": tensor.clone() for key, tensor in value.items()})  # type: ignore[attr-defined]
     else:
         values[prefix] = _adapter(kind).dump_python(value, mode="json")
+
+
+def _built(kind: type[T], tensors: Tensors, values: Mapping[str, object]) -> T:
+    """Return a value of a kind whose parts are these and no others.
+
+    Raises:
+        ValueError: if there are others.
+    """
+    prefixes = set(_prefixes(kind))
+    for key in (*tensors, *values):
+        if key not in prefixes and not any(key.startswith(prefix) for prefix in prefixes):
+            raise ValueError(f"it has the unexpected '{key}'")
+    value: T = _build(kind, "", tensors, values)
+    return value
+
+
+def _prefixes(kind: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(kind, type) and is_dataclass(kind):
+        for name, part in _parts(kind).items():
+            yield from _prefixes(part, f"{prefix}{name}/")
+    else:
+        yield prefix
 
 
 def _build(kind: Any, prefix: str, tensors: Tensors, values: Mapping[str, object]) -> Any:

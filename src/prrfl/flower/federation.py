@@ -1,7 +1,6 @@
 """What a consortium agrees on before a run, kept in the run's folder at the server."""
 
 import json
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,9 +9,10 @@ from uuid import uuid4
 
 from pydantic import TypeAdapter, ValidationError
 
-from prrfl.config import TrainConfig, checked
+from prrfl.config import LARGEST_FILE, TrainConfig, checked, parse_toml
 from prrfl.engine.store import write_json
 from prrfl.errors import ConfigError, ParticipationError
+from prrfl.files import read_bytes, read_text
 from prrfl.flower.secure_sum import FEWEST
 from prrfl.run_folder import begin, check_folder_is_free
 from prrfl.types import ClientId, RoundContext
@@ -111,7 +111,7 @@ def read_federation(folder: Path) -> Federation:
     """
     path = folder / "federation.json"
     try:
-        return TypeAdapter(Federation).validate_json(path.read_bytes())
+        return TypeAdapter(Federation).validate_json(read_bytes(path))
     except (OSError, ValidationError) as cause:
         raise ConfigError(f"{path} cannot be read: {' '.join(str(cause).split())}") from None
 
@@ -123,9 +123,10 @@ def read_settings(path: Path) -> dict[str, Any]:
         ConfigError: if it is absent or no TOML.
     """
     try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as cause:
+        text = read_text(path, LARGEST_FILE)
+    except (OSError, UnicodeDecodeError) as cause:
         raise ConfigError(f"config file {path} cannot be read: {' '.join(str(cause).split())}") from None
+    return parse_toml(text, str(path))
 
 
 def check_method(config: TrainConfig, secure: bool) -> None:

@@ -18,7 +18,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,8 +33,9 @@ from prrfl.data.sources import load_site
 from prrfl.engine import Visitor
 from prrfl.engine.store import read_state, replacing, to_bytes, write_json, write_state, write_text
 from prrfl.errors import ConfigError, ParticipationError, StateMismatchError
+from prrfl.files import parse_json, read_text
 from prrfl.flower.records import Answer, Order
-from prrfl.flower.secure_sum import Identity, mask_of, masked, read_roster
+from prrfl.flower.secure_sum import Identity, SignedKey, mask_of, masked, read_cohort, read_roster
 from prrfl.kept import kept_path, predictions_path, read_about
 from prrfl.machine import prepared
 from prrfl.records import to_line
@@ -111,7 +112,7 @@ class Participant:
         Raises:
             ConfigError: if they do not hold here.
         """
-        given = json.loads(order.settings)
+        given = _object(order.settings, "the server's settings")
         own = {"data": local.data, "device": local.device, "allow_missing": local.allow_missing}
         config = checked({**given, **own, "workers": 1, "threads": local.threads}, "the server's settings")
         self.order, self.local = order, local
@@ -136,7 +137,7 @@ class Participant:
             with prepared(self.config.threads, self.config.device):
                 state, share, lines = self._carried(self._visitor.train(state, self._ctx))
             done = self._commit("trained", {"state": state, "share": share}, {"records.jsonl": lines})
-        records = (done / "records.jsonl").read_text("utf-8")
+        records = _kept(done / "records.jsonl")
         if self.order.secure:
             return self._answer(records=records, key=json.dumps(self._identity.signed_key()))
         share = read_state(done / "share.safetensors", Share)
@@ -145,15 +146,16 @@ class Participant:
     def share(self) -> Answer:
         """Answer with the masked share of the round."""
         share = read_state(self._trained() / "share.safetensors", Share)
-        sums = masked(share, self._identity, json.loads(self.order.cohort), self.order.round)
-        self._check_mask_is_new(share)
+        cohort = read_cohort(self.order.cohort, self.local.name)
+        sums = masked(share, self._identity, cohort, self.order.round)
+        self._check_mask_is_new(share, cohort)
         return self._answer(share={"masked": torch.from_numpy(sums)})
 
     def receive(self) -> Answer:
         """Take the round's mean, unless that is done; answer with the records."""
         digest = hashlib.sha256(to_bytes(Share(self.order.mean))).hexdigest()
         done = self._done("received")
-        if done is None or (done / "mean.sha256").read_text("utf-8") != digest:
+        if done is None or _kept(done / "mean.sha256") != digest:
             trained = self._trained()
             share = read_state(trained / "share.safetensors", Share)
             check_same_layout(share.tensors, self.order.mean, "the mean that the server sent")
@@ -163,7 +165,7 @@ class Participant:
                 self._keep_last(state)
             texts = {"records.jsonl": lines, "mean.sha256": digest}
             done = self._commit("received", {"state": state}, texts)
-        return self._answer(records=(done / "records.jsonl").read_text("utf-8"))
+        return self._answer(records=_kept(done / "records.jsonl"))
 
     def keep(self) -> Answer:
         """Keep the round's network and predictions as the best."""
@@ -176,7 +178,7 @@ class Participant:
         kept = read_about(last[0]).round
         if kept != self.order.round:
             raise StateMismatchError(
-                f"site {name} has the network of round {kept + 1}, not that of round {self.order.round + 1}"
+                f"site {name} has the network of another round, not that of round {self.order.round + 1}"
             )
         for path, copy in zip(last, best, strict=True):
             with replacing(copy) as temporary:
@@ -227,22 +229,21 @@ class Participant:
 
     def _check_settings(self) -> None:
         """Keep an experiment's settings, and refuse others under the same name."""
-        path = self.folder / "settings.json"
+        path, given = self.folder / "settings.json", json.loads(self.order.settings)
         if not path.exists():
-            write_json(path, json.loads(self.order.settings))
-        elif (begun := json.loads(path.read_text("utf-8"))) != json.loads(self.order.settings):
-            given = json.loads(self.order.settings)
+            write_json(path, given)
+        elif (begun := _object(_kept(path), str(path))) != given:
             key = next(k for k in sorted(begun | given) if begun.get(k) != given.get(k))
             raise ConfigError(
                 f"site {self.local.name} began experiment {self.order.experiment} with {key} = "
                 f"{begun.get(key)!r}, the server now says {given.get(key)!r}; begin another one for that"
             )
 
-    def _check_mask_is_new(self, share: Share) -> None:
+    def _check_mask_is_new(self, share: Share, cohort: Sequence[SignedKey]) -> None:
         """Refuse to put a mask on a second share: the difference of the two would be bare."""
         path = self.folder / "masked.json"
-        masks = json.loads(path.read_text("utf-8")) if path.exists() else {}
-        about = mask_of(json.loads(self.order.cohort), self.order.round)
+        masks = _object(_kept(path), str(path)) if path.exists() else {}
+        about = mask_of(cohort, self.order.round)
         mask = f"{self.order.round} {hashlib.sha256(json.dumps(about).encode()).hexdigest()}"
         digest = hashlib.sha256(to_bytes(share)).hexdigest()
         if masks.setdefault(mask, digest) != digest:
@@ -343,6 +344,23 @@ class Participant:
 def refused(order: Order, local: Local, why: Exception) -> Answer:
     """Return the answer that says why an order is not carried out."""
     return Answer(order.experiment, local.name, order.round, error=" ".join(str(why).split()))
+
+
+def _object(text: str, what: str) -> dict[str, Any]:
+    try:
+        found = parse_json(text)
+    except ValueError as cause:
+        raise ConfigError(f"{what} cannot be read: {cause}") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{what} cannot be read: expected names and values in JSON")
+    return found
+
+
+def _kept(path: Path) -> str:
+    try:
+        return read_text(path)
+    except (OSError, UnicodeDecodeError) as cause:
+        raise StateMismatchError(f"{path} cannot be read: {cause}; begin another experiment") from None
 
 
 def _as_folder(experiment: str) -> str:

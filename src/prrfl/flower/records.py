@@ -1,12 +1,15 @@
 """All that travels between server and sites: an order, and its answer, as Flower's typed records."""
 
 import json
+import math
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, TypeVar, get_args, get_type_hints
+from functools import lru_cache
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from pydantic import Field, TypeAdapter
 from torch import Tensor
 
 from prrfl.errors import StateMismatchError
@@ -18,6 +21,10 @@ STEPS: tuple[Step, ...] = get_args(Step)
 network as the best."""
 
 T = TypeVar("T")
+_adapter = lru_cache(TypeAdapter)  # slow to make
+_LAYOUT: TypeAdapter[list[tuple[str, str, list[Annotated[int, Field(ge=0)]]]]] = TypeAdapter(
+    list[tuple[str, str, list[Annotated[int, Field(ge=0)]]]]
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,22 +106,33 @@ def from_records(kind: type[T], records: RecordDict) -> T:
         values: dict[str, Any] = {}
         for name, hint in get_type_hints(kind).items():
             if hint == Tensors:
-                values[name] = _tensors(name, json.loads(str(plain[f"{name}.layout"])), arrays)
+                values[name] = _tensors(name, str(plain[f"{name}.layout"]), arrays)
             else:
-                values[name] = plain[name]
-    except (KeyError, TypeError, ValueError) as cause:
+                values[name] = _adapter(hint).validate_python(plain[name], strict=True)
+    # What an array's bytes claim to be can also be too large for memory, or no array at all.
+    except (KeyError, TypeError, ValueError, EOFError, MemoryError, OverflowError, AttributeError) as cause:
         raise StateMismatchError(f"no {kind.__name__.lower()}: {' '.join(str(cause).split())}") from None
     return kind(**values)
 
 
-def _tensors(name: str, layout: list[tuple[str, str, list[int]]], arrays: ArrayRecord) -> dict[str, Tensor]:
-    flat = {dtype: torch.from_numpy(arrays[f"{name}.{dtype}"].numpy()) for dtype in {d for _, d, _ in layout}}
+def _tensors(name: str, text: str, arrays: ArrayRecord) -> dict[str, Tensor]:
+    layout = _LAYOUT.validate_json(text)
+    flat = {dtype: _flat(arrays[f"{name}.{dtype}"], dtype) for dtype in {d for _, d, _ in layout}}
     at = dict.fromkeys(flat, 0)
     tensors = {}
     for key, dtype, shape in layout:
-        size = int(np.prod(shape))
-        tensors[key] = flat[dtype][at[dtype] : at[dtype] + size].reshape(shape)
-        at[dtype] += size
+        part = flat[dtype][at[dtype] : at[dtype] + math.prod(shape)]
+        if key in tensors or part.numel() != math.prod(shape):
+            raise ValueError(f"the layout of '{name}' names '{key}' twice, or beyond the end of its array")
+        tensors[key] = part.reshape(shape)
+        at[dtype] += part.numel()
     if any(at[dtype] != whole.numel() for dtype, whole in flat.items()):
         raise ValueError(f"the arrays of '{name}' are longer than its layout")
     return tensors
+
+
+def _flat(array: Array, dtype: str) -> Tensor:
+    values = array.numpy()
+    if values.ndim != 1 or str(values.dtype) != dtype:
+        raise ValueError(f"an array is {values.dtype} of shape {values.shape}, expected {dtype} in a row")
+    return torch.from_numpy(values)

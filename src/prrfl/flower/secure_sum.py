@@ -16,6 +16,7 @@ masked. The code has been tested, not reviewed by a cryptographer.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ from torch import Tensor
 
 from prrfl.engine.store import replacing
 from prrfl.errors import ConfigError, NonFiniteShareError, ParticipationError, StateMismatchError
+from prrfl.files import parse_json, read_bytes, read_text
 from prrfl.types import ClientId, Share, Tensors
 
 SCALE = 2.0**32
@@ -72,7 +74,7 @@ class Identity:
             ConfigError: if a key is no such key, or the roster does not have the site's.
         """
         try:
-            signing = load_ssh_private_key(signing_key.read_bytes(), password=None)
+            signing = load_ssh_private_key(read_bytes(signing_key), password=None)
         except (ValueError, TypeError, UnsupportedAlgorithm, OSError) as cause:
             raise ConfigError(f"signing key {signing_key} cannot be read: {cause}") from None
         if not isinstance(signing, Ed25519PrivateKey):
@@ -84,7 +86,11 @@ class Identity:
         if not own.exists():
             with replacing(own, mode=0o600) as temporary:
                 temporary.write_bytes(X25519PrivateKey.generate().private_bytes_raw())
-        return cls(site, experiment, roster, signing, X25519PrivateKey.from_private_bytes(own.read_bytes()))
+        try:
+            private = X25519PrivateKey.from_private_bytes(read_bytes(own))
+        except (ValueError, OSError) as cause:
+            raise ConfigError(f"the experiment's key {own} cannot be read: {cause}") from None
+        return cls(site, experiment, roster, signing, private)
 
     def signed_key(self) -> SignedKey:
         """Return the site's public key for the experiment, signed."""
@@ -106,10 +112,13 @@ class Identity:
                     raise ParticipationError(f"site {self.site}: the cohort names site {name} twice")
                 self.roster[name].verify(signature, _statement(self.experiment, name, key))
                 keys[name] = X25519PublicKey.from_public_bytes(key)
+                # A key that some numbers make useless gives no secret with anybody's.
+                self.private.exchange(keys[name])
             except (KeyError, TypeError, ValueError, InvalidSignature):
+                whose = one.get("site", "?") if isinstance(one, Mapping) else "?"
                 raise ParticipationError(
-                    f"site {self.site}: the key of site {one.get('site', '?')} is not signed as the roster "
-                    "asks; the share is not sent"
+                    f"site {self.site}: the key of site {whose} is not signed as the roster asks, or no key; "
+                    "the share is not sent"
                 ) from None
         if len(keys) < FEWEST:
             raise ParticipationError(
@@ -120,6 +129,21 @@ class Identity:
         return keys
 
 
+def read_cohort(text: str, site: ClientId) -> list[SignedKey]:
+    """Return the cohort that an order names.
+
+    Raises:
+        ParticipationError: if it names none.
+    """
+    try:
+        cohort = parse_json(text)
+    except ValueError:
+        cohort = None
+    if not isinstance(cohort, list) or not all(isinstance(one, dict) for one in cohort):
+        raise ParticipationError(f"site {site}: the order names no cohort; the share is not sent")
+    return cohort
+
+
 def read_roster(path: Path) -> dict[ClientId, Ed25519PublicKey]:
     """Read a roster: lines of a site's name and its public signing key, as ssh-keygen writes it.
 
@@ -127,7 +151,7 @@ def read_roster(path: Path) -> dict[ClientId, Ed25519PublicKey]:
         ConfigError: naming the line at fault.
     """
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = read_text(path).splitlines()
     except (OSError, UnicodeDecodeError) as cause:
         raise ConfigError(f"roster {path} cannot be read: {cause}") from None
     roster: dict[ClientId, Ed25519PublicKey] = {}
@@ -196,7 +220,7 @@ def unmasked(parts: Sequence[Tensor], like: Tensors) -> Share:
     for part in parts:
         total += part.numpy().view(np.uint64)
     sums = torch.from_numpy(total.view(np.int64).astype(np.float64) / SCALE)
-    weight = sums[-1].item()
+    weight = sums[-1].item() or math.nan  # nothing is no weight; what is divided by it says so
     mean, at = {}, 0
     for key in sorted(like):
         size = like[key].numel()

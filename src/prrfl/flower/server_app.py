@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import sys
 import time
 from collections import Counter
@@ -13,15 +14,16 @@ from typing import Any
 
 from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
-from pydantic import TypeAdapter, ValidationError
 
 from prrfl.algorithms import Algorithm
 from prrfl.engine import Arrival, Deployed
 from prrfl.engine.site import packed
 from prrfl.errors import ParticipationError, PRRFLError, StateMismatchError
+from prrfl.files import parse_json
 from prrfl.flower.federation import Federation, as_json, federate, read_federation, read_settings
 from prrfl.flower.records import Answer, Order, Step, from_records, to_records
 from prrfl.flower.secure_sum import FEWEST, check_part, unmasked
+from prrfl.records import from_line
 from prrfl.run import make_recipe, run_engine, share_dtype
 from prrfl.run_folder import is_finished
 from prrfl.tensors import check_same_layout, count_bytes, non_finite
@@ -49,8 +51,6 @@ REMIND = 60.0
 
 TRIES = 3
 """How often a step is sent to a site whose process fails at it."""
-
-_RECORD: TypeAdapter[RoundRecord] = TypeAdapter(RoundRecord)
 
 app = ServerApp()
 
@@ -192,7 +192,14 @@ class Fleet:
             self._check_quorum(ctx.round)
             if not lost:
                 size = {name: part.numel() * part.element_size() for name, part in parts.items()}
-                yield Arrival(unmasked(list(parts.values()), expected.tensors), size)
+                summed = unmasked(list(parts.values()), expected.tensors)
+                if not math.isclose(summed.weight, len(parts) * expected.weight, abs_tol=1e-6):
+                    raise StateMismatchError(
+                        f"round {ctx.round + 1}: masks are left in the sum of the shares of "
+                        f"{', '.join(parts)}; one of these sites sent another sum than was asked for: leave "
+                        "it out by --sites"
+                    )
+                yield Arrival(summed, size)
                 return
 
     def _check_quorum(self, index: int) -> None:
@@ -217,9 +224,9 @@ class Fleet:
         """Return an answer's records, which are the site's own, of this round."""
         self._check(answer, ctx.round)
         try:
-            records = [_RECORD.validate_json(line) for line in answer.records.splitlines()]
-        except ValidationError as cause:
-            raise StateMismatchError(f"its records are none: {cause.errors()[0]['msg']}") from None
+            records = [from_line(line) for line in answer.records.splitlines()]
+        except ValueError as cause:
+            raise StateMismatchError(f"its records are none: {cause}") from None
         for record in records:
             if isinstance(record, ExchangeRecord | AbsenceRecord) or (record.client, record.round) != (
                 answer.site,
@@ -336,7 +343,7 @@ def _check_share(answer: Answer, expected: Share) -> None:
 
 def _key(answer: Answer) -> Mapping[str, str]:
     try:
-        key = json.loads(answer.key)
+        key = parse_json(answer.key)
         if set(key) != {"site", "key", "signature"} or key["site"] != answer.site:
             raise ValueError
     except (ValueError, TypeError):
