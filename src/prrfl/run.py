@@ -1,7 +1,6 @@
 """One run from settings to folder: load the sites, choose the engine, train, and keep all that came of it."""
 
 import logging
-import os
 import platform
 import shutil
 import sys
@@ -23,7 +22,7 @@ from prrfl.data.synthetic import GeneratedData, cached
 from prrfl.engine import Engine, InProcess, Workers, run_rounds
 from prrfl.engine.store import to_bytes, write_json
 from prrfl.errors import ConfigError, ParticipationError
-from prrfl.machine import prepared
+from prrfl.machine import prepared, usable_cores
 from prrfl.models import build_network
 from prrfl.records import append_records
 from prrfl.reports.summary import validation_f1
@@ -282,7 +281,7 @@ def resolved(config: TrainConfig, sites: int) -> TrainConfig:
     Raises:
         ConfigError: if several processes are asked for where there can only be one.
     """
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     alone = {
         "a GPU cannot be shared out over processes": config.device.startswith("cuda"),
         "centralised training has one network": config.method == "centralised",

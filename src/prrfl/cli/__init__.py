@@ -9,6 +9,7 @@ import typer
 
 from prrfl.cli.comparing import compare
 from prrfl.cli.data import data
+from prrfl.cli.doctor import doctor
 from prrfl.cli.federating import certs, server, site
 from prrfl.cli.newcomers import evaluate, onboard
 from prrfl.cli.tools import generate, inspect
@@ -24,7 +25,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data, name="data")
-for command in (train, compare, resume, report, evaluate, onboard, inspect, generate, server, site, certs):
+for command in (
+    train, compare, resume, report, evaluate, onboard, inspect, generate, doctor, server, site, certs
+):  # fmt: skip
     app.command()(command)
 
 
