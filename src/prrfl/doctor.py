@@ -24,7 +24,7 @@ from packaging.specifiers import SpecifierSet
 
 import prrfl
 from prrfl.config import TrainConfig, checked, load_config
-from prrfl.data.check import Findings, check
+from prrfl.data.check import FEW, Findings, check
 from prrfl.data.images import SPLITS, Entry
 from prrfl.data.sources import npz_files, read_entries
 from prrfl.data.synthetic import GeneratedData, cache_folder
@@ -39,7 +39,7 @@ from prrfl.types import Examples, RoundContext, SiteData
 Level = Literal["ok", "note", "problem"]
 
 LEAST_MEMORY = 600 * 2**20
-"""Bytes without which not even a step at the smallest size is tried."""
+"""Bytes without which no step is tried: a process that trained at the smallest size took 549 MiB."""
 
 EPOCH = 320
 """Images of the epoch that a measured step is extrapolated to."""
@@ -386,7 +386,7 @@ def _in_brief(found: Findings, allow_missing: bool) -> Iterator[Finding]:
         (across, "valid or test images have the pixels or group of one that another site trains on", CHECK),
         (
             len(found.few),
-            "classes have fewer than 5 images in a split; scores of them are mostly chance",
+            f"times a split has fewer than {FEW} images of a class, whose scores are mostly chance",
             CHECK,
         ),
     )
@@ -539,6 +539,8 @@ def loading(config: TrainConfig, source: DataSet, memory: int) -> Iterator[Findi
 
 def size(count: float) -> str:
     """Return a number of bytes for people."""
+    if count < 2**20:
+        return "less than 1 MiB"
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
