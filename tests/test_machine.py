@@ -1,6 +1,7 @@
 """Cores and memory as a container allows them, in both versions of control groups."""
 
 import os
+import platform
 
 import pytest
 
@@ -75,3 +76,7 @@ def test_cores(files, groups, limits, cores):
 def test_memory(files, groups, limits, memory):
     files(groups, limits)
     assert machine.available_memory() == memory
+
+
+def test_system_is_what_the_platform_module_says():
+    assert machine.system() == platform.platform()

@@ -30,7 +30,7 @@ from prrfl.data.sources import npz_files, read_entries
 from prrfl.data.synthetic import GeneratedData, cache_folder
 from prrfl.engine.store import to_bytes
 from prrfl.errors import PRRFLError
-from prrfl.machine import available_memory, multiplies_bfloat16, prepared, usable_cores
+from prrfl.machine import available_memory, multiplies_bfloat16, prepared, system, usable_cores
 from prrfl.run import load_data, make_recipe, resolved
 from prrfl.tensors import count_bytes, norm_keys
 from prrfl.training import Site
@@ -85,7 +85,7 @@ def examine(
             "problem", "system", f"{platform.system()}: prrfl runs on Linux only", "use a Linux machine"
         )
         return
-    yield Finding("ok", "system", platform.platform())
+    yield Finding("ok", "system", system())
     yield from installation()
     yield from packages()
     yield from extras()

@@ -3,6 +3,7 @@
 import ctypes
 import math
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -48,6 +49,15 @@ def multiplies_bfloat16(device: str) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     can = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
+
+
+def system() -> str:
+    """Return name, release, architecture and C library of the system, in the form of ``platform.platform``.
+
+    That one starts a process to get there, which a training would do without reason.
+    """
+    name = os.uname()
+    return f"{name.sysname}-{name.release}-{name.machine}-with-{''.join(platform.libc_ver())}"
 
 
 def usable_cores() -> int:

@@ -1,7 +1,6 @@
 """One run from settings to folder: load the sites, choose the engine, train, and keep all that came of it."""
 
 import logging
-import platform
 import shutil
 import sys
 import time
@@ -22,7 +21,7 @@ from prrfl.data.synthetic import GeneratedData, cached
 from prrfl.engine import Engine, InProcess, Workers, run_rounds
 from prrfl.engine.store import to_bytes, write_json
 from prrfl.errors import ConfigError, ParticipationError
-from prrfl.machine import prepared, usable_cores
+from prrfl.machine import prepared, system, usable_cores
 from prrfl.models import build_network
 from prrfl.records import append_records
 from prrfl.reports.summary import validation_f1
@@ -300,7 +299,7 @@ def environment() -> dict[str, Any]:
     names = ("prrfl", "torch", "numpy", "scikit-learn", "monai", "safetensors")
     return {
         "python": sys.version.split()[0],
-        "platform": platform.platform(),
+        "platform": system(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "free_disk_bytes": shutil.disk_usage(Path.cwd()).free,
