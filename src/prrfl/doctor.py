@@ -33,7 +33,7 @@ from prrfl.errors import PRRFLError
 from prrfl.machine import available_memory, multiplies_bfloat16, prepared, system, usable_cores
 from prrfl.run import load_data, make_recipe, resolved
 from prrfl.tensors import count_bytes, norm_keys
-from prrfl.training import Site
+from prrfl.training import Recipe, Site
 from prrfl.types import Examples, RoundContext, SiteData
 
 Level = Literal["ok", "note", "problem"]
@@ -45,6 +45,9 @@ EPOCH = 320
 """Images of the epoch that a measured step is extrapolated to."""
 
 CHECK, SPLIT = "`prrfl data check` says which", "`prrfl data split` makes splits without"
+
+NVIDIA = Path("/proc/driver/nvidia/version")
+"""There where NVIDIA's driver is loaded."""
 
 FOR_DEVELOPERS = {"dev", "docs"}
 """Extras that no user of the package needs."""
@@ -79,6 +82,10 @@ def examine(
         data: a data set in any form that ``prrfl train`` takes.
         seen: is told how many images of how many were looked at.
     """
+    if installed_version("prrfl") is None:
+        words = f"imported from {Path(prrfl.__file__).parent}, but not installed: its metadata is not there"
+        yield Finding("problem", "prrfl", words, "pip install it, by --editable where it is a working copy")
+        return
     yield python()
     if platform.system() != "Linux":
         yield Finding(
@@ -94,6 +101,7 @@ def examine(
     memory = available_memory()
     settings, faults = read_settings(config, data)
     yield from faults
+    data = settings.data  # given, or named by the file
     source = DataSet((), len(npz_files(data)) if data else settings.sites)
     if data and not npz_files(data):
         source, faults = images(settings, data, seen)
@@ -104,8 +112,13 @@ def examine(
         yield Finding("problem", "settings", str(cause))
         return
     yield choice(chosen)
-    yield from disk(chosen, source.sites)
-    yield from training(chosen, source, memory)
+    try:
+        recipe = make_recipe(chosen)
+    except ImportError as cause:
+        yield Finding("problem", "network", f"{chosen.network} cannot be made: {cause}")
+        return
+    yield from disk(chosen, source.sites, recipe)
+    yield from training(chosen, source, memory, recipe)
     if data and source.usable:
         yield from loading(settings, source, memory)
 
@@ -166,7 +179,7 @@ def _is_installed(folder: Path) -> bool:
     """Return whether a distribution says that the package lives in this folder."""
     for one in metadata.distributions(name="prrfl"):
         editable = one.read_text("direct_url.json") or ""
-        if Path(str(one.locate_file("prrfl"))) == folder and one.read_text("RECORD"):
+        if Path(str(one.locate_file("prrfl"))).resolve() == folder.resolve() and one.read_text("RECORD"):
             return True
         if any(f'"{parent.as_uri()}"' in editable for parent in folder.parents):
             return True
@@ -267,31 +280,21 @@ def cores() -> Finding:
 
 def graphics() -> Iterator[Finding]:
     """Say what torch computes on, why there is no GPU where there is none, and how well it does bfloat16."""
-    build = f"torch {torch.__version__}"
-    if torch.version.cuda is None:
-        yield Finding("ok", "torch", f"{build}, for the CPU")
-        if Path("/proc/driver/nvidia/version").exists():
-            yield Finding(
-                "note",
-                "GPU",
-                "there is an NVIDIA driver, but this torch is built for the CPU",
-                "for the GPU install torch's CUDA build; see docs/install.md",
-            )
-    elif not torch.cuda.is_available():
-        yield Finding("ok", "torch", f"{build}, for CUDA {torch.version.cuda}")
-        yield Finding(
-            "note",
-            "GPU",
-            f"none that torch can use: {_why_no_gpu()}",
-            "without one, training runs on the CPU",
-        )
-    else:
-        yield Finding("ok", "torch", f"{build}, for CUDA {torch.version.cuda}")
-        for index in range(torch.cuda.device_count()):
-            free, total = torch.cuda.mem_get_info(index)
-            words = f"cuda:{index}: {torch.cuda.get_device_name(index)}, {size(free)} of {size(total)} free"
-            yield _bfloat16("GPU", f"cuda:{index}", words)
+    versions = {"CUDA": torch.version.cuda, "ROCm": torch.version.hip}
+    build = next((f"{name} {version}" for name, version in versions.items() if version), "the CPU")
+    yield Finding("ok", "torch", f"torch {torch.__version__}, for {build}")
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        free, total = torch.cuda.mem_get_info(index)
+        words = f"cuda:{index}: {torch.cuda.get_device_name(index)}, {size(free)} of {size(total)} free"
+        yield _bfloat16("GPU", f"cuda:{index}", words)
+    if torch.cuda.is_available():
         return
+    if build != "the CPU":
+        words = f"none that torch can use: {_why_no_gpu()}"
+        yield Finding("note", "GPU", words, "without one, training runs on the CPU")
+    elif NVIDIA.exists():
+        words = "there is an NVIDIA driver, but this torch is built for the CPU"
+        yield Finding("note", "GPU", words, "for the GPU install torch's CUDA build; see docs/install.md")
     yield _bfloat16("CPU", "cpu", platform.machine())
 
 
@@ -395,17 +398,17 @@ def _in_brief(found: Findings, allow_missing: bool) -> Iterator[Finding]:
             yield Finding("note", "data", f"{count} {what}", mend)
 
 
-def disk(config: TrainConfig, sites: int) -> Iterator[Finding]:
+def disk(config: TrainConfig, sites: int, recipe: Recipe) -> Iterator[Finding]:
     """Look at the folders that are written to: runs, and the cache of generated data where it is used."""
-    yield folder("runs", Path("runs"), run_bytes(config, sites))
+    yield folder("runs", Path("runs"), run_bytes(config, sites, recipe))
     if config.data is None:
         spec = GeneratedData(config.sites, config.images, config.image_size, config.seed)
         yield folder("generated data", cache_folder(), 3 * spec.sites * spec.images * spec.size**2)
 
 
-def run_bytes(config: TrainConfig, sites: int) -> int:
+def run_bytes(config: TrainConfig, sites: int, recipe: Recipe) -> int:
     """Return about how many bytes a run's folder takes at most."""
-    weights = make_recipe(config).network.state_dict()
+    weights = recipe.network.state_dict()
     state = len(to_bytes(config.algorithm().start(weights)))
     # Two rounds' states while one is committed; the best and the last network of each site.
     return sites * 2 * (state + count_bytes(weights))
@@ -433,21 +436,22 @@ def folder(topic: str, path: Path, needed: int) -> Finding:
     return Finding("ok", topic, words)
 
 
-def training(config: TrainConfig, source: DataSet, memory: int) -> Iterator[Finding]:
+def training(config: TrainConfig, source: DataSet, memory: int, recipe: Recipe) -> Iterator[Finding]:
     """Train a few batches with the chosen settings; say how long an epoch takes, and how much memory.
 
     Args:
         config: the settings, with nothing left to choose.
         source: the data set.
         memory: bytes that may be taken.
+        recipe: that the settings describe.
     """
     if memory < LEAST_MEMORY:
         words = f"{size(memory)} available, at least {size(LEAST_MEMORY)} needed"
         yield Finding("problem", "memory", words, "end other programs, or give the container more")
         return
     try:
-        each = seconds_per_image(config)
-    # Whatever goes wrong here, from a missing package to a GPU that torch does not know, would in training.
+        each = seconds_per_image(config, recipe)
+    # Whatever goes wrong here, such as a GPU that this torch has no code for, would go wrong in training.
     except Exception as cause:
         reason = " ".join(str(cause).split())
         yield Finding("problem", "training", f"a step of {config.network} fails: {reason}")
@@ -495,14 +499,15 @@ def enough(memory: int, process: int, config: TrainConfig, source: DataSet) -> F
     return Finding("ok", "memory", words)
 
 
-def seconds_per_image(config: TrainConfig, at_least: float = 0.5) -> float:
+def seconds_per_image(config: TrainConfig, recipe: Recipe, at_least: float = 0.5) -> float:
     """Return how long an image takes in a local epoch of the method, from batches of random images.
 
     Args:
         config: the settings, with nothing left to choose.
+        recipe: that they describe.
         at_least: seconds of measuring, after a batch that does not count: it takes memory and picks kernels.
     """
-    recipe, method = make_recipe(config), config.algorithm()
+    method = config.algorithm()
     state = method.start(recipe.network.state_dict())
     moment = RoundContext(0, config.rounds, 0, config.epochs, config.seed, norm_keys(recipe.network))
 

@@ -18,11 +18,10 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-import prrfl
 from tests.sites_on_disk import write_layout
 
 ROOT = Path(__file__).parents[2]
-PACKAGE = Path(prrfl.__file__).parent
+PACKAGE = ROOT / "src/prrfl"
 SOURCES = [*sorted(PACKAGE.rglob("*.py")), ROOT / "main.py"]
 
 PICKLES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "jsonpickle"}

@@ -12,7 +12,7 @@ from prrfl import doctor
 from prrfl.cli.screen import console
 from prrfl.config import checked
 from prrfl.doctor import DataSet, Finding
-from prrfl.run import load_data, resolved
+from prrfl.run import load_data, make_recipe, resolved
 from tests.sites_on_disk import write_layout
 
 SMALL = "image_size = 32\nbatch = 8\nworkers = 1\nthreads = 1\n"
@@ -62,7 +62,7 @@ def test_the_epoch_is_measured_and_not_made_up(monkeypatch):
     config = resolved(checked({"image_size": 32, "batch": 8, "workers": 1, "threads": 1}, ""), 2)
     clock = iter([0.0, 9.0, 10.0, 10.1, 20.0, 20.7])  # a batch that does not count, 8 images, 16 images
     monkeypatch.setattr(doctor.time, "perf_counter", lambda: next(clock))
-    assert doctor.seconds_per_image(config) == pytest.approx(0.7 / 16)
+    assert doctor.seconds_per_image(config, make_recipe(config)) == pytest.approx(0.7 / 16)
 
 
 def test_data_is_looked_at(call, small):
@@ -138,6 +138,24 @@ def test_what_training_goes_on_with_is_a_note(call, small):
         assert re.search(rf"! +(data)? +{words}", out), (words, out)
 
 
+def test_data_may_be_named_by_the_settings(call, small):
+    write_layout(small / "data", sites=3)
+    with (small / "small.toml").open("a") as file:
+        file.write("data = 'data'\n")
+    _, out = call()
+    assert "3 sites, images of train/valid/test" in out
+    assert "generated data" not in out
+
+
+def test_a_network_whose_package_is_missing_is_a_problem(call, small, monkeypatch):
+    with (small / "small.toml").open("a") as file:
+        file.write("network = 'resnet18'\n")
+    monkeypatch.setitem(sys.modules, "monai.networks", None)
+    code, out = call()
+    assert code == 1
+    assert re.search(r"✗ +network +resnet18 cannot be made: .*monai", out), out
+
+
 def test_leaks_are_a_note(call, small):
     data = write_layout(small / "layout", train=24, other=15)
     rows = ["path,label,site,split,group"]
@@ -183,7 +201,7 @@ def test_settings_that_do_not_hold_are_a_problem(prrfl, small, line, words):
 
 def test_too_little_memory_is_a_problem_before_a_step_is_tried(call, monkeypatch):
     monkeypatch.setattr(doctor, "available_memory", lambda: 100 * 2**20)
-    monkeypatch.setattr(doctor, "seconds_per_image", lambda config: pytest.fail("tried"))
+    monkeypatch.setattr(doctor, "seconds_per_image", lambda *_: pytest.fail("tried"))
     code, out = call()
     assert code == 1
     assert re.search(r"✗ +memory +100 MiB available, at least 600 MiB needed", out)
@@ -299,6 +317,13 @@ def test_a_missing_package_is_a_problem(call, monkeypatch):
     assert re.search(r"✗ +packages +monai is not installed\s+→ pip install 'monai>=", out), out
 
 
+def test_a_package_that_is_only_on_the_path_is_a_problem(call, monkeypatch):
+    monkeypatch.setattr(doctor, "installed_version", lambda name: None)
+    code, out = call()
+    assert code == 1
+    assert re.search(r"✗ +prrfl +imported from .*/prrfl, but not installed", out), out
+
+
 def distribution(folder, version, *, package=False):
     info = folder / f"prrfl-{version}.dist-info"
     info.mkdir(parents=True)
@@ -355,6 +380,15 @@ def test_a_cuda_build_without_a_gpu_is_a_note(monkeypatch):
     assert note.words == "none that torch can use: The NVIDIA driver on your system is too old"
 
 
+@pytest.mark.parametrize("driver", [True, False])
+def test_a_driver_that_torch_makes_no_use_of_is_a_note(tmp_path, monkeypatch, driver):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(doctor, "NVIDIA", tmp_path if driver else tmp_path / "nothing")
+    notes = [note.words for note in of(doctor.graphics(), "note")]
+    assert notes == ["there is an NVIDIA driver, but this torch is built for the CPU"] * driver
+
+
 def test_a_gpu_is_named_with_its_memory(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -367,7 +401,7 @@ def test_a_gpu_is_named_with_its_memory(monkeypatch):
 
 
 def test_a_step_that_fails_is_a_problem(call, monkeypatch):
-    def fail(config):
+    def fail(config, recipe):
         raise RuntimeError("no kernel image is available\nfor execution")
 
     monkeypatch.setattr(doctor, "seconds_per_image", fail)
