@@ -22,6 +22,7 @@ from prrfl.config import TrainConfig, load_config
 from prrfl.data.synthetic import GeneratedData, cached
 from prrfl.engine.store import write_text
 from prrfl.errors import ConfigError, DataError
+from prrfl.machine import usable_cores
 from prrfl.records import read_predictions, read_records
 from prrfl.reports import comparison, tables
 from prrfl.reports.meter import measure
@@ -155,7 +156,7 @@ def run_all(planned: Sequence[Planned], workers: int | None = None) -> Iterator[
     Yields:
         How far it came, a few times a second.
     """
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     on_gpu = any(one.config.device.startswith("cuda") for one in planned)
     workers = min(workers or (1 if on_gpu else cores), len(planned))
     # Threads depend on the plan, not on what is left of it, because sums in threads round differently.

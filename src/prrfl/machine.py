@@ -1,11 +1,16 @@
 """How a process is set up before it trains: threads, memory, arithmetic; what a machine has and can."""
 
 import ctypes
+import math
+import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
+
+PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # <malloc.h>
 
@@ -38,23 +43,76 @@ def prepared(threads: int, device: str) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def free_memory() -> int | None:
-    """Return how many bytes a process may still take without swapping; ``None`` where it cannot be told."""
-    found = []
-    with suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
-        found.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]))
-    with suppress(OSError, ValueError):  # a container has less, or no limit, which is the word max
-        limit, used = (
-            int(Path("/sys/fs/cgroup", f"memory.{name}").read_text()) for name in ("max", "current")
-        )
-        found.append(max(0, limit - used))
-    return min(found, default=None)
-
-
 def multiplies_bfloat16(device: str) -> bool:
     """Return whether a device has instructions for bfloat16, so that it is faster than float32 there."""
     if torch.device(device).type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     can = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
+
+
+def system() -> str:
+    """Return name, release, architecture and C library of the system, in the form of ``platform.platform``.
+
+    That one starts a process to get there, which a training would do without reason.
+    """
+    name = os.uname()
+    return f"{name.sysname}-{name.release}-{name.machine}-with-{''.join(platform.libc_ver())}"
+
+
+def usable_cores() -> int:
+    """Return how many cores this process can keep busy: by its affinity, and by a container's quota."""
+    quotas = (_quota(group) for group in _control_groups("cpu"))
+    return min([len(os.sched_getaffinity(0)), *(max(1, math.floor(quota)) for quota in quotas if quota)])
+
+
+def available_memory() -> int:
+    """Return the bytes that may still be taken: of the machine's, or of a container's where it has fewer."""
+    (machine,) = (
+        int(line.split()[1]) * 1024
+        for line in _text(PROC / "meminfo").splitlines()
+        if line.startswith("MemAvailable:")
+    )
+    return min(
+        [machine, *(left for group in _control_groups("memory") if (left := _left(group)) is not None)]
+    )
+
+
+def _control_groups(controller: str) -> Iterator[Path]:
+    """Yield the folders of this process's control group and of those around it, as far as they are seen."""
+    for line in _text(PROC / "self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        # Version 1 has a tree for each controller, version 2 one for all, whose line names none.
+        root = CGROUPS / controller if controllers else CGROUPS
+        own = root / path.lstrip("/")
+        yield from (group for group in (own, *own.parents) if group.is_relative_to(root))
+
+
+def _quota(group: Path) -> float | None:
+    """Return the cores' worth of time that a control group may take; ``None``: all there is."""
+    both = _text(group / "cpu.max") or " ".join(
+        _text(group / f"cpu.cfs_{name}_us") for name in ("quota", "period")
+    )
+    quota, *period = both.split() or ["max"]
+    return None if quota in ("max", "-1") or not period else int(quota) / int(period[0])
+
+
+def _left(group: Path) -> int | None:
+    """Return the bytes that a control group may still take; ``None``: all there are."""
+    limit = _text(group / "memory.max") or _text(group / "memory.limit_in_bytes")
+    used = _text(group / "memory.current") or _text(group / "memory.usage_in_bytes")
+    if limit in ("", "max") or not used:
+        return None
+    # Pages of files that nobody used for a while count as used, but are given up before memory is refused.
+    stat = dict(line.split() for line in _text(group / "memory.stat").splitlines())
+    idle = stat.get("total_inactive_file") or stat.get("inactive_file") or 0
+    return max(0, int(limit) - int(used) + int(idle))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""

@@ -1,8 +1,6 @@
 """One run from settings to folder: load the sites, choose the engine, train, and keep all that came of it."""
 
 import logging
-import os
-import platform
 import shutil
 import sys
 import time
@@ -24,7 +22,7 @@ from prrfl.data.synthetic import GeneratedData, cached
 from prrfl.engine import Engine, InProcess, Workers, run_rounds
 from prrfl.engine.store import to_bytes, write_json
 from prrfl.errors import ConfigError, ParticipationError
-from prrfl.machine import prepared
+from prrfl.machine import prepared, system, usable_cores
 from prrfl.models import build_network
 from prrfl.records import append_records
 from prrfl.reports.summary import validation_f1
@@ -300,7 +298,7 @@ def resolved(config: TrainConfig, sites: int) -> TrainConfig:
     Raises:
         ConfigError: if several processes are asked for where there can only be one.
     """
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     alone = {
         "a GPU cannot be shared out over processes": config.device.startswith("cuda"),
         "centralised training has one network": config.method == "centralised",
@@ -320,7 +318,7 @@ def environment() -> dict[str, Any]:
     names = ("prrfl", "torch", "numpy", "scikit-learn", "monai", "safetensors")
     return {
         "python": sys.version.split()[0],
-        "platform": platform.platform(),
+        "platform": system(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "free_disk_bytes": shutil.disk_usage(Path.cwd()).free,

@@ -95,7 +95,7 @@ def test_workers_do_not_change_a_bit(settings, tmp_path):
 
 
 def test_what_is_picked_for_a_machine(settings, monkeypatch):
-    monkeypatch.setattr(run.os, "sched_getaffinity", lambda _: range(16))
+    monkeypatch.setattr(run, "usable_cores", lambda: 16)
 
     def picked(sites, **changed):
         config = run.resolved(settings.model_copy(update=changed), sites)

@@ -10,6 +10,7 @@ import typer
 
 from prrfl.cli.comparing import compare
 from prrfl.cli.data import data
+from prrfl.cli.doctor import doctor
 from prrfl.cli.federating import certs, server, site
 from prrfl.cli.newcomers import onboard
 from prrfl.cli.tools import generate, inspect
@@ -29,7 +30,7 @@ app.add_typer(data, name="data")
 COMMANDS = (
     *(train, compare, resume, report),
     *(predict, evaluate, export, onboard),
-    *(inspect, generate),
+    *(inspect, generate, doctor),
     *(server, site, certs),
 )
 for command in COMMANDS:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from prrfl.errors import DataError
 from prrfl.files import opened
-from prrfl.machine import free_memory
+from prrfl.machine import available_memory
 from prrfl.types import ClientId, Examples, SiteData, Split
 
 MAX_PIXELS = 64_000_000
@@ -160,8 +160,8 @@ def check_memory(whose: str, needed: int) -> None:
     Raises:
         DataError: saying how many bytes it needs, and how many there are.
     """
-    free = free_memory()
-    if free is not None and needed > free:
+    free = available_memory()
+    if needed > free:
         raise DataError(
             f"{whose} needs {needed / 2**30:,.1f} GiB of memory, {free / 2**30:,.1f} GiB are free; use fewer "
             "images, a smaller --image-size, or a larger machine"

@@ -45,7 +45,7 @@ def load_sites(
     Raises:
         DataError: naming the file, line or site at fault, what was expected and the mend.
     """
-    if arrays := _arrays(source):
+    if arrays := npz_files(source):
         return [_load_arrays(path, image_size, classes, needed) for path in arrays]
     return load_entries(
         read_entries(source, image_size=image_size, classes=classes, needed=needed),
@@ -70,7 +70,7 @@ def load_site(
     Raises:
         DataError: as :func:`load_sites`; or if there are several sites, none of this name.
     """
-    if arrays := _arrays(source):
+    if arrays := npz_files(source):
         path = _the_one(source, name, {path.stem: path for path in arrays})
         return replace(_load_arrays(path, image_size, classes, needed), name=name)
     entries = read_entries(source, image_size=image_size, classes=classes, needed=needed)
@@ -101,7 +101,7 @@ def read_entries(
     Raises:
         DataError: if a table cannot be read, or the source holds arrays, whose images have no files.
     """
-    if _arrays(source):
+    if npz_files(source):
         raise DataError(f"{source} holds arrays, not image files; give a folder or a manifest CSV")
     if source.suffix.lower() == ".csv":
         return read_manifest(source, classes)
@@ -114,7 +114,8 @@ def read_entries(
     ]
 
 
-def _arrays(source: Path) -> list[Path]:
+def npz_files(source: Path) -> list[Path]:
+    """Return the .npz files that a source consists of, one site each; none where it is of another form."""
     if source.suffix.lower() == ".npz":
         return [source]
     return sorted(source.glob("*.npz")) if source.is_dir() else []

@@ -295,6 +295,11 @@ def _check_room(spec: GeneratedData, folder: Path) -> None:
         )
 
 
+def cache_folder() -> Path:
+    """Return the folder of all generated data: ``prrfl`` under ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "prrfl"
+
+
 def cached(spec: GeneratedData, cache: Path | None = None) -> Path:
     """Return the folder of the generated data, generating it on first use only.
 
@@ -302,7 +307,7 @@ def cached(spec: GeneratedData, cache: Path | None = None) -> Path:
 
     Args:
         spec: what to generate.
-        cache: folder of all generated data; by default ``prrfl`` under ``$XDG_CACHE_HOME`` or ``~/.cache``.
+        cache: folder of all generated data, :func:`cache_folder` by default.
 
     Returns:
         A folder in the layout of ``write_generated``.
@@ -310,8 +315,9 @@ def cached(spec: GeneratedData, cache: Path | None = None) -> Path:
     Raises:
         DataError: if the folder cannot be written.
     """
-    root = cache or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "prrfl"
-    folder = root / f"generated-{spec.sites}x{spec.images}-{spec.size}px-seed{spec.seed}-{_VERSION}"
+    folder = (
+        cache or cache_folder()
+    ) / f"generated-{spec.sites}x{spec.images}-{spec.size}px-seed{spec.seed}-{_VERSION}"
     if not folder.is_dir():
         try:
             write_generated(spec, folder)

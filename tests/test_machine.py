@@ -1,0 +1,82 @@
+"""Cores and memory as a container allows them, in both versions of control groups."""
+
+import os
+import platform
+
+import pytest
+
+from prrfl import machine
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """Write a made-up machine of 8 GB and 8 cores: its process's groups, and what limits them."""
+    monkeypatch.setattr(machine, "PROC", tmp_path / "proc")
+    monkeypatch.setattr(machine, "CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
+
+    def write(groups, limits):
+        for name, text in {
+            "proc/meminfo": "MemTotal:       9000000 kB\nMemAvailable:   8000000 kB\n",
+            "proc/self/cgroup": groups,
+            **{f"cgroup/{name}": text for name, text in limits.items()},
+        }.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(text)
+
+    return write
+
+
+V1 = "9:name=systemd:/\n4:memory:/box/inner\n2:cpu,cpuacct:/box/inner\n0::/\n"
+
+
+@pytest.mark.parametrize(
+    ("groups", "limits", "cores"),
+    [
+        ("0::/\n", {}, 8),
+        ("0::/\n", {"cpu.max": "max 100000"}, 8),
+        ("0::/\n", {"cpu.max": "250000 100000"}, 2),
+        ("0::/\n", {"cpu.max": "50000 100000"}, 1),  # half a core is still one that can be kept busy
+        ("0::/box/inner\n", {"box/cpu.max": "300000 100000", "box/inner/cpu.max": "max 100000"}, 3),
+        (V1, {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+        (V1, {"cpu/box/cpu.cfs_quota_us": "400000", "cpu/box/cpu.cfs_period_us": "100000"}, 4),
+        ("0::/not/seen/from/here\n", {"cpu.max": "200000 100000"}, 2),  # a container's own view
+    ],
+)
+def test_cores(files, groups, limits, cores):
+    files(groups, limits)
+    assert machine.usable_cores() == cores
+
+
+@pytest.mark.parametrize(
+    ("groups", "limits", "memory"),
+    [
+        ("0::/\n", {}, 8_192_000_000),
+        ("0::/\n", {"memory.max": "max", "memory.current": "5"}, 8_192_000_000),
+        ("0::/\n", {"memory.max": "1000", "memory.current": "300"}, 700),
+        (
+            "0::/\n",
+            {"memory.max": "1000", "memory.current": "300", "memory.stat": "anon 9\ninactive_file 100"},
+            800,
+        ),
+        ("0::/a/b\n", {"a/memory.max": "1000", "a/memory.current": "1200"}, 0),
+        (
+            V1,
+            {
+                "memory/box/memory.limit_in_bytes": "1000",
+                "memory/box/memory.usage_in_bytes": "400",
+                "memory/box/memory.stat": "inactive_file 7\ntotal_inactive_file 150",
+                "memory/memory.limit_in_bytes": "9223372036854771712",
+                "memory/memory.usage_in_bytes": "1",
+            },
+            750,
+        ),
+    ],
+)
+def test_memory(files, groups, limits, memory):
+    files(groups, limits)
+    assert machine.available_memory() == memory
+
+
+def test_system_is_what_the_platform_module_says():
+    assert machine.system() == platform.platform()
