@@ -72,26 +72,33 @@ def _group(group: click.Command, prefix: str) -> Iterator[str]:
 
 def _command(command: click.Command, name: str) -> Iterator[str]:
     arguments = [p for p in command.params if p.param_type_name == "argument"]
-    options = [p for p in command.params if p.param_type_name == "option" and p.name not in TrainConfig.model_fields]
+    flags = [p for p in command.params if p.param_type_name == "option"]
+    # A command that takes settings has a flag for each of them; they have a table of their own.
+    takes_settings = any(p.name == "lr" for p in flags)
+    own = [p for p in flags if not (takes_settings and _is_setting(p))]
     yield f"## {name}\n"
-    yield "    " + " ".join([name, *(p.human_readable_name for p in arguments)]) + "\n"
+    yield "    " + " ".join([name, *(p.human_readable_name for p in arguments), "[FLAGS]"]) + "\n"
     yield f"{command.help}\n"
-    if len(options) + len(arguments) < len(command.params):
+    if takes_settings:
         yield "Every [setting](settings.md) is a flag, too.\n"
-    if arguments or options:
+    rows = [(p.human_readable_name, p.help) for p in arguments if p.help]
+    rows += [(max(p.opts, key=len), f"{p.help}{_default(p)}") for p in own]
+    if rows:
         yield "| argument or flag | what it is |"
         yield "| --- | --- |"
-        for parameter in arguments:
-            yield f"| `{parameter.human_readable_name}` | {parameter.help} |"
-        for option in options:
-            shown = _default(option)
-            yield f"| `{max(option.opts, key=len)}` | {option.help}{shown} |"
+        yield from (f"| `{flag}` | {text} |" for flag, text in rows)
         yield ""
+
+
+def _is_setting(option: click.Parameter) -> bool:
+    """Return whether a flag is that of a setting, whose description its help begins with."""
+    field = TrainConfig.model_fields.get(option.name or "")
+    return field is not None and (option.help or "").startswith(field.description or "")
 
 
 def _default(option: click.Parameter) -> str:
     if option.required:
         return " (must be given)"
-    if "[default:" in (option.help or "") or option.default in (None, False):
+    if "[default:" in (option.help or "") or option.default is None or option.default is False:
         return ""
     return f" (default: {option.default})"
