@@ -1,6 +1,6 @@
 """Draw the pictures of docs/method.md, from the package's own functions and two small real runs.
 
-    python docs/figures.py     # about four minutes on two cores
+python docs/figures.py     # about four minutes on two cores
 """
 
 from collections.abc import Sequence
@@ -56,7 +56,10 @@ def run(method: str) -> Run:
     records: list[RoundRecord] = []
     before: list[Tensors] = []
     for record in run_rounds(algorithm, engine, rounds=ROUNDS, epochs=EPOCHS, norm_keys=local):
-        after_last = isinstance(record, ScoreRecord) and (record.round, record.moment) == (ROUNDS - 1, "after")
+        after_last = isinstance(record, ScoreRecord) and (record.round, record.moment) == (
+            ROUNDS - 1,
+            "after",
+        )
         if after_last and not before:
             # The engine takes a state over when a visit has ended; no site's has the mean in it yet.
             before = [list(networks.values())[-1] for networks in engine.models().values()]
@@ -99,7 +102,9 @@ def draw_pfa(ours: Run, path: Path) -> None:
         rows, columns = _half_side(height, ratio), _half_side(width, ratio)
         corner = (width // 2 - columns - 0.5, height // 2 - rows - 0.5)
         axes[1].add_patch(
-            Rectangle(corner, 2 * columns, 2 * rows, fill=False, edgecolor=colour, linewidth=2, label=f"r = {ratio}")
+            Rectangle(
+                corner, 2 * columns, 2 * rows, fill=False, edgecolor=colour, linewidth=2, label=f"r = {ratio}"
+            )
         )
     axes[1].legend(loc="lower center", bbox_to_anchor=(0.5, -0.22), ncols=2, frameon=False)
     ratios = np.linspace(0, 1, 21)
@@ -108,7 +113,12 @@ def draw_pfa(ours: Run, path: Path) -> None:
     axis.axhline(moved(ours, plain_mean(ours)), color=NETWORKS[2], linestyle="--", label="plain mean")
     for ratio, colour in RATIOS.items():
         axis.axvline(ratio, color=colour, linewidth=1, linestyle=":")
-    axis.set(xlabel="low-frequency ratio r", title="‖w′ − w‖ / ‖w‖ of the convolutions", ylim=(0, None), xlim=(0, 1))
+    axis.set(
+        xlabel="low-frequency ratio r",
+        title="‖w′ − w‖ / ‖w‖ of the convolutions",
+        ylim=(0, None),
+        xlim=(0, 1),
+    )
     axis.title.set_fontsize(10)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, loc="center left")
@@ -129,7 +139,9 @@ def pfa(ours: Run, ratio: float) -> Sequence[Tensors]:
 
 def plain_mean(ours: Run) -> Sequence[Tensors]:
     """Return the deputies after a plain mean."""
-    mean = {key: torch.stack([state[key].double() for state in ours.before]).mean(0) for key in ours.before[0]}
+    mean = {
+        key: torch.stack([state[key].double() for state in ours.before]).mean(0) for key in ours.before[0]
+    }
     return [mean] * len(ours.before)
 
 
@@ -157,8 +169,13 @@ def draw_det(ours: Run, path: Path) -> None:
     figure = Figure(figsize=(9.4, 5.2), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.6))
     above.imshow(
-        stages, cmap=ListedColormap(list(STAGES.values())), vmin=0.5, vmax=3.5, aspect="auto",
-        extent=(0, ROUNDS, len(clients), 0), interpolation="nearest",
+        stages,
+        cmap=ListedColormap(list(STAGES.values())),
+        vmin=0.5,
+        vmax=3.5,
+        aspect="auto",
+        extent=(0, ROUNDS, len(clients), 0),
+        interpolation="nearest",
     )
     above.set_yticks(np.arange(len(clients)) + 0.5, clients)
     above.tick_params(left=False)
@@ -171,7 +188,15 @@ def draw_det(ours: Run, path: Path) -> None:
         for round_index in range(ROUNDS):
             part = row[round_index * EPOCHS : (round_index + 1) * EPOCHS]
             label = client if round_index == 0 else None
-            below.plot(round_index + middles, part, color=colour, marker="o", markersize=3, linewidth=1.2, label=label)
+            below.plot(
+                round_index + middles,
+                part,
+                color=colour,
+                marker="o",
+                markersize=3,
+                linewidth=1.2,
+                label=label,
+            )
     for name, threshold in (("α₁", 0.7), ("α₂", 0.9)):
         below.axhline(threshold, color="#888888", linestyle="--", linewidth=0.9)
         below.annotate(name, (ROUNDS, threshold), xytext=(3, 0), textcoords="offset points", va="center")

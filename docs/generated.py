@@ -1,17 +1,21 @@
 """What the pages take from the package and the repository when the site is built.
 
 ``<!-- settings -->`` becomes a table of every setting, ``<!-- commands -->`` the command line's own help, and
-files outside docs/ that a page links to (``../deploy/...``) come along.
+files outside docs/ that a page links to (``../deploy/...``) come along. No page loads anything from elsewhere.
 """
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
 
 import click
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from pydantic.fields import FieldInfo
 from typer.main import get_command
 
 from prrfl.cli import app
@@ -32,7 +36,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+def on_page_markdown(markdown: str, **_: Any) -> str:
     """Fill in what is generated, and point links out of docs/ to the files that came along."""
     for name, make in (("settings", settings), ("commands", commands)):
         mark = f"<!-- {name} -->"
@@ -41,20 +45,44 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return re.sub(rf"\]\(\.\./({'|'.join(OUTSIDE)})/", r"](\1/", markdown)
 
 
+def on_post_page(output: str, page: Page, **_: Any) -> str:
+    """Refuse a page that would load anything from elsewhere.
+
+    Raises:
+        PluginError: naming the page and what it would load.
+    """
+    if elsewhere := re.search(
+        r"<(?:script|link|img|iframe|source|video)\b[^>]*=\"?(?:https?:)?//[^>]*>", output
+    ):
+        raise PluginError(f"{page.file.src_uri} loads from elsewhere: {elsewhere[0]}; keep the file in docs/")
+    return output
+
+
 def settings() -> Iterator[str]:
     """Yield the lines of a table of every setting: key, default, and what it is."""
     yield "| key | default | what it is |"
     yield "| --- | --- | --- |"
     for name, field in TrainConfig.model_fields.items():
-        default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
-        shown = "" if default is None else f"`{str(default).lower() if default in (True, False) else default}`"
-        bounds = [f"{sign} {getattr(rule, word)}" for rule in field.metadata for word, sign in BOUNDS if hasattr(rule, word)]
-        choices = re.findall(r"'(\w+)'", str(field.annotation)) if "Literal" in str(field.annotation) else []
-        more = ", ".join(bounds) or ", ".join(choices)
-        yield f"| `{name}` | {shown} | {field.description}{f' ({more})' if more else ''} |"
+        allowed = f" ({rule})" if (rule := _rule(field)) else ""
+        yield f"| `{name}` | {_as_toml(field.default)} | {field.description}{allowed} |"
 
 
-BOUNDS = (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))
+def _rule(field: FieldInfo) -> str:
+    """Return what values a setting may have: its bounds, or its choices."""
+    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+    bounds = [
+        f"{sign} {getattr(rule, word)}"
+        for rule in field.metadata
+        for word, sign in signs.items()
+        if hasattr(rule, word)
+    ]
+    choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+    return ", ".join(bounds or map(str, choices))
+
+
+def _as_toml(value: object) -> str:
+    # JSON's strings, numbers, booleans and lists are TOML's too.
+    return "" if value is None else f"`{json.dumps(value)}`"
 
 
 def commands() -> Iterator[str]:

@@ -103,7 +103,7 @@ def not_there(arguments):
 
 @pytest.fixture(scope="module")
 def walk(tmp_path_factory):
-    """Walk through the tutorial up to the use of the networks, in a folder of its own, with small settings."""
+    """Walk through the tutorial up to the use of the networks, with small settings."""
     folder = tmp_path_factory.mktemp("walk")
     small = {"generate": ["--images", "40"], "train": SMALL, "compare": [*SMALL, "--seeds", "0"]}
     done = []
@@ -134,7 +134,9 @@ def test_tutorial(walk):
     assert {line.split(",")[3] for line in lines} == set(SPLITS)
     page = (DOCS / "tutorial.md").read_text("utf-8")
     (table,) = re.findall(r"^\| in `runs/first` .*?\n\n", page, re.DOTALL | re.MULTILINE)
-    names = [name for row in table.strip().splitlines()[2:] for name in re.findall(r"`(.*?)`", row.split("|")[1])]
+    names = [
+        name for row in table.strip().splitlines()[2:] for name in re.findall(r"`(.*?)`", row.split("|")[1])
+    ]
     assert len(names) == 11
     for name in names:
         assert list((walk / "runs/first").glob(f"**/{name.replace('<site>', 'clientA')}")), name
