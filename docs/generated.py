@@ -1,7 +1,7 @@
 """What the pages take from the package and the repository when the site is built.
 
 ``<!-- settings -->`` becomes a table of every setting, ``<!-- commands -->`` the command line's own help, and
-files outside docs/ that a page links to (``../deploy/...``) come along. No page loads anything from elsewhere.
+files outside docs/ that a page links to (``../deploy/...``) come along. No page loads from elsewhere.
 """
 
 import json
