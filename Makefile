@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup train test test-slow check audit bench figure clean
+.PHONY: setup train test test-slow check docs audit bench figure clean
 
 setup: $(READY)
 
@@ -33,6 +33,9 @@ check: $(READY)
 # Known weaknesses of the pinned versions, by a service on the internet; what it cannot say is an error.
 audit: $(READY)
 	$(BIN)/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip --progress-spinner off
+
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks

@@ -1,12 +1,18 @@
 """The how-tos' commands run as they stand, on small data under the names that they use."""
 
+import io
 import re
 import shlex
+from contextlib import redirect_stderr
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
+from typer.main import get_command
 
-from prrfl.algorithms import ALGORITHMS
+from prrfl import InProcess, Recipe, build_network, cli, norm_keys, run_rounds
+from prrfl.algorithms import ALGORITHMS, FedBN, Local
 from prrfl.data.images import SPLITS
 from tests.sites_on_disk import write_layout
 
@@ -17,6 +23,11 @@ SMALL = ["--image-size", "32", "--rounds", "1", "--epochs", "1", "--batch", "8"]
 def commands(name):
     text = (DOCS / name).read_text("utf-8").replace("\\\n", " ")
     return [shlex.split(line)[1:] for line in re.findall(r"^    (prrfl .*)$", text, re.MULTILINE)]
+
+
+def examples(name):
+    """Return a page's Python, block by block."""
+    return re.findall(r"^```python\n(.*?)^```", (DOCS / name).read_text("utf-8"), re.DOTALL | re.MULTILINE)
 
 
 @pytest.fixture
@@ -66,3 +77,120 @@ def test_comparing(call, tmp_path):
     assert "ensemble of all" in call([run if word == "RUN" else word for word in evaluate])
     call([run if word == "RUN" else word for word in onboard])
     assert (tmp_path / "runs/newcomer/clientA/model.safetensors").is_file()
+
+
+USES = ("predict", "evaluate", "export")
+"""What the tutorial ends with: run one by one, with the commands of using.md."""
+
+
+def not_there(arguments):
+    """Return why a command cannot be run yet, because it, a flag of it or a package is not there."""
+    name = arguments[0]
+    known = get_command(cli.app).commands
+    if name not in known:
+        return f"there is no command prrfl {name}"
+    flags = {flag: parameter for parameter in known[name].params for flag in parameter.opts}
+    given = {word for word in arguments if word.startswith("--")}
+    for flag in given - set(flags):
+        return f"prrfl {name} has no flag {flag}"
+    for flag, parameter in flags.items():
+        if parameter.required and flag.startswith("--") and flag not in given:
+            return f"prrfl {name} asks for {flag}"
+    if name == "export" and find_spec("onnxruntime") is None:
+        return "the package onnxruntime is not there"
+    return None
+
+
+@pytest.fixture(scope="module")
+def walk(tmp_path_factory):
+    """Walk through the tutorial up to the use of the networks, with small settings."""
+    folder = tmp_path_factory.mktemp("walk")
+    small = {"generate": ["--images", "40"], "train": SMALL, "compare": [*SMALL, "--seeds", "0"]}
+    done = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for arguments in commands("tutorial.md"):
+            if arguments[0] in USES:
+                continue
+            patch.setattr("sys.argv", ["prrfl", *arguments, *small.get(arguments[0], [])])
+            with redirect_stderr(io.StringIO()) as err:
+                assert cli.guarded(cli.app) == 0, (arguments, err.getvalue())
+            if arguments[0] == "generate":
+                (make_manifest,) = examples("tutorial.md")
+                exec(make_manifest, {})
+            done.append(" ".join(arguments[: 2 if arguments[0] == "data" else 1]))
+    assert done == ["generate", "data check", "data split", "data check", "train", "report", "compare"]
+    # What using.md speaks of beside the run.
+    (folder / "images").symlink_to(folder / "hospitals/data/clientA/img_resize64")
+    (folder / "DIR").symlink_to(folder / "hospitals")
+    (folder / "NEW").symlink_to(folder / "hospitals")
+    torch.save(build_network("vgg16_slim", 3, seed=1).state_dict(), folder / "FILE.pth")
+    return folder
+
+
+def test_tutorial(walk):
+    lines = (walk / "split.csv").read_text("utf-8").splitlines()[1:]
+    assert len(lines) == 3 * 40
+    assert {line.split(",")[3] for line in lines} == set(SPLITS)
+    page = (DOCS / "tutorial.md").read_text("utf-8")
+    (table,) = re.findall(r"^\| in `runs/first` .*?\n\n", page, re.DOTALL | re.MULTILINE)
+    names = [
+        name for row in table.strip().splitlines()[2:] for name in re.findall(r"`(.*?)`", row.split("|")[1])
+    ]
+    assert len(names) == 11
+    for name in names:
+        assert list((walk / "runs/first").glob(f"**/{name.replace('<site>', 'clientA')}")), name
+    for page in ("runs/first/report.html", "runs/compared/report.html"):
+        assert (walk / page).is_file()
+
+
+ONE_BY_ONE = [
+    *(arguments for arguments in commands("tutorial.md") if arguments[0] in USES),
+    *commands("using.md"),
+]
+
+
+@pytest.mark.parametrize("arguments", ONE_BY_ONE, ids=" ".join)
+def test_using(arguments, walk, prrfl, monkeypatch):
+    if reason := not_there(arguments):
+        pytest.skip(reason)
+    monkeypatch.chdir(walk)
+    if "--out" in arguments:
+        assert not Path(arguments[arguments.index("--out") + 1]).exists()
+    code, _, err = prrfl(*arguments, *(SMALL if arguments[0] == "train" else []))
+    assert code == 0, err
+    if "--out" in arguments:
+        assert Path(arguments[arguments.index("--out") + 1]).exists()
+
+
+def test_using_from_python(walk, monkeypatch):
+    monkeypatch.chdir(walk)
+    (example,) = (block for block in examples("using.md") if "onnx" not in block)
+    names = {}
+    exec(example, names)
+    assert names["network"](torch.zeros(2, 3, 32, 32)).shape == (2, 3)
+
+
+def test_extending():
+    names = {}
+    for example in examples("extending.md"):
+        exec(example, names)
+    assert names["again"] == records_of(names["PartWay"](0.5), names)
+    # The ends of the example's own range.
+    assert records_of(names["PartWay"](1.0), names) == records_of(FedBN(), names)
+    scores = [record for record in records_of(names["PartWay"](0.0), names) if record.kind == "score"]
+    assert scores == [record for record in records_of(Local(), names) if record.kind == "score"]
+
+
+def records_of(method, names):
+    network = names["network"]
+    engine = InProcess(method, names["sites"], Recipe(network, batch=8))
+    return list(run_rounds(method, engine, rounds=2, epochs=2, seed=0, norm_keys=norm_keys(network)))
+
+
+def test_figures_name_files_that_pages_show():
+    script = (DOCS / "figures.py").read_text("utf-8")
+    shown = "".join(page.read_text("utf-8") for page in DOCS.glob("*.md"))
+    for name in re.findall(r'"(method-\S+\.png)"', script):
+        assert f"images/{name}" in shown
+        assert (DOCS / "images" / name).stat().st_size < 120_000

@@ -3,18 +3,17 @@
 Sites average the low-frequency amplitudes of their deputies' weights and keep everything else: the high
 frequencies, all phases, and the normalisation layers. The band widens as the rounds go by.
 
-Two forms of the same mathematics:
+Two forms of the same mathematics. The *server form*, :func:`progressive_fourier_aggregation`, reads like the
+paper: it takes whole state dicts and returns one per client.
 
-- :func:`progressive_fourier_aggregation`, the *server form*, reads like the paper: it takes whole state
-  dicts and returns one per client.
-- The *split form* is what runs. Weights are real, so F(-u) is the conjugate of F(u), and taking the real part
-  after the inverse transform averages the band with its mirror image. With the gain
-  m(u) = (band(u) + band(-u)) / 2 on the half-plane of ``rfft2``,
+The *split form* is what runs. Weights are real, so F(-u) is the conjugate of F(u), and taking the real part
+after the inverse transform averages the band with its mirror image. With the gain
+m(u) = (band(u) + band(-u)) / 2 on the half-plane of ``rfft2``,
 
-      w'_k = irfft2(G_k F_k),    G_k(u) = 1 - m(u) + m(u) mean_j A_j(u) / A_k(u),
+    w'_k = irfft2(G_k F_k),    G_k(u) = 1 - m(u) + m(u) mean_j A_j(u) / A_k(u),
 
-  so that a site needs nothing of the others but mean_j A_j(u) inside the band:
-  :func:`low_band_amplitudes` is what it sends, :func:`rebuild` is what it does with the mean.
+so that a site needs nothing of the others but mean_j A_j(u) inside the band: :func:`low_band_amplitudes` is
+what it sends, :func:`rebuild` is what it does with the mean.
 """
 
 import math
