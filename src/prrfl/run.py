@@ -27,7 +27,6 @@ from prrfl.models import build_network
 from prrfl.records import append_records
 from prrfl.reports.summary import validation_f1
 from prrfl.run_folder import (
-    Progress,
     alone,
     begin,
     check_folder_is_free,
@@ -205,7 +204,7 @@ def _rounds(
     folder: Path,
 ) -> Iterator[RoundRecord]:
     started = time.monotonic()
-    done = last_complete_round(folder, engine)
+    done = last_complete_round(folder, engine, config)
     log.info(
         "%s on %s, %s, %s, from round %d",
         config.method,
@@ -239,8 +238,7 @@ def _rounds(
             keep(kept, record.round)
             append_records(folder / "metrics.jsonl", fresh)
             seconds = done.seconds + time.monotonic() - started
-            size = (folder / "metrics.jsonl").stat().st_size
-            commit(engine, folder, Progress(record.round, size, best, seconds))
+            commit(engine, config, folder, record.round, best, seconds)
             log.info("round %d done: validation macro-F1 %.4f", record.round + 1, candidate)
             fresh = []
         yield record

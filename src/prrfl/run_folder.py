@@ -7,14 +7,13 @@ round.
 """
 
 import fcntl
-import hashlib
 import logging
 import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,15 +21,15 @@ from pydantic import Field, TypeAdapter
 
 from prrfl.config import LARGEST_FILE, TrainConfig, load_config, parse_toml
 from prrfl.engine import Deployed, Engine
-from prrfl.engine.store import write_json, write_text
+from prrfl.engine.store import checksum, write_json, write_text
 from prrfl.errors import ConfigError, DataError, StateMismatchError
 from prrfl.evaluation import predictions
-from prrfl.files import opened, read_bytes, read_text
+from prrfl.files import read_bytes, read_text
 from prrfl.kept import Which, about, kept_path, predictions_path, write_kept
 from prrfl.records import parse_summary, predictions_to_csv, read_records
 from prrfl.reports.retrogress import draw_retrogress
 from prrfl.reports.summary import summarise
-from prrfl.types import ClientId, ExchangeRecord, RoundRecord, SiteData, Split, Tensors
+from prrfl.types import ClientId, RoundRecord, SiteData, Split, Tensors
 
 log = logging.getLogger("prrfl")
 
@@ -140,39 +139,75 @@ def read_summary(folder: Path) -> dict[str, Any]:
         raise DataError(f"{folder / 'summary.json'} cannot be read: {cause}; run `prrfl resume`") from None
 
 
+KEPT = 2
+"""Rounds whose states are kept: should the last one be damaged, the one before it is gone on from."""
+
+FREE = {"data", "allow_missing", "device", "workers", "threads", "tensorboard"}
+"""Settings that may change between two parts of a run: where it runs, not what is computed."""
+
+
 @dataclass(frozen=True)
 class Progress:
     """How far a run has come.
 
     Attributes:
         round: the last complete round; -1 before the first.
-        metrics_bytes: size of ``metrics.jsonl`` at its end.
         best: the best mean macro-F1 on validation among the rounds that compete; -1 before them.
         seconds: wall time until then.
-        checksums: SHA-256 of each site's state, by file name.
+        settings: what was computed, by key.
+        records_bytes: size of ``metrics.jsonl`` then.
+        records: SHA-256 of that much of it.
+        states: SHA-256 of each site's state, by file name.
     """
 
     round: int = -1
-    metrics_bytes: Annotated[int, Field(ge=0)] = 0
     best: Annotated[float, Field(ge=-1, le=1)] = -1.0
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    checksums: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    records_bytes: Annotated[int, Field(ge=0)] = 0
+    records: str = ""
+    states: Mapping[str, str] = field(default_factory=dict)
 
 
-def commit(engine: Engine, folder: Path, progress: Progress) -> None:
-    """Write every site's state and the progress as ``state/round-<n>``, whole or not at all."""
+def commit(
+    engine: Engine, config: TrainConfig, folder: Path, index: int, best: float, seconds: float
+) -> None:
+    """Write every site's state and the progress as ``state/round-<n>``, whole or not at all.
+
+    Args:
+        engine: holds the states.
+        config: the run's settings.
+        folder: the run's folder, whose records reach the round's end.
+        index: of the round.
+        best: see :class:`Progress`.
+        seconds: wall time of the run until now.
+    """
     states = folder / "state"
-    final = states / f"round-{progress.round:04d}"
+    final = states / f"round-{index:04d}"
     temporary = states / f".{final.name}"
     _remove(temporary)
     engine.save(temporary)
-    progress = replace(progress, checksums={path.name: _checksum(path) for path in temporary.iterdir()})
+    records = folder / "metrics.jsonl"
+    progress = Progress(
+        index,
+        best,
+        seconds,
+        settings=_computed(config),
+        records_bytes=records.stat().st_size,
+        records=checksum(records),
+        states={path.name: checksum(path) for path in temporary.iterdir()},
+    )
     write_json(temporary / "progress.json", asdict(progress))
     _remove(final)
     temporary.replace(final)
-    for path in states.iterdir():
-        if path != final:
-            _remove(path)
+    there = round_folders(folder)
+    at = there.index(final)
+    for path in set(states.iterdir()) - set(there[max(0, at + 1 - KEPT) : at + 1]):
+        _remove(path)
+
+
+def _computed(config: TrainConfig) -> dict[str, Any]:
+    return config.model_dump(mode="json", exclude=FREE)
 
 
 def _remove(path: Path) -> None:
@@ -182,23 +217,41 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def last_complete_round(folder: Path, engine: Engine) -> Progress:
+def last_complete_round(folder: Path, engine: Engine, config: TrainConfig) -> Progress:
     """Give the engine the states of the last complete round of a run's folder, and return how far it came.
 
-    A damaged state is named in a warning and the one before it used, if there is one.
+    Damaged states and records are named in a warning, and the round before is used, if it is whole.
 
     Raises:
+        ConfigError: if the run was begun with other settings.
+        DataError: if a state is whole, but none of the records.
         StateMismatchError: if a state is whole but of other sites, or of another method or network.
     """
+    torn: DataError | None = None
     for path in reversed(round_folders(folder)):
         try:
             progress = read_progress(path)
-        except StateMismatchError as cause:
+            check_records(folder, progress)
+        except (StateMismatchError, DataError) as cause:
             log.warning("%s cannot be used: %s", path, cause)
+            torn = torn or (cause if isinstance(cause, DataError) else None)
             continue
+        _check_settings(folder, progress, config)
         engine.load(path)
         return progress
+    if torn:
+        raise torn
     return Progress()
+
+
+def _check_settings(folder: Path, progress: Progress, config: TrainConfig) -> None:
+    now = _computed(config)
+    for key in sorted(now.keys() & progress.settings.keys()):
+        if now[key] != progress.settings[key]:
+            raise ConfigError(
+                f"{folder / 'config.toml'}: key '{key}' is {now[key]!r}, the run was begun with "
+                f"{progress.settings[key]!r}; put that back, or begin another run"
+            )
 
 
 def read_progress(path: Path) -> Progress:
@@ -215,41 +268,42 @@ def read_progress(path: Path) -> Progress:
         reason = " ".join(str(cause).split())
         raise StateMismatchError(f"{path / 'progress.json'} is not as it was written: {reason}") from None
     states = {file.name for file in path.glob("*.safetensors")}
-    if odd := states ^ progress.checksums.keys():
+    if odd := states ^ progress.states.keys():
         raise StateMismatchError(f"{path / min(odd)} is absent, or was not written by the run")
-    for name, expected in progress.checksums.items():
-        if _checksum(path / name) != expected:
+    for name, expected in progress.states.items():
+        if checksum(path / name) != expected:
             raise StateMismatchError(f"{path / name} is not as it was written")
     return progress
 
 
-def _checksum(path: Path) -> str:
+def check_records(folder: Path, progress: Progress) -> None:
+    """Raise unless the records until a round's end are as they were written.
+
+    Raises:
+        DataError: saying so.
+    """
+    path = folder / "metrics.jsonl"
     try:
-        with opened(path) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as cause:
-        raise StateMismatchError(f"{path} cannot be read: {cause}") from None
+        whole = checksum(path, progress.records_bytes) == progress.records
+    except StateMismatchError as cause:
+        raise DataError(
+            f"{cause}; restore it from a copy, or remove {folder / 'state'} to begin anew"
+        ) from None
+    if not whole:
+        raise DataError(
+            f"{path} is not as it was written until the end of round {progress.round + 1}; restore it from a "
+            f"copy, or remove {folder / 'state'} to begin anew"
+        )
 
 
 def records_until(folder: Path, progress: Progress) -> list[RoundRecord]:
-    """Cut the records of an unfinished round off, and return the others.
-
-    Raises:
-        DataError: if not all of the others are there; the file is left as it is then.
-    """
+    """Cut the records of an unfinished round off, and return the others."""
     path = folder / "metrics.jsonl"
     if progress.round < 0:
         path.unlink(missing_ok=True)
         return []
-    records = read_records(path, progress.metrics_bytes)
-    last = records[-1] if records else None
-    if not isinstance(last, ExchangeRecord) or last.round != progress.round:
-        raise DataError(
-            f"{path} does not reach the end of round {progress.round + 1}, whose state is there; restore it "
-            f"from a copy, or remove {folder / 'state'} to begin anew"
-        )
-    os.truncate(path, progress.metrics_bytes)
-    return records
+    os.truncate(path, progress.records_bytes)
+    return read_records(path)
 
 
 def save_deployed(

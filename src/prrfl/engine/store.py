@@ -1,5 +1,6 @@
 """Files that are either whole or absent: JSON, text, tensors and a site's state, never pickle."""
 
+import hashlib
 import json
 import os
 import tempfile
@@ -94,6 +95,21 @@ def read_notes(path: Path) -> dict[str, Any]:
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as cause:
         reason = " ".join(str(cause).split())
         raise StateMismatchError(f"{path} has no notes of a safetensors file of prrfl: {reason}") from None
+
+
+def checksum(path: Path, size: int | None = None) -> str:
+    """Return the SHA-256 of a file, or of its first bytes, in hexadecimal.
+
+    Raises:
+        StateMismatchError: if it cannot be read.
+    """
+    try:
+        with opened(path) as file:
+            if size is None:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+            return hashlib.sha256(file.read(size)).hexdigest()
+    except OSError as cause:
+        raise StateMismatchError(f"{path} cannot be read: {cause}") from None
 
 
 def to_bytes(value: object) -> bytes:

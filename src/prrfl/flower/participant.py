@@ -27,13 +27,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 
 from prrfl.config import TrainConfig, checked
 from prrfl.data.sources import load_site
 from prrfl.engine import Visitor
-from prrfl.engine.store import read_state, replacing, to_bytes, write_json, write_state, write_text
+from prrfl.engine.store import checksum, read_state, replacing, to_bytes, write_json, write_state, write_text
 from prrfl.errors import ConfigError, ParticipationError, StateMismatchError
-from prrfl.files import parse_json, read_text
+from prrfl.files import parse_json, read_bytes, read_text
 from prrfl.flower.records import Answer, Order
 from prrfl.flower.secure_sum import Identity, SignedKey, mask_of, masked, read_cohort, read_roster
 from prrfl.kept import kept_path, predictions_path, read_about
@@ -46,6 +47,9 @@ from prrfl.training import Recipe, Site
 from prrfl.types import ClientId, RoundContext, RoundRecord, Share, TrainRecord
 
 log = logging.getLogger("prrfl")
+
+CHECKSUMS = "checksums.json"
+"""SHA-256 of each other file of a step's folder, by name."""
 
 KEPT = 3
 """States that a site keeps: enough to go back to where a server's last complete round ended."""
@@ -258,7 +262,11 @@ class Participant:
         return self.folder / "state" / f"{self.order.round:06d}-{number}-{done}"
 
     def _done(self, done: str) -> Path | None:
+        """Return what the site has of a step of the round, if it is as it was written."""
         path = self._path(done)
+        if path.is_dir() and (torn := _torn(path)):
+            log.warning("%s is not as it was written; the step is done again", torn)
+            return None
         return path if path.is_dir() else None
 
     def _trained(self) -> Path:
@@ -279,6 +287,11 @@ class Participant:
         states = sorted(path for path in (self.folder / "state").glob("[0-9]*") if path.is_dir())
         earlier = [path for path in states if path.name < self._path("trained").name]
         if earlier:
+            if torn := _torn(earlier[-1]):
+                raise StateMismatchError(
+                    f"site {self.local.name}: {torn} is not as it was written; restore {earlier[-1]} from a "
+                    "copy, or remove it to go on from what was before it"
+                )
             return read_state(earlier[-1] / "state.safetensors", self._kind)
         if states:
             raise StateMismatchError(
@@ -325,6 +338,7 @@ class Participant:
             write_state(temporary / f"{name}.safetensors", state)
         for name, text in texts.items():
             write_text(temporary / name, text)
+        write_json(temporary / CHECKSUMS, {path.name: checksum(path) for path in temporary.iterdir()})
         temporary.replace(final)
         every = sorted(final.parent.glob("[0-9]*"))
         at = every.index(final)
@@ -334,9 +348,8 @@ class Participant:
 
     def _keep_last(self, state: Any) -> None:
         data = self._visitor.site.data
-        write_text(
-            self.folder / "config.toml", self.config.to_toml()
-        )  # where `prrfl evaluate` finds the data
+        # So that `prrfl evaluate` finds the data.
+        write_text(self.folder / "config.toml", self.config.to_toml())
         one = self._visitor.deployed(state)
         write_deployed(one, {data.name: data}, self.config, self.folder, ["last"], self.order.round)
 
@@ -361,6 +374,21 @@ def _kept(path: Path) -> str:
         return read_text(path)
     except (OSError, UnicodeDecodeError) as cause:
         raise StateMismatchError(f"{path} cannot be read: {cause}; begin another experiment") from None
+
+
+def _torn(step: Path) -> Path | None:
+    """Return a file of a step's folder that is not as it was written, if there is one."""
+    try:
+        sums: dict[str, str] = TypeAdapter(dict[str, str]).validate_json(read_bytes(step / CHECKSUMS))
+    except (OSError, ValueError):
+        return step / CHECKSUMS
+    for name, expected in sums.items():
+        try:
+            if checksum(step / name) != expected:
+                return step / name
+        except StateMismatchError:
+            return step / name
+    return None
 
 
 def _as_folder(experiment: str) -> str:
