@@ -51,3 +51,18 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     # The search takes a time that grows with the square of the length.
     close = difflib.get_close_matches(word[:100], list(choices), n=1, cutoff=0.5)
     return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+class Stopped(BaseException):
+    """Somebody stopped the command, by Ctrl-C or SIGTERM.
+
+    What it was doing adds a note on how to go on. It is no ``KeyboardInterrupt``, which libraries take for
+    themselves, and no ``Exception``, which would be taken for a failure.
+
+    Attributes:
+        signal: the signal's number.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.signal = number

@@ -20,7 +20,7 @@ from prrfl.data.images import SPLITS
 from prrfl.data.sources import load_sites
 from prrfl.data.synthetic import GeneratedData, cached
 from prrfl.engine import Engine, InProcess, Workers, run_rounds
-from prrfl.engine.store import to_bytes, write_json
+from prrfl.engine.store import remove_partial, to_bytes, write_json
 from prrfl.errors import ConfigError, ParticipationError
 from prrfl.machine import prepared, system, usable_cores
 from prrfl.models import build_network
@@ -155,6 +155,7 @@ def run_engine(
         ConfigError: if it is still there then.
     """
     with alone(folder, patience), _log_file(folder), _events(config, folder) as add:
+        remove_partial(folder)
         for record in _rounds(config, algorithm, recipe, engine, names, keep, folder):
             add(record)
             yield record

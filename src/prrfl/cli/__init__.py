@@ -16,7 +16,7 @@ from prrfl.cli.newcomers import onboard
 from prrfl.cli.tools import generate, inspect
 from prrfl.cli.training import report, resume, run_training, train
 from prrfl.cli.using import evaluate, export, predict
-from prrfl.errors import PRRFLError, one_line
+from prrfl.errors import PRRFLError, Stopped, one_line
 
 __all__ = ["app", "guarded", "main", "run_training"]
 
@@ -37,10 +37,6 @@ for command in COMMANDS:
     app.command()(command)
 
 
-KEPT = "finished rounds are kept: `prrfl resume RUN` goes on, and over real sites the same command again"
-"""What somebody needs to know who stops a command."""
-
-
 def main() -> None:
     """Run the command line; a user's error is one line and exit code 2."""
     for stream in (sys.stdout, sys.stderr):
@@ -56,7 +52,7 @@ def guarded(command: Any) -> int:
     # Errors are said once, below; they reach the log file of a run by a handler of its own.
     warnings.addFilter(lambda record: record.levelno == logging.WARNING)
     logging.basicConfig(handlers=[warnings], level=logging.WARNING)
-    before = signal.signal(signal.SIGTERM, _stop)
+    before = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         command()
     except PRRFLError as error:
@@ -65,17 +61,17 @@ def guarded(command: Any) -> int:
     except OSError as error:
         print(f"error: {one_line(str(error))}; what was written before is whole", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"interrupted; {KEPT}", file=sys.stderr)
-        return 130
+    except Stopped as stop:
+        print("; ".join(["stopped", *getattr(stop, "__notes__", ())]), file=sys.stderr)
+        return 128 + stop.signal
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 1
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return 0
 
 
-def _stop(*_: object) -> None:
+def _stop(number: int, _: object) -> None:
     """End as after an exception, so that files are closed and no process of ours lives on."""
-    print(f"terminated; {KEPT}", file=sys.stderr)
-    sys.exit(128 + signal.SIGTERM)
+    raise Stopped(number)

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from prrfl.algorithms import ALGORITHMS
 from prrfl.cli.flags import with_flags
-from prrfl.cli.screen import console
+from prrfl.cli.screen import console, going_on
 from prrfl.errors import ConfigError, PRRFLError
 
 if TYPE_CHECKING:
@@ -81,9 +81,10 @@ def _show(planned: list["Planned"], workers: int | None) -> Mapping[str, str]:
     failed: Mapping[str, str] = {}
     with Progress(*columns, console=console, speed_estimate_period=3600) as progress:
         task = progress.add_task("comparing", total=total - before)
-        for now in run_all(planned, workers):
-            progress.update(task, completed=now.rounds - before)
-            failed = now.failed
+        with going_on(lambda: "complete rounds are kept, the same command goes on"):
+            for now in run_all(planned, workers):
+                progress.update(task, completed=now.rounds - before)
+                failed = now.failed
     return failed
 
 

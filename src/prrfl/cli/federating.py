@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from prrfl.cli.flags import with_flags
-from prrfl.cli.screen import console, print_summary
+from prrfl.cli.screen import console, going_on, print_summary
 from prrfl.errors import ConfigError, ParticipationError, PRRFLError
 
 INCOMPLETE = 3
@@ -85,7 +85,8 @@ def server(
             f"{federation.config.method}, experiment {federation.experiment}: waiting for "
             f"{', '.join(federation.sites)} at {host}:{port}"
         )
-        with serving(ours, federation.sites) as run:
+        again = "complete rounds are kept, the same command goes on"
+        with going_on(lambda: again), serving(ours, federation.sites) as run:
             _follow(folder, federation.config.rounds, lambda: outcome(ours, run))
     print_summary(folder)
     console.print(f"Run folder: {folder}", soft_wrap=True)

@@ -1,6 +1,7 @@
 """What a user sees in the terminal: progress while a run goes on, and the tables at its end."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -15,6 +16,7 @@ from rich.progress import (
 from rich.table import Table
 
 from prrfl.config import TrainConfig
+from prrfl.errors import Stopped
 from prrfl.types import ExchangeRecord, RoundRecord, SiteData, TrainRecord
 
 # Names of sites, classes and images are shown as they are: [b] is no markup, :x: no picture.
@@ -51,6 +53,16 @@ def show_progress(
                 )
             elif isinstance(record, ExchangeRecord) and not console.is_terminal:
                 console.print(f"round {record.round + 1}/{settings.rounds} done")
+
+
+@contextmanager
+def going_on(how: Callable[[], str]) -> Iterator[None]:
+    """Tell who stops the block how to go on with what it was doing."""
+    try:
+        yield
+    except Stopped as stop:
+        stop.add_note(how())
+        raise
 
 
 def print_summary(folder: Path) -> None:

@@ -8,7 +8,7 @@ import typer
 
 from prrfl.cli.comparing import print_comparison
 from prrfl.cli.flags import with_flags
-from prrfl.cli.screen import console, print_summary, show_progress
+from prrfl.cli.screen import console, going_on, print_summary, show_progress
 from prrfl.config import TrainConfig, load_config
 from prrfl.errors import ConfigError
 
@@ -48,7 +48,10 @@ def run_training(settings: TrainConfig, folder: Path, resume: bool = False) -> N
     done = rounds_done(folder)
     if done:
         console.print(f"Going on after round {done} of {settings.rounds}.")
-    show_progress(run.train(settings, sites, folder, resume=resume), sites, settings, done)
+    with going_on(
+        lambda: f"{rounds_done(folder)} of {settings.rounds} rounds are kept, `prrfl resume {folder}` goes on"
+    ):
+        show_progress(run.train(settings, sites, folder, resume=resume), sites, settings, done)
     print_summary(folder)
     console.print(f"Run folder: {folder}", soft_wrap=True)
 

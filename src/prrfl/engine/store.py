@@ -23,11 +23,21 @@ from prrfl.types import ClientId, Tensors
 T = TypeVar("T")
 
 
+PARTIAL = ".partial-"
+"""What the names of files begin with that are not whole yet."""
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what a process that was killed left half-written; nobody else may be writing there."""
+    for path in folder.rglob(f"{PARTIAL}*"):
+        path.unlink(missing_ok=True)
+
+
 @contextmanager
 def replacing(path: Path, mode: int = 0o644) -> Iterator[Path]:
     """Give a temporary path beside ``path`` that takes its place once the block has ended well."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f"{PARTIAL}{path.stem}-", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:

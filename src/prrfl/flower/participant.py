@@ -32,7 +32,16 @@ from pydantic import TypeAdapter
 from prrfl.config import TrainConfig, checked
 from prrfl.data.sources import load_site
 from prrfl.engine import Visitor
-from prrfl.engine.store import checksum, read_state, replacing, to_bytes, write_json, write_state, write_text
+from prrfl.engine.store import (
+    checksum,
+    read_state,
+    remove_partial,
+    replacing,
+    to_bytes,
+    write_json,
+    write_state,
+    write_text,
+)
 from prrfl.errors import ConfigError, ParticipationError, StateMismatchError
 from prrfl.files import parse_json, read_bytes, read_text
 from prrfl.flower.records import Answer, Order
@@ -130,6 +139,7 @@ class Participant:
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            remove_partial(self.folder)
             self._check_settings()
             yield
 

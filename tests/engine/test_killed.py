@@ -1,0 +1,183 @@
+"""Runs that are killed, stopped, or run out of disk: what they leave, and that nothing is lost."""
+
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import pytest
+
+from prrfl import cli, run_folder
+from prrfl.engine.store import read_tensors
+from prrfl.records import read_records
+from tests.engine.test_resume import files_of
+from tests.sites_on_disk import write_layout
+
+ROUNDS = 8
+SMALL = ["--image-size", "32", "--epochs", "2", "--batch", "8", "--threads", "1", "--precision", "float32"]
+EVENTS = {"open", "os.rename", "os.remove", "os.truncate", "os.mkdir", "os.rmdir"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_layout(tmp_path_factory.mktemp("data"))
+
+
+def command(arguments, folder, kill_at, counted):
+    """Run a command in this process, which kills itself at an access to its run folder."""
+    seen = 0
+
+    def look(event, args):
+        nonlocal seen
+        if event in EVENTS and str(args[0]).startswith(str(folder)):
+            seen += 1
+            if seen == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.argv = ["prrfl", *map(str, arguments)]
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        sys.addaudithook(look)
+        code = cli.guarded(cli.app)
+    counted.value = seen
+    sys.exit(code)
+
+
+@pytest.fixture(scope="module")
+def start():
+    """Start commands in processes of their own, all forked from one that has imported what they need."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["prrfl.run", "prrfl.cli", "prrfl.report", __name__])
+
+    def begin(*arguments, folder, kill_at=0):
+        counted = context.Value("i", 0)
+        process = context.Process(target=command, args=(arguments, folder, kill_at, counted))
+        process.start()
+        return process, counted
+
+    return begin
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_twenty_kills_at_random_points_change_no_bit(start, data, tmp_path, workers):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    flags = ["--data", data, *SMALL, "--rounds", ROUNDS, "--workers", workers]
+    begun = time.monotonic()
+    undisturbed, counted = start("train", *flags, "--out", whole, folder=whole)
+    undisturbed.join()
+    assert undisturbed.exitcode == 0
+    a_round = (time.monotonic() - begun) / (ROUNDS + 1), counted.value // ROUNDS
+    draw = random.Random(workers)
+    kills = 0
+    while kills < 20:
+        again = (
+            ["resume", killed] if (killed / "config.toml").is_file() else ["train", *flags, "--out", killed]
+        )
+        # Half of them in the midst of writing, half anywhere.
+        at = draw.randint(1, 2 * a_round[1]) if kills % 2 else 0
+        process, _ = start(*again, folder=killed, kill_at=at)
+        if not at:
+            process.join(draw.uniform(0, 2 * a_round[0]))
+            process.kill()
+        process.join()
+        if process.exitcode == 0:  # it came to its end before: once more from the beginning
+            assert files_of(killed) == files_of(whole)
+            shutil.rmtree(killed)
+            continue
+        assert process.exitcode == -signal.SIGKILL
+        kills += 1
+    process, _ = start("resume", killed, folder=killed)
+    process.join()
+    assert process.exitcode == 0
+    assert files_of(killed) == files_of(whole)
+    assert not list(killed.rglob(".*")), "something half-written is left"
+
+
+def wait_for(there, process):
+    deadline = time.monotonic() + 120
+    while not there():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_who_stops_a_run_is_told_how_to_go_on(data, tmp_path, number):
+    out = tmp_path / "a run"
+    flags = ["--data", data, *SMALL, "--rounds", 999, "--workers", 2, "--out", out]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "prrfl", "train", *map(str, flags)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(lambda: run_folder.rounds_done(out) > 1, process)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    kept = run_folder.rounds_done(out)
+    assert err == f"stopped; {kept} of 999 rounds are kept, `prrfl resume {out}` goes on\n"
+    assert not list(out.rglob(".*"))
+
+
+def in_small_room(megabytes, script):
+    """Run a script that has a disk of so many megabytes at ``/mnt``; skip where that is not allowed."""
+    mount = f"mount -t tmpfs -o size={megabytes}m tmpfs /mnt && "
+    allowed = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", f"{mount} true"], capture_output=True, check=False
+    )
+    if allowed.returncode != 0:
+        pytest.skip("disks cannot be made here: unshare or mount is not allowed")
+    return subprocess.run(
+        ["unshare", "-rm", "sh", "-c", mount + script], capture_output=True, text=True, check=False
+    )
+
+
+def test_a_full_disk_and_a_read_only_one_lose_nothing(data, tmp_path):
+    prrfl = f"{sys.executable} -m prrfl"
+    train = f"{prrfl} train --data '{data}' {' '.join(SMALL)} --rounds 3 --out /mnt/r"
+    kept = tmp_path / "kept"
+    # What a run of one round takes is less than 90 MB, two rounds' states and networks are more.
+    done = in_small_room(
+        90,
+        f"{train}; echo code $?; mkdir -p {kept}; cp -r /mnt/r {kept}/full; mount -o remount,ro /mnt; "
+        f"{prrfl} resume /mnt/r; echo code $?; mount -o remount,rw,size=900m /mnt; "
+        f"{prrfl} resume /mnt/r; echo code $?; cp -r /mnt/r {kept}/end",
+    )
+    assert [line for line in done.stdout.splitlines() if line.startswith("code")] == [
+        "code 2",
+        "code 2",
+        "code 0",
+    ]
+    full, read_only = (line for line in done.stderr.splitlines() if line.startswith("error"))
+    assert "No space left on device" in full
+    assert "Read-only file system" in read_only
+    assert "Traceback" not in done.stderr
+    assert read_records(kept / "full/metrics.jsonl")
+    for path in (kept / "full").rglob("*.safetensors"):
+        read_tensors(path)
+    whole = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "prrfl",
+            "train",
+            "--data",
+            data,
+            *SMALL,
+            "--rounds",
+            "3",
+            "--out",
+            tmp_path / "w",
+        ],
+        capture_output=True,
+        check=False,
+    )
+    assert whole.returncode == 0
+    assert files_of(kept / "end") == files_of(tmp_path / "w")
