@@ -298,9 +298,9 @@ def besides(seen, *exceptions):
 
 def test_an_exception_lets_nothing_else_through():
     lines = [
-        "subprocess.Popen ('/sbin/ldconfig', ['/sbin/ldconfig', '-p'], None, {}) at /x/cuda/pathfinder/a.py:1",
-        "subprocess.Popen ('/sbin/ldconfig', ['/sbin/ldconfig', '-p'], None, {}) at /x/prrfl/a.py:1",
-        "subprocess.Popen ('/bin/sh', ['/bin/sh'], None, {}) at /x/cuda/pathfinder/a.py:1",
+        "subprocess.Popen ('/sbin/ldconfig', ['/sbin/ldconfig', '-p']) at /x/cuda/pathfinder/a.py:1",
+        "subprocess.Popen ('/sbin/ldconfig', ['/sbin/ldconfig', '-p']) at /x/prrfl/a.py:1",
+        "subprocess.Popen ('/bin/sh', ['/bin/sh']) at /x/cuda/pathfinder/a.py:1",
         "socket.bind (<socket>, ('::1', 0)) at /x/urllib3/util/connection.py:127",
         "socket.bind (<socket>, ('::1', 80)) at /x/urllib3/util/connection.py:127",
         "socket.bind (<socket>, ('::1', 0)) at /x/prrfl/run.py:1",
