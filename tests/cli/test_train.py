@@ -232,3 +232,10 @@ def test_the_published_quickstart(tmp_path):
     assert process.returncode == 0, process.stderr
     config = tomllib.loads((tmp_path / "kept" / "prrfl" / "config.toml").read_text())
     assert (config["r0"], config["network"], config["optimizer"]) == (0.6, "vgg_b", "adam")
+
+
+def test_help_says_what_arguments_are(capsys):
+    # Some versions of click lose the help of arguments under Flower's version of typer.
+    code, printed, _ = prrfl("resume", "--help", capsys=capsys)
+    assert code == 0
+    assert "folder of a run" in printed
