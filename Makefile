@@ -23,7 +23,7 @@ test: $(READY)
 	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow -n auto --dist worksteal
+	$(BIN)/python -m pytest -m slow -n auto --dist loadfile
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -128,3 +128,9 @@ def until(condition, seconds: float, what: str) -> None:
     while not condition():
         assert time.monotonic() < end, f"{what} did not happen within {seconds} s"
         time.sleep(0.2)
+
+
+def simulate(data, folder, *arguments):
+    """Train in one process what a deployment trains at its sites."""
+    command = [PRRFL, "train", "--data", data, "--out", folder, "--workers", "1", "--threads", "1"]
+    subprocess.run([*command, *TRAINING, *arguments], check=True, capture_output=True)
