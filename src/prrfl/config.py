@@ -19,7 +19,7 @@ from prrfl.files import read_text
 from prrfl.machine import multiplies_bfloat16
 from prrfl.models import NETWORKS
 
-LARGEST_FILE = 2**16
+LARGEST_FILE = 2**14
 """Bytes of a settings file; the time that TOML's keys take can grow with the square of their length."""
 
 LARGEST = 1e30
