@@ -7,6 +7,7 @@ It holds ``config.toml`` (resolved), ``environment.json``, ``metrics.jsonl`` (on
 
 import fcntl
 import hashlib
+import json
 import logging
 import os
 import shutil
@@ -27,7 +28,7 @@ from prrfl.files import opened, read_bytes, read_text
 from prrfl.records import parse_summary, predictions_to_csv, read_records
 from prrfl.reports.retrogress import draw_retrogress
 from prrfl.reports.summary import summarise
-from prrfl.types import ClientId, Examples, ExchangeRecord, Predictions, RoundRecord
+from prrfl.types import ClientId, Examples, Predictions, RoundRecord
 
 log = logging.getLogger("prrfl")
 
@@ -138,6 +139,8 @@ class Progress:
         best: the best mean macro-F1 on validation among the rounds that compete; -1 before them.
         seconds: wall time until then.
         checksums: SHA-256 of each site's state, by file name.
+        records: SHA-256 of ``metrics.jsonl`` as it was then.
+        digest: SHA-256 of all the rest.
     """
 
     round: int = -1
@@ -145,6 +148,8 @@ class Progress:
     best: Annotated[float, Field(ge=-1, le=1)] = -1.0
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     checksums: Mapping[str, str] = field(default_factory=dict)
+    records: str = ""
+    digest: str = ""
 
 
 def commit(engine: Engine, folder: Path, progress: Progress) -> None:
@@ -154,8 +159,12 @@ def commit(engine: Engine, folder: Path, progress: Progress) -> None:
     temporary = states / f".{final.name}"
     _remove(temporary)
     engine.save(temporary)
-    progress = replace(progress, checksums={path.name: _checksum(path) for path in temporary.iterdir()})
-    write_json(temporary / "progress.json", asdict(progress))
+    progress = replace(
+        progress,
+        checksums={path.name: _checksum(path) for path in temporary.iterdir()},
+        records=_checksum(folder / "metrics.jsonl"),
+    )
+    write_json(temporary / "progress.json", asdict(replace(progress, digest=_digest(progress))))
     _remove(final)
     temporary.replace(final)
     for path in states.iterdir():
@@ -197,8 +206,8 @@ def read_progress(path: Path) -> Progress:
     """
     try:
         progress = TypeAdapter(Progress).validate_json(read_bytes(path / "progress.json"))
-        if path.name != f"round-{progress.round:04d}":
-            raise ValueError("it is of another round")
+        if path.name != f"round-{progress.round:04d}" or progress.digest != _digest(progress):
+            raise ValueError("its numbers were changed")
     except (OSError, ValueError) as cause:
         reason = " ".join(str(cause).split())
         raise StateMismatchError(f"{path / 'progress.json'} is not as it was written: {reason}") from None
@@ -209,6 +218,11 @@ def read_progress(path: Path) -> Progress:
         if _checksum(path / name) != expected:
             raise StateMismatchError(f"{path / name} is not as it was written")
     return progress
+
+
+def _digest(progress: Progress) -> str:
+    rest = {key: value for key, value in asdict(progress).items() if key != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _checksum(path: Path) -> str:
@@ -230,11 +244,10 @@ def records_until(folder: Path, progress: Progress) -> list[RoundRecord]:
         path.unlink(missing_ok=True)
         return []
     records = read_records(path, progress.metrics_bytes)
-    last = records[-1] if records else None
-    if not isinstance(last, ExchangeRecord) or last.round != progress.round:
+    if hashlib.sha256(read_bytes(path)[: progress.metrics_bytes]).hexdigest() != progress.records:
         raise DataError(
-            f"{path} does not reach the end of round {progress.round + 1}, whose state is there; restore it "
-            f"from a copy, or remove {folder / 'state'} to begin anew"
+            f"{path} is not as it was at the end of round {progress.round + 1}; restore it from a copy, or "
+            f"remove {folder / 'state'} to begin anew"
         )
     os.truncate(path, progress.metrics_bytes)
     return records

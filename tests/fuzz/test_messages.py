@@ -1,4 +1,4 @@
-"""What travels between real sites: an order or answer that is accepted is one, and keys that are no keys stop."""
+"""What travels between real sites: what is accepted is an order or answer, and a key that is none stops."""
 
 import json
 from dataclasses import fields
@@ -113,8 +113,8 @@ def test_a_message_with_odd_parts(data, kind):
             case "array":
                 arrays[data.draw(st.sampled_from(sorted(arrays)))] = Array(data.draw(ARRAYS))
             case "bytes":
-                key = data.draw(st.sampled_from(sorted(arrays)))
-                old = arrays[key]
+                key = data.draw(st.sampled_from(sorted(whole.array_records["arrays"])))
+                old = whole.array_records["arrays"][key]
                 arrays[key] = Array(
                     dtype=data.draw(st.sampled_from([old.dtype, "float64", ""])),
                     shape=old.shape,

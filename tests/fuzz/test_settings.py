@@ -1,4 +1,4 @@
-"""Settings: what is accepted comes back the same from the file that a run keeps, what is not names its key."""
+"""Settings: what is accepted comes back the same from the file that a run keeps, else its key is named."""
 
 import math
 

@@ -36,7 +36,7 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 
 log = logging.getLogger("prrfl")
 _one_large = threading.Lock()
-# Pillow warns of what is odd in an image; one that it cannot decode is an error below, one that it can is none.
+# Pillow warns of what is odd in an image; what it cannot decode is an error below, what it can is none.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 

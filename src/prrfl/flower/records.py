@@ -133,8 +133,8 @@ def _tensors(name: str, text: str, arrays: ArrayRecord) -> dict[str, Tensor]:
 def _flat(array: Array, dtype: str) -> Tensor:
     try:
         values = array.numpy()
-    # Bytes that are no array, or one too large for memory, raise many kinds of exceptions in NumPy; each means
-    # the same here.
+    # Bytes that are no array, or one too large for memory, raise many kinds of exceptions in NumPy; each
+    # means the same here.
     except Exception as cause:
         raise ValueError(f"an array cannot be read ({cause})") from None
     if values.ndim != 1 or str(values.dtype) != dtype:
