@@ -40,6 +40,9 @@ VALUES = st.one_of(
             "{a = 1}",
             '["a", "b"]',
             '["a\\nb", "c"]',
+            '"/' + "n" * 5000 + '"',
+            '"' + ",".join(map(str, range(2500))) + '"',
+            '"' + "\\u0001" * 1000 + '"',
             '[" ", "x"]',
             "2026-01-01",
             "12:00:00",
@@ -109,6 +112,17 @@ def test_an_odd_flag(key, value, path):
     config = tried(lambda: load_config(None, {key: value}), f"--{key.replace('_', '-')}")
     if not isinstance(config, str):
         assert_comes_back(config, path)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["\udcff", "a\0b", "x" * 10**6, 10**5000, float("nan")],
+    ids=["surrogate", "NUL", "long", "digits", "nan"],
+)
+@pytest.mark.parametrize("key", KEYS)
+def test_a_flag_that_no_file_can_keep(key, value, path):
+    line = tried(lambda: load_config(None, {key: value}), f"--{key.replace('_', '-')}")
+    assert isinstance(line, str)
 
 
 @cases(10)
