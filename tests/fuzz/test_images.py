@@ -12,6 +12,9 @@ from prrfl.data.images import MAX_PIXELS, read_image
 from tests.fuzz.cases import cases, tried
 from tests.fuzz.mutators import changes, name_of, structures
 
+# As in the program: the tests' own runner undoes what the module asks for.
+pytestmark = pytest.mark.filterwarnings(r"ignore::UserWarning:PIL\.")
+
 MODES = {
     "PNG": ["RGB", "RGBA", "L", "LA", "P", "1", "I;16"],
     "JPEG": ["RGB", "L", "CMYK"],

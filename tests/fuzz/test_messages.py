@@ -250,6 +250,32 @@ def test_broken_files_of_keys(mutation, which, certs, tmp_path_factory):
         assert identity.signing.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
 
 
+ODD_NAMES = ["../x", "..", "a/b", "a b", "#a", "a\nb", "\0", "x" * 300, "\x1b[2J", "\udcff"]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES, ids=ascii)
+def test_a_name_that_no_site_can_have(name, tmp_path):
+    from prrfl.flower.certs import make_certs
+    from prrfl.flower.federation import federate
+
+    names = ["north", name, "south"]
+    for call in (
+        lambda: make_certs(tmp_path / "certs", names, ["localhost"]),
+        lambda: federate(tmp_path / "run", {}, names),
+    ):
+        assert "a site cannot be named" in tried(call)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("host", "days"), [("exämple.org", 365), ("a\nb", 10**9), ("localhost", 0)])
+def test_hosts_and_days_that_no_certificate_can_have(host, days, tmp_path):
+    from prrfl.flower.certs import make_certs
+
+    line = tried(lambda: make_certs(tmp_path / "certs", ["north"], [host], days))
+    assert "host" in line or "days" in line
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.fixture(scope="module")
 def certs(tmp_path_factory):
     from prrfl.flower.certs import make_certs
