@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup train test test-slow check docs audit bench figure clean
+.PHONY: setup train test test-slow fuzz check docs audit bench figure clean
 
 setup: $(READY)
 
@@ -24,6 +24,11 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow -n auto --dist loadfile
+
+# The fuzz tests with FUZZ times as many cases, others each time; a failing one is printed with how to repeat it.
+FUZZ ?= 20
+fuzz: $(READY)
+	FUZZ=$(FUZZ) $(BIN)/python -m pytest tests/fuzz -n auto --dist worksteal
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -19,8 +19,10 @@ from prrfl.files import read_text
 from prrfl.machine import multiplies_bfloat16
 from prrfl.models import NETWORKS
 
-LARGEST_FILE = 2**16
+LARGEST_FILE = 2**14
 """Bytes of a settings file; the time that TOML's keys take can grow with the square of their length."""
+
+LONGEST_PATH = 4096
 
 LARGEST = 1e30
 """Of a factor in training, which must be a number in float32 together with what it multiplies."""
@@ -98,12 +100,19 @@ class TrainConfig(BaseModel):
         32, description="bits of each number that travels; 16 halves the bytes each way"
     )
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _can_be_written(cls, value: object) -> object:
+        # The system may give other names to folders, but a settings file cannot keep them.
+        if isinstance(value, str | Path) and str(value) != _utf8(str(value)):
+            raise ValueError("expected text in UTF-8")
+        return value
+
     @field_validator("data")
     @classmethod
-    def _can_be_named(cls, value: Path | None) -> Path | None:
-        # Other names the file system may have, but a settings file cannot keep them.
-        if value is not None and ("\0" in str(value) or str(value) != _utf8(str(value))):
-            raise ValueError("expected a path in UTF-8, without NUL bytes")
+    def _can_be_opened(cls, value: Path | None) -> Path | None:
+        if "\0" in str(value) or len(_toml(str(value)).encode()) > LONGEST_PATH:
+            raise ValueError(f"expected a path of at most {LONGEST_PATH:,} bytes, without NUL bytes")
         return value
 
     @field_validator("classes", mode="before")
@@ -118,6 +127,8 @@ class TrainConfig(BaseModel):
             raise ValueError("name at least two classes, each once")
         if not all(name.isprintable() for name in value):
             raise ValueError("expected names of printable characters, on one line")
+        if len(_toml(value).encode()) > LARGEST_FILE // 2:
+            raise ValueError(f"expected names of {LARGEST_FILE // 2:,} bytes together at most")
         return value
 
     @field_validator("method")

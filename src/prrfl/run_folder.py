@@ -7,13 +7,15 @@ round.
 """
 
 import fcntl
+import hashlib
+import json
 import logging
 import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +24,7 @@ from pydantic import Field, TypeAdapter
 from prrfl.config import LARGEST_FILE, TrainConfig, load_config, parse_toml
 from prrfl.engine import Deployed, Engine
 from prrfl.engine.store import checksum, write_json, write_text
-from prrfl.errors import ConfigError, DataError, StateMismatchError
+from prrfl.errors import ConfigError, DataError, PRRFLError, StateMismatchError
 from prrfl.evaluation import predictions
 from prrfl.files import read_bytes, read_text
 from prrfl.kept import Which, about, kept_path, predictions_path, write_kept
@@ -158,6 +160,7 @@ class Progress:
         records_bytes: size of ``metrics.jsonl`` then.
         records: SHA-256 of that much of it.
         states: SHA-256 of each site's state, by file name.
+        digest: SHA-256 of all the rest.
     """
 
     round: int = -1
@@ -167,6 +170,7 @@ class Progress:
     records_bytes: Annotated[int, Field(ge=0)] = 0
     records: str = ""
     states: Mapping[str, str] = field(default_factory=dict)
+    digest: str = ""
 
 
 def commit(
@@ -197,7 +201,7 @@ def commit(
         records=checksum(records),
         states={path.name: checksum(path) for path in temporary.iterdir()},
     )
-    write_json(temporary / "progress.json", asdict(progress))
+    write_json(temporary / "progress.json", asdict(replace(progress, digest=_digest(progress))))
     _remove(final)
     temporary.replace(final)
     there = round_folders(folder)
@@ -224,23 +228,25 @@ def last_complete_round(folder: Path, engine: Engine, config: TrainConfig) -> Pr
 
     Raises:
         ConfigError: if the run was begun with other settings.
-        DataError: if a state is whole, but none of the records.
-        StateMismatchError: if a state is whole but of other sites, or of another method or network.
+        StateMismatchError: if no round is whole; or one is, but of other sites, another method or network.
     """
-    torn: DataError | None = None
+    first: PRRFLError | None = None
     for path in reversed(round_folders(folder)):
         try:
             progress = read_progress(path)
             check_records(folder, progress)
         except (StateMismatchError, DataError) as cause:
             log.warning("%s cannot be used: %s", path, cause)
-            torn = torn or (cause if isinstance(cause, DataError) else None)
+            first = first or cause
             continue
         _check_settings(folder, progress, config)
         engine.load(path)
         return progress
-    if torn:
-        raise torn
+    if first:
+        raise StateMismatchError(
+            f"{first}, nor is there another round to go on from; restore it from a copy, or remove "
+            f"{folder / 'state'} to begin anew"
+        )
     return Progress()
 
 
@@ -262,8 +268,8 @@ def read_progress(path: Path) -> Progress:
     """
     try:
         progress = TypeAdapter(Progress).validate_json(read_bytes(path / "progress.json"))
-        if path.name != f"round-{progress.round:04d}":
-            raise ValueError("it is of another round")
+        if path.name != f"round-{progress.round:04d}" or progress.digest != _digest(progress):
+            raise ValueError("its numbers were changed")
     except (OSError, ValueError) as cause:
         reason = " ".join(str(cause).split())
         raise StateMismatchError(f"{path / 'progress.json'} is not as it was written: {reason}") from None
@@ -276,24 +282,21 @@ def read_progress(path: Path) -> Progress:
     return progress
 
 
+def _digest(progress: Progress) -> str:
+    rest = {key: value for key, value in asdict(progress).items() if key != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
 def check_records(folder: Path, progress: Progress) -> None:
     """Raise unless the records until a round's end are as they were written.
 
     Raises:
-        DataError: saying so.
+        StateMismatchError: if the file cannot be read.
+        DataError: if they are not.
     """
     path = folder / "metrics.jsonl"
-    try:
-        whole = checksum(path, progress.records_bytes) == progress.records
-    except StateMismatchError as cause:
-        raise DataError(
-            f"{cause}; restore it from a copy, or remove {folder / 'state'} to begin anew"
-        ) from None
-    if not whole:
-        raise DataError(
-            f"{path} is not as it was written until the end of round {progress.round + 1}; restore it from a "
-            f"copy, or remove {folder / 'state'} to begin anew"
-        )
+    if checksum(path, progress.records_bytes) != progress.records:
+        raise DataError(f"{path} is not as it was written until the end of round {progress.round + 1}")
 
 
 def records_until(folder: Path, progress: Progress) -> list[RoundRecord]:

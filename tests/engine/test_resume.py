@@ -127,13 +127,48 @@ def test_a_crash_between_records_and_state_is_undone(settings, whole, tmp_path):
     assert files_of(folder) == files_of(whole)
 
 
-def test_a_damaged_state_is_named_and_not_used(settings, whole, tmp_path, caplog):
+@pytest.mark.parametrize("victim", ["clientA.safetensors", "progress.json", "metrics.jsonl"])
+def test_what_is_damaged_is_named_and_the_round_before_gone_on_from(
+    settings, whole, tmp_path, caplog, victim
+):
+    folder = tmp_path / "run"
+    stopped(settings, folder, 2, 0)
+    assert [path.name for path in run_folder.round_folders(folder)] == ["round-0000", "round-0001"]
+    path = folder / victim if victim.endswith("jsonl") else folder / "state/round-0001" / victim
+    path.write_bytes(path.read_bytes()[:-100] + bytes(100))
+    events = run.train(settings, run.load_data(settings), folder, resume=True)
+    assert next(events).round == 1
+    list(events)
+    assert "round-0001 cannot be used" in caplog.text
+    assert f"{victim} is not as it was written" in caplog.text
+    assert files_of(folder) == files_of(whole)
+
+
+def test_nothing_is_begun_anew_unasked(settings, tmp_path, prrfl):
     folder = tmp_path / "run"
     stopped(settings, folder, 1, 0)
-    victim = next((folder / "state").rglob("clientA.safetensors"))
+    victim = folder / "state/round-0000/clientA.safetensors"
     victim.write_bytes(victim.read_bytes()[:-100] + bytes(100))
-    list(run.train(settings, run.load_data(settings), folder, resume=True))
-    assert "clientA.safetensors is not as it was written" in caplog.text
+    before = {
+        path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".txt"
+    }
+    code, _, err = prrfl("resume", folder)
+    assert code == 2
+    assert f"{victim} is not as it was written, nor is there another round to go on from" in err
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_other_settings_are_refused_by_name(settings, whole, tmp_path, prrfl):
+    folder = tmp_path / "run"
+    stopped(settings, folder, 1, 3)
+    config = folder / "config.toml"
+    text = config.read_text()
+    config.write_text(text.replace("lr = 0.01", "lr = 0.02"))
+    code, _, err = prrfl("resume", folder)
+    assert code == 2
+    assert "config.toml: key 'lr' is 0.02, the run was begun with 0.01; put that back" in err
+    config.write_text(text.replace("allow_missing = false", "allow_missing = true"))
+    assert prrfl("resume", folder)[0] == 0
     assert files_of(folder) == files_of(whole)
 
 

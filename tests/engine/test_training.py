@@ -11,7 +11,7 @@ from prrfl.evaluation import score
 from prrfl.records import append_records, read_records
 from prrfl.tensors import WeightedMean
 from prrfl.training import Learner, Site, batches, generator, normalise, predict, train_epoch
-from prrfl.types import ExchangeRecord, RoundContext, TrainRecord
+from prrfl.types import ExchangeRecord, RoundContext, ScoreRecord, Scores, TrainRecord
 from tests.sites import tiny_examples, tiny_network, tiny_sites
 
 
@@ -131,7 +131,14 @@ def test_files_are_whole_or_absent(tmp_path):
 
 
 def test_records_survive_the_file(tmp_path):
-    records = [TrainRecord(0, 1, "a", {"loss": 0.25}), ExchangeRecord(0, {"a": 5}, 7)]
+    scores = Scores(2, 0.7, 0.5, None, 0.5, (0.5, None), ((1, 1), (0, 0)))
+    records = [
+        TrainRecord(0, 1, "a", {"loss": 0.25}),
+        ScoreRecord(0, 1, "a", "test", "model", True, "before", scores),
+        ScoreRecord(0, 1, "a", "test", "model", True, "after", scores),
+        ScoreRecord(0, 1, "a", "valid", "model", True, "after", scores),
+        ExchangeRecord(0, {"a": 5}, 7),
+    ]
     append_records(tmp_path / "m.jsonl", records[:1])
     append_records(tmp_path / "m.jsonl", records[1:])
     assert read_records(tmp_path / "m.jsonl") == records

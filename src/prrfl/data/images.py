@@ -38,8 +38,8 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 
 log = logging.getLogger("prrfl")
 _one_large = threading.Lock()
-# Pillow warns of images above a size that is larger than ours, which are refused.
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+# Pillow warns of what is odd in an image; what it cannot decode is an error below, what it can is none.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @dataclass(frozen=True)

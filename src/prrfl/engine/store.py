@@ -233,20 +233,25 @@ def _built(kind: type[T], tensors: Tensors, values: Mapping[str, object]) -> T:
     Raises:
         ValueError: if there are others.
     """
-    prefixes = set(_prefixes(kind))
-    for key in (*tensors, *values):
-        if key not in prefixes and not any(key.startswith(prefix) for prefix in prefixes):
-            raise ValueError(f"it has the unexpected '{key}'")
+    of_tensors, of_values = (
+        tuple(p for p, is_value in _prefixes(kind) if is_value == k) for k in (False, True)
+    )
+    if not isinstance(values, Mapping):
+        raise ValueError("its values have no names")
+    odd = [key for key in tensors if not key.startswith(of_tensors)] + sorted(values.keys() - set(of_values))
+    if odd:
+        raise ValueError(f"it has the unexpected '{odd[0]}'")
     value: T = _build(kind, "", tensors, values)
     return value
 
 
-def _prefixes(kind: Any, prefix: str = "") -> Iterator[str]:
+def _prefixes(kind: Any, prefix: str = "") -> Iterator[tuple[str, bool]]:
+    """Yield what the names of a kind's parts begin with, and whether each part is a value, not tensors."""
     if isinstance(kind, type) and is_dataclass(kind):
         for name, part in _parts(kind).items():
             yield from _prefixes(part, f"{prefix}{name}/")
     else:
-        yield prefix
+        yield prefix, kind != Tensors
 
 
 def _build(kind: Any, prefix: str, tensors: Tensors, values: Mapping[str, object]) -> Any:

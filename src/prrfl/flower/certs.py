@@ -17,9 +17,12 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from prrfl.data.tables import is_plain_name
 from prrfl.engine.store import replacing
-from prrfl.errors import ConfigError
+from prrfl.errors import ConfigError, ParticipationError
 from prrfl.types import ClientId
+
+LONGEST_DAYS = 36_500
 
 PrivateKey = ec.EllipticCurvePrivateKey | Ed25519PrivateKey
 
@@ -35,12 +38,16 @@ def make_certs(folder: Path, sites: Sequence[ClientId], hosts: Sequence[str], da
         days: how long the certificates hold.
 
     Raises:
-        ConfigError: if the folder holds anything, or there is no site or host.
+        ConfigError: if the folder holds anything, there is no site or host, or a host cannot be one.
+        ParticipationError: if a site's name cannot be one.
     """
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"folder {folder} is not empty; keys are never overwritten, choose another")
     if not sites or not hosts:
         raise ConfigError("name at least one site (--sites) and one host of the server (--hosts)")
+    if not 1 <= days <= LONGEST_DAYS:
+        raise ConfigError(f"days is {days}; expected 1 to {LONGEST_DAYS}")
+    check_names(sites)
     authority_key = ec.generate_private_key(ec.SECP384R1())
     authority = _authority(authority_key, days)
     server_key = ec.generate_private_key(ec.SECP384R1())
@@ -62,6 +69,17 @@ def make_certs(folder: Path, sites: Sequence[ClientId], hosts: Sequence[str], da
         _write(own / "ca.crt", ca)
         _write(own / "roster.txt", roster)
         _write(server / "nodes" / f"{name}.pub", _public(node))
+
+
+def check_names(sites: Sequence[ClientId]) -> None:
+    """Refuse names of sites that cannot name a folder, or not stand in a roster, whose lines begin with them.
+
+    Raises:
+        ParticipationError: naming the first.
+    """
+    for name in sites:
+        if not is_plain_name(name) or any(c.isspace() for c in name) or name.startswith("#"):
+            raise ParticipationError(f"a site cannot be named '{name}'; use letters, digits, - and _")
 
 
 def _authority(key: ec.EllipticCurvePrivateKey, days: int) -> x509.Certificate:
@@ -128,7 +146,11 @@ def _alternative(host: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
+        pass
+    try:
         return x509.DNSName(host)
+    except ValueError:
+        raise ConfigError(f"host '{host}' cannot be one; write other letters in punycode (xn--)") from None
 
 
 def _private(key: PrivateKey, form: PrivateFormat) -> bytes:

@@ -13,6 +13,7 @@ from prrfl.config import LARGEST_FILE, TrainConfig, checked, parse_toml
 from prrfl.engine.store import write_json
 from prrfl.errors import ConfigError, ParticipationError
 from prrfl.files import read_bytes, read_text
+from prrfl.flower.certs import check_names
 from prrfl.flower.secure_sum import FEWEST
 from prrfl.run_folder import begin, check_folder_is_free
 from prrfl.types import ClientId, RoundContext
@@ -70,6 +71,7 @@ def federate(
         ParticipationError: if there are too few sites.
     """
     names = tuple(sorted(sites))
+    check_names(names)
     if len(set(names)) < len(names):
         raise ParticipationError(f"sites are {', '.join(names)}; each must be named once")
     fewest = FEWEST if secure else 2

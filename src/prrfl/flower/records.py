@@ -109,8 +109,7 @@ def from_records(kind: type[T], records: RecordDict) -> T:
                 values[name] = _tensors(name, str(plain[f"{name}.layout"]), arrays)
             else:
                 values[name] = _adapter(hint).validate_python(plain[name], strict=True)
-    # What an array's bytes claim to be can also be too large for memory, or no array at all.
-    except (KeyError, TypeError, ValueError, EOFError, MemoryError, OverflowError, AttributeError) as cause:
+    except (KeyError, TypeError, ValueError) as cause:
         raise StateMismatchError(f"no {kind.__name__.lower()}: {' '.join(str(cause).split())}") from None
     return kind(**values)
 
@@ -132,7 +131,12 @@ def _tensors(name: str, text: str, arrays: ArrayRecord) -> dict[str, Tensor]:
 
 
 def _flat(array: Array, dtype: str) -> Tensor:
-    values = array.numpy()
+    try:
+        values = array.numpy()
+    # Bytes that are no array, or one too large for memory, raise many kinds of exceptions in NumPy; each
+    # means the same here.
+    except Exception as cause:
+        raise ValueError(f"an array cannot be read ({cause})") from None
     if values.ndim != 1 or str(values.dtype) != dtype:
         raise ValueError(f"an array is {values.dtype} of shape {values.shape}, expected {dtype} in a row")
     return torch.from_numpy(values)
