@@ -23,7 +23,8 @@ test: $(READY)
 	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow -n auto --dist loadfile
+	@# They wait for servers and clocks more than they compute.
+	$(BIN)/python -m pytest -m slow -n 3 --dist loadfile
 
 # The fuzz tests with FUZZ times as many cases, others each time; a failing one is printed with how to repeat it.
 FUZZ ?= 20

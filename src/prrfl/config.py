@@ -69,7 +69,7 @@ class TrainConfig(BaseModel):
     meme_weight: Ratio = Field(0.5, description="fml: the labels' share in the meme's loss")
 
     network: str = Field("vgg16_slim", description="network by name")
-    weights: str | None = Field(
+    weights: Path | None = Field(
         None,
         description="start from the weights of a .safetensors or .pth file; FILE#NAME where it holds several",
     )
@@ -108,7 +108,7 @@ class TrainConfig(BaseModel):
             raise ValueError("expected text in UTF-8")
         return value
 
-    @field_validator("data")
+    @field_validator("data", "weights")
     @classmethod
     def _can_be_opened(cls, value: Path | None) -> Path | None:
         if "\0" in str(value) or len(_toml(str(value)).encode()) > LONGEST_PATH:

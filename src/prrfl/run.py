@@ -82,7 +82,7 @@ def make_recipe(config: TrainConfig) -> Recipe:
     """
     network = build_network(config.network, len(config.classes), config.seed)
     if config.weights is not None:
-        load_weights(network, config.weights)
+        load_weights(network, str(config.weights))
     return Recipe(
         network=network,
         batch=config.batch,

@@ -196,7 +196,6 @@ def test_a_cohort_that_is_changed(data):
         [*COHORT[:2], signed(SITES[2], b"\1" + bytes(31))],
         [*COHORT[:2], signed(SITES[2], b"short")],
     ],
-    ids=lambda cohort: json.dumps(cohort)[:40],
 )
 def test_a_cohort_with_odd_keys(cohort):
     line = tried(lambda: masked(SHARE, SITES[0], cohort, 0), "site s0")
