@@ -289,7 +289,7 @@ def test_export_refuses_and_leaves_nothing(prrfl, run, tmp_path, monkeypatch):
     (tmp_path / "run/predictions/clientA/best.csv").unlink()
     said = refused(prrfl("export", tmp_path / "run", "--site", "clientA", "--out", tmp_path / "ex"))
     assert "predictions/clientA/best.csv is not there" in said
-    monkeypatch.setattr("prrfl.export.TOLERANCE", -1.0)
+    monkeypatch.setattr("prrfl.using.export.TOLERANCE", -1.0)
     said = refused(prrfl("export", run, "--site", "clientA", "--out", tmp_path / "ex"))
     assert "differ from the network's" in said
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "run"]

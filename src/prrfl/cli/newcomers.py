@@ -15,7 +15,7 @@ from prrfl.cli.screen import console, percent
 from prrfl.types import Scores, SiteData, Split
 
 if TYPE_CHECKING:
-    from prrfl.newcomer import Federation
+    from prrfl.using.newcomer import Federation
 
 log = logging.getLogger("prrfl")
 
@@ -25,7 +25,7 @@ Data = Annotated[Path, typer.Option(metavar="DIR", help="the new sites' data, in
 
 def evaluate_newcomers(run_folder: Path, data: Path) -> dict[str, dict[str, Scores]]:
     """Score every site's network, their ensemble and their mean on sites that took no part, and print it."""
-    from prrfl import newcomer
+    from prrfl.using import newcomer
 
     federation = newcomer.read_federation(run_folder)
     found = {}
@@ -46,9 +46,9 @@ def onboard(
 
     It needs images for training and test, none for validation.
     """
-    from prrfl import newcomer
     from prrfl.engine.store import write_json, write_tensors
     from prrfl.run_folder import check_folder_is_free
+    from prrfl.using import newcomer
 
     check_folder_is_free(out)
     federation = newcomer.read_federation(run_folder)

@@ -104,7 +104,7 @@ def evaluate(
 
 
 def _own(run_folder: Path, network: "Which", calibrate: bool) -> Mapping[str, "Judgement"]:
-    from prrfl.judging import judge_own
+    from prrfl.using.judging import judge_own
 
     found: dict[str, Judgement] = {}
     title = f"{network} network of each site on its own test images (%, 95 % intervals over images)"
@@ -144,9 +144,9 @@ def export(
     """
     if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]:
         raise ConfigError(f"the package {missing[0]} is not there; pip install 'prrfl[onnx]'")
-    from prrfl import export as exporting
     from prrfl.kept import read_kept
     from prrfl.run_folder import check_folder_is_free
+    from prrfl.using import export as exporting
 
     check_folder_is_free(out)
     kept = read_kept(run_folder, site, network, calibrate=calibrate)
