@@ -35,6 +35,7 @@ from prrfl.run_folder import (
     in_last_fifth,
     last_complete_round,
     records_until,
+    rounds_done,
     save_deployed,
 )
 from prrfl.tensors import norm_keys
@@ -119,7 +120,10 @@ def train(
         NonFiniteShareError: if training breaks down; what earlier rounds gave stays in the folder.
     """
     config = resolved(config, len(sites))
-    algorithm, recipe = config.algorithm(), make_recipe(config)
+    begun = resume and rounds_done(folder) > 0
+    # Whoever goes on has a state, and does not need the weights of the start any more.
+    recipe = make_recipe(config.model_copy(update={"weights": None}) if begun else config)
+    algorithm = config.algorithm()
     if not resume:
         check_folder_is_free(folder)
         begin(config, folder)
@@ -308,8 +312,12 @@ def resolved(config: TrainConfig, sites: int) -> TrainConfig:
     most = 1 if any(alone.values()) else sites
     workers = min(most, config.workers or max(1, cores // (config.threads or 1)))
     threads = config.threads or max(1, cores // workers)
-    data = config.data and config.data.absolute()  # so that a run can be gone on with from any folder
-    return config.model_copy(update={"workers": workers, "threads": threads, "data": data})
+    # Absolute, so that a run can be gone on with from any folder.
+    paths = {
+        "data": config.data and config.data.absolute(),
+        "weights": config.weights and config.weights.absolute(),
+    }
+    return config.model_copy(update={"workers": workers, "threads": threads, **paths})
 
 
 def environment() -> dict[str, Any]:

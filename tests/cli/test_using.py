@@ -309,6 +309,15 @@ def test_training_starts_from_published_weights(prrfl, data, tmp_path, monkeypat
     assert code == 0, err
     found = read_tensors(tmp_path / "run/models/clientA/last.safetensors")
     assert torch.allclose(found["layer1.0.conv.weight"], weights["layer1.0.conv.weight"], atol=1e-8)
+    # Going on needs no start.
+    for path in (tmp_path / "run/state/round-0001", tmp_path / "run/models"):
+        shutil.rmtree(path)
+    (tmp_path / "run/summary.json").unlink()
+    for path in tmp_path.glob("*.pth"):
+        path.unlink()
+    assert prrfl("resume", tmp_path / "run")[0] == 0
+    again = read_tensors(tmp_path / "run/models/clientA/last.safetensors")
+    assert all(again[key].equal(found[key]) for key in found)
 
 
 class Nasty:
