@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from prrfl.records import read_records
 from tests.engine.test_resume import files_of
 from tests.sites_on_disk import write_layout
 
-ROUNDS = 8
+ROUNDS = 4
 SMALL = ["--image-size", "32", "--epochs", "2", "--batch", "8", "--threads", "1", "--precision", "float32"]
 EVENTS = {"open", "os.rename", "os.remove", "os.truncate", "os.mkdir", "os.rmdir"}
 
@@ -140,8 +141,8 @@ def in_small_room(megabytes, script):
 
 
 def test_a_full_disk_and_a_read_only_one_lose_nothing(data, tmp_path):
-    prrfl = f"{sys.executable} -m prrfl"
-    train = f"{prrfl} train --data '{data}' {' '.join(SMALL)} --rounds 3 --out /mnt/r"
+    prrfl = f"{shlex.quote(sys.executable)} -m prrfl"
+    train = f"{prrfl} train --data {shlex.quote(str(data))} {' '.join(SMALL)} --rounds 3 --out /mnt/r"
     kept = tmp_path / "kept"
     # What a run of one round takes is less than 90 MB, two rounds' states and networks are more.
     done = in_small_room(
