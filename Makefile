@@ -23,8 +23,7 @@ test: $(READY)
 	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
 
 test-slow: $(READY)
-	@# They wait for servers and clocks more than they compute.
-	$(BIN)/python -m pytest -m slow -n 3 --dist load --maxschedchunk 1 --durations 5
+	$(BIN)/python -m pytest -m slow -n auto --dist loadfile --no-loadscope-reorder --durations 5
 
 # The fuzz tests with FUZZ times as many cases, others each time; a failing one is printed with how to repeat it.
 FUZZ ?= 20
