@@ -4,6 +4,7 @@ Guo, Pleiss, Sun, Weinberger: *On Calibration of Modern Neural Networks*, ICML 2
 is taken for never changes, and so neither do F1, recall and accuracy; only how sure the network says it is.
 """
 
+import logging
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +16,10 @@ from prrfl.errors import DataError
 from prrfl.types import Predictions
 
 BOUNDS = (0.05, 20.0)
-"""Between which the temperature is looked for; it ends at one of them where no error is made."""
+"""Between which the temperature is looked for. It would end at one of them where no error is made, or nothing
+but errors, which images enough do not do."""
+
+log = logging.getLogger("prrfl")
 
 
 def fit_temperature(predictions: Predictions, whose: str = "the predictions") -> float:
@@ -25,6 +29,9 @@ def fit_temperature(predictions: Predictions, whose: str = "the predictions") ->
         predictions: of the network on validation images, at temperature 1; of test images, the temperature
             would flatter the scores that are reported on them.
         whose: for messages.
+
+    Returns:
+        The temperature; 1, with a warning, where the images show none.
 
     Raises:
         DataError: if there is no image.
@@ -39,7 +46,11 @@ def fit_temperature(predictions: Predictions, whose: str = "the predictions") ->
         return float(np.mean(logsumexp(logits * scale, axis=1) - truth * scale))
 
     found = minimize_scalar(loss, bounds=np.log(BOUNDS), method="bounded", options={"xatol": 1e-6})
-    return float(np.exp(found.x))
+    temperature = float(np.exp(found.x))
+    if not BOUNDS[0] * 1.02 < temperature < BOUNDS[1] * 0.98:
+        log.warning("%s show no temperature that fits best; probabilities stay as they are", whose)
+        return 1.0
+    return temperature
 
 
 def at_temperature(predictions: Predictions, temperature: float) -> Predictions:

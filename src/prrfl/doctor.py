@@ -32,6 +32,7 @@ from prrfl.engine.store import to_bytes
 from prrfl.errors import PRRFLError
 from prrfl.machine import available_memory, multiplies_bfloat16, prepared, system, usable_cores
 from prrfl.run import load_data, make_recipe, resolved
+from prrfl.run_folder import KEPT
 from prrfl.tensors import count_bytes, norm_keys
 from prrfl.training import Recipe, Site
 from prrfl.types import Examples, RoundContext, SiteData
@@ -114,7 +115,7 @@ def examine(
     yield choice(chosen)
     try:
         recipe = make_recipe(chosen)
-    except ImportError as cause:
+    except (ImportError, PRRFLError) as cause:
         yield Finding("problem", "network", f"{chosen.network} cannot be made: {cause}")
         return
     yield from disk(chosen, source.sites, recipe)
@@ -410,8 +411,8 @@ def run_bytes(config: TrainConfig, sites: int, recipe: Recipe) -> int:
     """Return about how many bytes a run's folder takes at most."""
     weights = recipe.network.state_dict()
     state = len(to_bytes(config.algorithm().start(weights)))
-    # Two rounds' states while one is committed; the best and the last network of each site.
-    return sites * 2 * (state + count_bytes(weights))
+    # One round's states more than are kept, while they are committed; the best and the last network.
+    return sites * ((KEPT + 1) * state + 2 * count_bytes(weights))
 
 
 def folder(topic: str, path: Path, needed: int) -> Finding:

@@ -43,6 +43,7 @@ class About:
         round: index of the communication round after which it was kept.
         rounds: number of rounds of the run.
         images: per split, how many images of each class the site had.
+        weights: name of the file of weights that training started from; empty for fresh ones.
     """
 
     site: ClientId
@@ -54,6 +55,7 @@ class About:
     round: int
     rounds: int
     images: Mapping[str, tuple[int, ...]]
+    weights: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +111,7 @@ def about(config: TrainConfig, site: ClientId, model: str, index: int, data: Seq
         index,
         config.rounds,
         images,
+        config.weights.name if config.weights else "",
     )
 
 

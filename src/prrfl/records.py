@@ -66,6 +66,7 @@ def append_records(path: Path, records: Iterable[RoundRecord]) -> None:
         try:
             file.write("".join(to_line(record) for record in records))
             file.flush()
+            os.fsync(file.fileno())
         except OSError:
             os.truncate(path, end)
             raise

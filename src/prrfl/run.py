@@ -1,6 +1,7 @@
 """One run from settings to folder: load the sites, choose the engine, train, and keep all that came of it."""
 
 import logging
+import os
 import shutil
 import sys
 import time
@@ -160,6 +161,8 @@ def run_engine(
     """
     with alone(folder, patience), _log_file(folder), _events(config, folder) as add:
         remove_partial(folder)
+        for path in set(folder.glob(".rest-*")) - {_rest(folder)}:  # of runs that were killed
+            shutil.rmtree(path)
         for record in _rounds(config, algorithm, recipe, engine, names, keep, folder):
             add(record)
             yield record
@@ -254,6 +257,11 @@ REST_ABOVE = 2**30
 """Bytes of all sites' states together from which on they rest on disk while they are not in use."""
 
 
+def _rest(folder: Path) -> Path:
+    """Return where this process's states rest; one that is refused the folder must not touch another's."""
+    return folder / f".rest-{os.getpid()}"
+
+
 @contextmanager
 def open_engine(
     config: TrainConfig,
@@ -263,8 +271,7 @@ def open_engine(
     folder: Path,
 ) -> Iterator[Engine]:
     """Give the engine that the settings ask for; end its processes and remove its files afterwards."""
-    rest = folder / ".rest"
-    shutil.rmtree(rest, ignore_errors=True)  # of a run that was killed
+    rest = _rest(folder)
     state = algorithm.start(recipe.network.state_dict())
     large = len(sites) * len(to_bytes(state)) > REST_ABOVE
 

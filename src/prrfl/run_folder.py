@@ -23,7 +23,7 @@ from pydantic import Field, TypeAdapter
 
 from prrfl.config import LARGEST_FILE, TrainConfig, load_config, parse_toml
 from prrfl.engine import Deployed, Engine
-from prrfl.engine.store import checksum, write_json, write_text
+from prrfl.engine.store import checksum, sync, write_json, write_text
 from prrfl.errors import ConfigError, DataError, PRRFLError, StateMismatchError
 from prrfl.evaluation import predictions
 from prrfl.files import read_bytes, read_text
@@ -61,7 +61,7 @@ def alone(folder: Path, patience: float = 0.0) -> Iterator[None]:
         ConfigError: if another process works there.
     """
     until = time.monotonic() + patience
-    with (folder / "config.toml").open() as lock:
+    with (folder / "config.toml").open("r+") as lock:
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -204,9 +204,11 @@ def commit(
     write_json(temporary / "progress.json", asdict(replace(progress, digest=_digest(progress))))
     _remove(final)
     temporary.replace(final)
+    sync(states)
     there = round_folders(folder)
     at = there.index(final)
-    for path in set(states.iterdir()) - set(there[max(0, at + 1 - KEPT) : at + 1]):
+    # Not what else somebody put there, a copy say.
+    for path in {*there, *states.glob(".round-*")} - set(there[max(0, at + 1 - KEPT) : at + 1]):
         _remove(path)
 
 
@@ -244,15 +246,17 @@ def last_complete_round(folder: Path, engine: Engine, config: TrainConfig) -> Pr
         return progress
     if first:
         raise StateMismatchError(
-            f"{first}, nor is there another round to go on from; restore it from a copy, or remove "
-            f"{folder / 'state'} to begin anew"
+            f"{first}, nor is there another round to go on from; restore it from a copy, or begin another "
+            f"run by `prrfl train --config {folder / 'config.toml'}`"
         )
     return Progress()
 
 
 def _check_settings(folder: Path, progress: Progress, config: TrainConfig) -> None:
     now = _computed(config)
-    for key in sorted(now.keys() & progress.settings.keys()):
+    # The server over real sites trains nothing: what its machine multiplies best is not the run's.
+    free = {"precision"} if is_federation(folder) else set()
+    for key in sorted((now.keys() & progress.settings.keys()) - free):
         if now[key] != progress.settings[key]:
             raise ConfigError(
                 f"{folder / 'config.toml'}: key '{key}' is {now[key]!r}, the run was begun with "
@@ -300,9 +304,19 @@ def check_records(folder: Path, progress: Progress) -> None:
 
 
 def records_until(folder: Path, progress: Progress) -> list[RoundRecord]:
-    """Cut the records of an unfinished round off, and return the others."""
+    """Cut the records of an unfinished round off, and return the others.
+
+    Raises:
+        StateMismatchError: if there are complete rounds but no state.
+    """
     path = folder / "metrics.jsonl"
     if progress.round < 0:
+        # A kill between a round's records and its state leaves one.
+        if path.exists() and read_bytes(path).count(b'"kind": "exchange"') > 1:
+            raise StateMismatchError(
+                f"{path} holds complete rounds, {folder / 'state'} no state to go on from; restore it from a "
+                f"copy, or begin another run by `prrfl train --config {folder / 'config.toml'}`"
+            )
         path.unlink(missing_ok=True)
         return []
     os.truncate(path, progress.records_bytes)

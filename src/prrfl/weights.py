@@ -24,13 +24,18 @@ def read_weights(file: str) -> dict[str, Tensor]:
     Raises:
         StateMismatchError: if the file is absent, torn, or holds anything but tensors.
     """
-    path, _, name = file.partition("#")
+    path, name = file, ""
+    if not Path(file).is_file():
+        path, _, name = file.rpartition("#") if "#" in file else (file, "", "")
     if not Path(path).is_file():
         raise StateMismatchError(f"weights {path} are not there; give a .safetensors or .pth file")
     found: Mapping[str, object] = (
         read_tensors(Path(path)) if Path(path).suffix == ".safetensors" else _pth(Path(path))
     )
     tensors = _chosen(path, found, name)
+    for key, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+            raise StateMismatchError(f"weights {path}: '{key}' is no plain tensor; save a plain state_dict")
     if all(key.startswith(PARALLEL) for key in tensors):
         return {key.removeprefix(PARALLEL): tensor for key, tensor in tensors.items()}
     return tensors
@@ -69,11 +74,10 @@ def _chosen(path: str, found: Mapping[str, object], name: str) -> dict[str, Tens
     if not name and found and all(isinstance(value, Tensor) for value in found.values()):
         return {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
     networks = {str(key): value for key, value in found.items() if isinstance(value, Mapping)}
-    if not name and len(networks) == 1:
-        return _chosen(path, next(iter(networks.values())), "")
-    if name in networks:
-        return _chosen(path, networks[name], "")
-    if not networks:
+    inner = networks.get(name) if name else next(iter(networks.values())) if len(networks) == 1 else None
+    if inner and all(isinstance(value, Tensor) for value in inner.values()):
+        return _chosen(path, inner, "")
+    if not networks or inner is not None:
         raise StateMismatchError(f"weights {path} hold no state_dict; expected tensors by name")
     there = ", ".join(sorted(networks))
     if name:

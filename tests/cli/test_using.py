@@ -20,7 +20,7 @@ from prrfl.engine.store import read_tensors
 from prrfl.kept import kept_path, read_about
 from prrfl.models import build_network
 from prrfl.records import read_predictions
-from prrfl.reports.calibration import calibration_error, reliability
+from prrfl.reports.calibration import calibration_error, chance_error, reliability
 from prrfl.reports.judgement import judge
 from prrfl.types import Predictions
 from tests.sites_on_disk import write_layout
@@ -209,6 +209,20 @@ def test_a_temperature_undoes_overconfidence():
     )
 
 
+def test_no_temperature_is_made_up_where_no_error_shows(caplog):
+    p = torch.full((12, 2), 0.5, dtype=torch.float64) + torch.tensor([0.01, -0.01])
+    assert fit_temperature(Predictions(tuple("abcdefghijkl"), torch.zeros(12, dtype=torch.long), p)) == 1.0
+    assert "no temperature that fits best" in caplog.text
+
+
+def test_what_calibration_error_is_chance():
+    few = sharp(60, 1.0, seed=1)  # perfectly calibrated, by construction
+    assert chance_error(few) == pytest.approx(
+        np.mean([calibration_error(sharp(60, 1.0, seed=s)) for s in range(99)]), abs=0.02
+    )
+    assert chance_error(sharp(4000, 1.0)) < 0.03 < 0.1 < chance_error(few) + 0.02
+
+
 def test_calibration_error_by_hand():
     p = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.3, 0.7]], dtype=torch.float64)
     predictions = Predictions(tuple("abcd"), torch.tensor([0, 1, 0, 0]), p)
@@ -229,9 +243,8 @@ def test_a_judgement_is_scikit_learns():
     assert found.log_loss == pytest.approx(log_loss(truth, predictions.probabilities.numpy()))
     assert found.accuracy.value == pytest.approx((truth == answer).mean())
     assert sum(map(sum, found.confusion)) == 200
-    low, high = found.accuracy.interval
-    # The bootstrap's interval of a share is the binomial's, nearly.
-    assert high - low == pytest.approx(2 * 1.96 * math.sqrt(0.25 / 200), rel=0.25)
+    sure = judge(Predictions(tuple("abc"), torch.zeros(3, dtype=torch.long), torch.tensor([[0.9, 0.1]] * 3)))
+    assert sure.recall[0].interval == pytest.approx((0.439, 1.0), abs=1e-3)  # Wilson's, of 3 of 3
     lone = judge(Predictions(("a",), torch.tensor([1]), torch.tensor([[0.2, 0.8]])))
     assert lone.auc.value is None
     assert lone.recall[0].value is None
@@ -280,6 +293,16 @@ def test_the_card_s_python_runs(prrfl, run, data, tmp_path, monkeypatch):
     assert found["probabilities"].sum() == pytest.approx(1, abs=1e-5)
 
 
+def test_export_touches_nothing_beside_it(prrfl, run, tmp_path):
+    (tmp_path / ".model").mkdir()
+    (tmp_path / ".model/keep.txt").write_text("mine")
+    assert prrfl("export", run, "--site", "clientA", "--out", tmp_path / "model")[0] == 0
+    assert (tmp_path / ".model/keep.txt").read_text() == "mine"
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".model", "model"]
+    # No line of source and no folder of this machine goes out with it.
+    assert b"forward" not in (tmp_path / "model/model.onnx").read_bytes()
+
+
 def test_export_refuses_and_leaves_nothing(prrfl, run, tmp_path, monkeypatch):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/a.txt").write_text("keep")
@@ -295,10 +318,13 @@ def test_export_refuses_and_leaves_nothing(prrfl, run, tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "run"]
 
 
-@pytest.mark.parametrize("form", ["plain.pth", "parallel.pth", "several.pth#model_1", "file.safetensors"])
+@pytest.mark.parametrize(
+    "form", ["a#b.pth", "plain.pth", "parallel.pth", "several.pth#model_1", "file.safetensors"]
+)
 def test_training_starts_from_published_weights(prrfl, data, tmp_path, monkeypatch, form):
     weights = build_network("vgg16_slim", 3, seed=77).state_dict()
     torch.save(weights, tmp_path / "plain.pth")
+    torch.save(weights, tmp_path / "a#b.pth")
     torch.save({f"module.{key}": value for key, value in weights.items()}, tmp_path / "parallel.pth")
     other = build_network("vgg16_slim", 3, seed=78).state_dict()
     torch.save({"model_0": other, "model_1": weights, "round": 3}, tmp_path / "several.pth")
@@ -336,6 +362,9 @@ class Nasty:
             "hold several networks; choose one: .*#NAME of a, b",
         ),
         ({"fc": torch.zeros(3)}, "lacks tensor|has the unexpected tensor"),
+        ({"w": torch.zeros(2, device="meta")}, "'w' is no plain tensor"),
+        ({"w": torch.zeros(2, 2).to_sparse()}, "'w' is no plain tensor"),
+        ({"a": {"b": {"c": {}}}}, "hold no state_dict"),
         (None, "cannot be read as tensors alone"),
     ],
 )

@@ -82,7 +82,7 @@ def test_states_may_rest_on_disk_meanwhile(settings, whole, tmp_path, monkeypatc
     stopped(settings, tmp_path / "run", 1, 9)
     list(run.train(settings, run.load_data(settings), tmp_path / "run", resume=True))
     assert files_of(tmp_path / "run") == files_of(whole)
-    assert not (tmp_path / "run/.rest").exists()
+    assert not list((tmp_path / "run").glob(".rest*"))
 
 
 def test_workers_do_not_change_a_bit(settings, tmp_path):
@@ -156,6 +156,32 @@ def test_nothing_is_begun_anew_unasked(settings, tmp_path, prrfl):
     assert code == 2
     assert f"{victim} is not as it was written, nor is there another round to go on from" in err
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_records_without_a_state_are_not_thrown_away(settings, tmp_path, prrfl):
+    folder = tmp_path / "run"
+    stopped(settings, folder, 2, 0)
+    shutil.rmtree(folder / "state")
+    before = (folder / "metrics.jsonl").read_bytes()
+    code, _, err = prrfl("resume", folder)
+    assert code == 2
+    assert "metrics.jsonl holds complete rounds" in err
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_refused_process_leaves_resting_states_alone(settings, whole, tmp_path, monkeypatch, prrfl):
+    monkeypatch.setattr(run, "REST_ABOVE", 0)
+    steps = run.train(settings, run.load_data(settings), tmp_path / "run")
+    for _ in range(9):
+        next(steps)
+    # Another process, by its number: this one could not tell itself apart.
+    with monkeypatch.context() as other:
+        other.setattr(run.os, "getpid", lambda: 1)
+        code, _, err = prrfl("resume", tmp_path / "run")
+    assert code == 2
+    assert "another process works in" in err
+    list(steps)
+    assert files_of(tmp_path / "run") == files_of(whole)
 
 
 def test_other_settings_are_refused_by_name(settings, whole, tmp_path, prrfl):

@@ -117,7 +117,7 @@ def _own(run_folder: Path, network: "Which", calibrate: bool) -> Mapping[str, "J
                     table.add_column(name, justify="left" if name == "site" else "right")
             found[kept.site] = judgement
             scores = (judgement.macro_f1, judgement.auc, *judgement.recall)
-            error = percent(judgement.calibration_error)
+            error = f"{percent(judgement.calibration_error)}\nby chance {100 * judgement.chance_error:.0f}"
             table.add_row(kept.site, str(judgement.images), *map(_with_interval, scores), error)
     console.print(table)
     return found

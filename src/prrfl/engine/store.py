@@ -23,6 +23,9 @@ from prrfl.types import ClientId, Tensors
 T = TypeVar("T")
 
 
+UMASK = os.umask(0)
+os.umask(UMASK)  # it can only be read by setting it
+
 PARTIAL = ".partial-"
 """What the names of files begin with that are not whole yet."""
 
@@ -31,6 +34,15 @@ def remove_partial(folder: Path) -> None:
     """Remove what a process that was killed left half-written; nobody else may be writing there."""
     for path in folder.rglob(f"{PARTIAL}*"):
         path.unlink(missing_ok=True)
+
+
+def sync(folder: Path) -> None:
+    """Have what a folder lists outlast a power failure."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 @contextmanager
@@ -44,8 +56,9 @@ def replacing(path: Path, mode: int = 0o644) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
-        temporary.chmod(mode)
+        temporary.chmod(mode & ~UMASK)
         temporary.replace(path)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -96,12 +96,14 @@ def federate(
                     f"run folder {folder} was begun with {key} = {asdict(begun)[key]!r}, now it is "
                     f"{value!r}; give the same to go on with it, or choose another folder"
                 )
+        if not (folder / "config.toml").is_file():  # it was killed just then
+            begin(config, folder)
         return begun
     check_folder_is_free(folder)
     experiment = f"{_plain(folder.name)}-{uuid4().hex[:8]}"
     federation = Federation(experiment, dict(settings), names, quorum, deadline, secure)
-    begin(config, folder)
     write_json(path, asdict(federation))
+    begin(config, folder)
     return federation
 
 

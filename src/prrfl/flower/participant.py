@@ -37,6 +37,7 @@ from prrfl.engine.store import (
     read_state,
     remove_partial,
     replacing,
+    sync,
     to_bytes,
     write_json,
     write_state,
@@ -59,6 +60,9 @@ log = logging.getLogger("prrfl")
 
 CHECKSUMS = "checksums.json"
 """SHA-256 of each other file of a step's folder, by name."""
+
+STEP = 6 * "[0-9]" + "-[12]-*ed"
+"""What a step's folder is called; a copy of one that somebody put beside it is none."""
 
 KEPT = 3
 """States that a site keeps: enough to go back to where a server's last complete round ended."""
@@ -126,7 +130,12 @@ class Participant:
             ConfigError: if they do not hold here.
         """
         given = _object(order.settings, "the server's settings")
-        own = {"data": local.data, "device": local.device, "allow_missing": local.allow_missing}
+        own = {
+            "data": local.data,
+            "device": local.device,
+            "allow_missing": local.allow_missing,
+            "weights": None,
+        }
         config = checked({**given, **own, "workers": 1, "threads": local.threads}, "the server's settings")
         self.order, self.local = order, local
         self.config: TrainConfig = resolved(config, 1)
@@ -294,7 +303,7 @@ class Participant:
 
     def _state_before(self) -> Any:
         """Return the state that the round begins with: the last one before it, or the common start."""
-        states = sorted(path for path in (self.folder / "state").glob("[0-9]*") if path.is_dir())
+        states = sorted(path for path in (self.folder / "state").glob(STEP) if path.is_dir())
         earlier = [path for path in states if path.name < self._path("trained").name]
         if earlier:
             if torn := _torn(earlier[-1]):
@@ -350,7 +359,8 @@ class Participant:
             write_text(temporary / name, text)
         write_json(temporary / CHECKSUMS, {path.name: checksum(path) for path in temporary.iterdir()})
         temporary.replace(final)
-        every = sorted(final.parent.glob("[0-9]*"))
+        sync(final.parent)
+        every = sorted(final.parent.glob(STEP))
         at = every.index(final)
         for path in every[: max(0, at + 1 - KEPT)] + every[at + 1 :]:
             shutil.rmtree(path, ignore_errors=True)

@@ -2,9 +2,11 @@
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import fmean
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator
 
@@ -55,6 +57,14 @@ def calibration_error(predictions: Predictions, bins: int = BINS) -> float:
     there = reliability(predictions, bins)
     total = sum(b.images for b in there)
     return sum(b.images * abs(b.accuracy - b.confidence) for b in there) / total
+
+
+def chance_error(predictions: Predictions, seed: int = 0, draws: int = 200) -> float:
+    """Return the mean calibration error under labels drawn from the predictions, which fit them perfectly."""
+    values = predictions.probabilities.double()
+    draw = torch.Generator().manual_seed(seed)
+    labels = torch.multinomial(values, draws, replacement=True, generator=draw)
+    return fmean(calibration_error(replace(predictions, labels=column)) for column in labels.unbind(1))
 
 
 def draw_reliability(curves: Sequence[tuple[str, Predictions]], title: str) -> bytes:

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 
-from prrfl.reports.calibration import calibration_error
+from prrfl.reports.calibration import calibration_error, chance_error
 from prrfl.reports.statistics import Floats, macro_auc, macro_f1, percentile_interval, resamples
 from prrfl.types import Predictions
 
@@ -14,8 +15,10 @@ DRAWS = 2000
 
 @dataclass(frozen=True)
 class Measured:
-    """A score, a fraction, and its 95 % percentile interval over bootstrap samples of the images.
+    """A score, a fraction, and its 95 % interval.
 
+    Percentiles over bootstrap samples of the images; for a share of images Wilson's, because resampling knows
+    nothing of what a few images did not show.
     ``None`` where it is not defined: AUC of a single class, recall of a class without images.
     """
 
@@ -31,6 +34,7 @@ class Judgement:
         images: number of images.
         recall: per class, share of its images found.
         calibration_error: see :func:`prrfl.reports.calibration.calibration_error`.
+        chance_error: the calibration error that a perfectly calibrated network would show on as many images.
         log_loss: mean negative log-likelihood of the true class, in nats.
         confusion: rows are true classes, columns predicted ones.
     """
@@ -41,6 +45,7 @@ class Judgement:
     accuracy: Measured
     recall: tuple[Measured, ...]
     calibration_error: float
+    chance_error: float
     log_loss: float
     confusion: tuple[tuple[int, ...], ...]
 
@@ -66,19 +71,21 @@ def judge(predictions: Predictions, seed: int = 0) -> Judgement:
         images=images,
         macro_f1=_measured(macro_f1(counts, labels, predicted)),
         auc=_measured(macro_auc(counts, labels, values) if len(set(labels)) > 1 else np.full(1, np.nan)),
-        accuracy=_measured(_share(counts, right, np.ones(images, bool))),
-        recall=tuple(_measured(_share(counts, right, labels == c)) for c in range(classes)),
+        accuracy=_share(right),
+        recall=tuple(_share(right[labels == c]) for c in range(classes)),
         calibration_error=calibration_error(predictions),
+        chance_error=chance_error(predictions, seed),
         log_loss=float(-np.log(np.clip(values[np.arange(images), labels], 1e-300, None)).mean()),
         confusion=tuple(tuple(map(int, row)) for row in confusion),
     )
 
 
-def _share(counts: Floats, right: NDArray[np.bool_], among: NDArray[np.bool_]) -> Floats:
-    """Return, per sample, which share of some images is right."""
-    with np.errstate(invalid="ignore"):  # none of none
-        share: Floats = counts @ (right & among) / (counts @ among)
-    return share
+def _share(right: NDArray[np.bool_]) -> Measured:
+    """Return which share of some images is right."""
+    if not len(right):
+        return Measured(None, None)
+    ends = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
+    return Measured(float(right.mean()), (float(ends.low), float(ends.high)))
 
 
 def _measured(samples: Floats) -> Measured:

@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from prrfl.calibration import at_temperature
-from prrfl.engine.store import replacing, write_text
+from prrfl.engine.store import PARTIAL, replacing, write_text
 from prrfl.errors import PRRFLError
 from prrfl.kept import Kept, Which, predictions_path, sites_of
 from prrfl.records import read_predictions
@@ -64,8 +65,10 @@ def export(kept: Kept, run_folder: Path, which: Which, out: Path) -> float:
     as_it_is = read_predictions(predictions_path(run_folder, kept.site, which, "test"))
     calibrated = None if kept.temperature == 1 else at_temperature(as_it_is, kept.temperature)
     curves = [("as it is", as_it_is), *([("calibrated", calibrated)] if calibrated else [])]
-    temporary = out.with_name(f".{out.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
+    out = out.absolute()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=out.parent))
+    temporary.chmod(0o755)
     try:
         off = write_onnx(kept, temporary / "model.onnx")
         title = f"{kept.site}, {len(as_it_is.labels)} test images"
@@ -76,7 +79,7 @@ def export(kept: Kept, run_folder: Path, which: Which, out: Path) -> float:
             "site": kept.site,
             "which": which,
             "temperature": kept.temperature,
-            "valid": sum(kept.about.images["valid"]),
+            "valid": len(read_predictions(predictions_path(run_folder, kept.site, which, "valid")).labels),
             "version": version("prrfl"),
             "today": date.today().isoformat(),
             "file": "model.onnx",
@@ -102,7 +105,7 @@ def write_onnx(kept: Kept, path: Path) -> float:
     """
     import onnxruntime
 
-    whole = PixelsToProbabilities(kept).eval()
+    whole = PixelsToProbabilities(kept)
     size = kept.about.image_size
     example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
     with _quiet():
@@ -116,6 +119,8 @@ def write_onnx(kept: Kept, path: Path) -> float:
             dynamic_shapes=({0: torch.export.Dim("batch")},),
         )
     assert program is not None
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()  # lines of source and folders of this machine
     program.model.metadata_props.update(
         prrfl=version("prrfl"),
         classes=json.dumps(kept.about.classes),

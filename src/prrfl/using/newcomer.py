@@ -68,10 +68,10 @@ def read_federation(folder: Path) -> Federation:
         ConfigError: if the folder holds no run, or one over real sites.
         StateMismatchError: if no round of it was completed, or its state is damaged.
     """
-    config = run_folder.settings_of(folder)
+    config = run_folder.settings_of(folder, device="auto")
     if run_folder.is_federation(folder):
         raise ConfigError(f"{folder} is a run over real sites, whose networks stay with them")
-    algorithm, recipe = config.algorithm(), run.make_recipe(config)
+    algorithm, recipe = config.algorithm(), run.make_recipe(config.model_copy(update={"weights": None}))
     rounds = run_folder.round_folders(folder)
     if not rounds:
         raise StateMismatchError(f"{folder} holds no complete round; go on with it by `prrfl resume`")
@@ -117,7 +117,8 @@ def onboard(federation: Federation, site: SiteData, epochs: int = 5, seed: int =
     place = Site(site, recipe)
     adapted = reestimate_norms(federation.mean, site.train, recipe)
     ours = _train(federation.algorithm, adapted, place, epochs, seed)
-    alone = _train(Local(), recipe.network.state_dict(), place, epochs, seed)
+    start = run.make_recipe(federation.config).network.state_dict()
+    alone = _train(Local(), start, place, epochs, seed)
     length = f"{epochs} epoch" if epochs == 1 else f"{epochs} epochs"
     steps = {
         federation.mean_name: federation.mean,
