@@ -196,8 +196,8 @@ class Fleet:
                 if not math.isclose(summed.weight, len(parts) * expected.weight, abs_tol=1e-6):
                     raise StateMismatchError(
                         f"round {ctx.round + 1}: masks are left in the sum of the shares of "
-                        f"{', '.join(parts)}; one of these sites sent another sum than was asked for: leave "
-                        "it out by --sites"
+                        f"{', '.join(parts)}; one of these sites sent another sum than was asked for: begin "
+                        "another run without it"
                     )
                 yield Arrival(summed, size)
                 return
