@@ -22,6 +22,7 @@ from prrfl.config import TrainConfig, load_config
 from prrfl.data.synthetic import GeneratedData, cached
 from prrfl.engine.store import write_text
 from prrfl.errors import ConfigError, DataError
+from prrfl.kept import predictions_path
 from prrfl.machine import usable_cores
 from prrfl.records import read_predictions, read_records
 from prrfl.reports import comparison, tables
@@ -238,7 +239,7 @@ def _read_run(folder: Path, config: TrainConfig) -> comparison.Run:
         seed=config.seed,
         records=read_records(folder / "metrics.jsonl", classes=len(config.classes)),
         predictions={
-            site: read_predictions(folder / "predictions" / site / "best.csv", config.classes)
+            site: read_predictions(predictions_path(folder, site, "best", "test"), config.classes)
             for site in summary["best"]["sites"]
         },
         seconds=summary["seconds"],

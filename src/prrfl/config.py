@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from prrfl.algorithms import ALGORITHMS, Algorithm
 from prrfl.errors import ConfigError, nearest
 from prrfl.files import read_text
-from prrfl.machine import multiplies_bfloat16
+from prrfl.machine import best_device, multiplies_bfloat16
 from prrfl.models import NETWORKS
 
 LARGEST_FILE = 2**14
@@ -152,7 +152,7 @@ class TrainConfig(BaseModel):
     @classmethod
     def _usable_device(cls, value: str) -> str:
         if value == "auto":
-            return "cuda" if torch.cuda.is_available() else "cpu"
+            return best_device()
         try:
             torch.zeros(1, device=value).item()
         except (RuntimeError, AssertionError, ValueError) as cause:

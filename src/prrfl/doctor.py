@@ -404,7 +404,7 @@ def disk(config: TrainConfig, sites: int, recipe: Recipe) -> Iterator[Finding]:
     yield folder("runs", Path("runs"), run_bytes(config, sites, recipe))
     if config.data is None:
         spec = GeneratedData(config.sites, config.images, config.image_size, config.seed)
-        yield folder("generated data", cache_folder(), 3 * spec.sites * spec.images * spec.size**2)
+        yield folder("generated data", cache_folder(), spec.bytes)
 
 
 def run_bytes(config: TrainConfig, sites: int, recipe: Recipe) -> int:

@@ -39,7 +39,12 @@ def score(logits: Tensor, labels: Tensor) -> Scores:
 def predictions(logits: Tensor, examples: Examples, temperature: float = 1.0) -> Predictions:
     """Return what a network says of examples, from its (N, C) logits, divided by a temperature."""
     ids = examples.ids or tuple(map(str, range(len(examples))))
-    return Predictions(ids, examples.labels, (logits.double() / temperature).softmax(1))
+    return Predictions(ids, examples.labels, probabilities(logits, temperature))
+
+
+def probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Return the float64 softmax of (N, C) logits, divided by a temperature."""
+    return (logits.double() / temperature).softmax(1)
 
 
 def macro_auc(probabilities: Tensor, labels: Tensor) -> float | None:

@@ -19,11 +19,11 @@ from prrfl.data.images import SPLITS, read_image
 from prrfl.engine.in_process import POOL
 from prrfl.engine.store import read_notes, read_tensors, write_tensors
 from prrfl.errors import ConfigError, StateMismatchError, nearest
-from prrfl.evaluation import predictions
+from prrfl.evaluation import predictions, probabilities
 from prrfl.models import NETWORKS, build_network
 from prrfl.records import read_predictions
 from prrfl.tensors import check_same_layout
-from prrfl.training import Recipe, batches, forward, predict, scoring_batch
+from prrfl.training import Recipe, forward, predict, prepare, scoring_batch
 from prrfl.types import ClientId, Examples, Predictions, SiteData, Split, Tensors
 
 Which = Literal["best", "last"]
@@ -63,24 +63,20 @@ class Kept:
     """A network that a run kept, ready to use.
 
     Attributes:
-        file: where it was read.
         site: whom it is used for.
         weights: its state_dict.
         recipe: its architecture and the preparation of its inputs; in float32, whatever the training's
             precision, so that what it says of an image does not depend on the machine's best arithmetic.
         temperature: its logits are divided by it; see :mod:`prrfl.calibration`.
+        fitted_on: number of validation images that the temperature was fitted on; 0 where none was asked for.
     """
 
-    file: Path
     site: ClientId
     about: About
     weights: Tensors
     recipe: Recipe
     temperature: float = 1.0
-
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """Return the probabilities of (N, C) logits, in float64."""
-        return (logits.double() / self.temperature).softmax(1)
+    fitted_on: int = 0
 
 
 def about(config: TrainConfig, site: ClientId, model: str, index: int, data: Sequence[SiteData]) -> About:
@@ -185,14 +181,15 @@ def read_kept(
             f"{path} is not there yet: the best is chosen among the last 20 % of rounds; take the last by "
             "--network last"
         )
-    temperature = 1.0
+    temperature, fitted_on = 1.0, 0
     if calibrate:
         known = predictions_path(folder, site, which, "valid")
-        temperature = fit_temperature(read_predictions(known), str(known))
+        valid = read_predictions(known)
+        temperature, fitted_on = fit_temperature(valid, str(known)), len(valid.labels)
     weights, about = read_tensors(path), read_about(path)
     network = build_network(about.network, len(about.classes))
     check_same_layout(network.state_dict(), weights, str(path))
-    return Kept(path, site, about, weights, Recipe(network, device=device), temperature)
+    return Kept(site, about, weights, Recipe(network, device=device), temperature, fitted_on)
 
 
 def read_about(path: Path) -> About:
@@ -240,8 +237,8 @@ def classify(kept: Kept, images: Sequence[Path]) -> Iterator[tuple[Path, Tensor]
             while now:
                 then = batch()
                 pixels = np.stack([decoded.result() for _, decoded in now])
-                probabilities = kept.probabilities(_logits(network, pixels, kept.recipe))
-                yield from zip((path for path, _ in now), probabilities, strict=True)
+                found = probabilities(_logits(network, pixels, kept.recipe), kept.temperature)
+                yield from zip((path for path, _ in now), found, strict=True)
                 now = then
         finally:
             pool.shutdown(cancel_futures=True)
@@ -249,9 +246,7 @@ def classify(kept: Kept, images: Sequence[Path]) -> Iterator[tuple[Path, Tensor]
 
 def _logits(network: nn.Module, pixels: NDArray[np.uint8], recipe: Recipe) -> Tensor:
     """Return the (N, C) logits of (N, H, W, 3) pixels."""
-    inputs = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-    examples = Examples(inputs, torch.zeros(len(inputs), dtype=torch.int64))
+    inputs = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(recipe.device)
     with torch.inference_mode():
-        ((prepared, _),) = batches(examples, recipe, len(inputs))
-        (logits,) = forward([network], prepared, recipe)
+        (logits,) = forward([network], prepare(inputs, recipe), recipe)
     return logits.cpu().clone()

@@ -43,6 +43,11 @@ def prepared(threads: int, device: str) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def best_device() -> str:
+    """Return ``cuda`` where there is a GPU that can be used, else ``cpu``."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def multiplies_bfloat16(device: str) -> bool:
     """Return whether a device has instructions for bfloat16, so that it is faster than float32 there."""
     if torch.device(device).type == "cuda":

@@ -101,19 +101,18 @@ def _check_scores(scores: Scores) -> None:
         raise ValueError("its confusion does not count its images")
 
 
-def read_records(path: Path, size: int | None = None, classes: int | None = None) -> list[RoundRecord]:
+def read_records(path: Path, classes: int | None = None) -> list[RoundRecord]:
     """Read a ``metrics.jsonl``.
 
     Args:
         path: the file.
-        size: read so many bytes from its beginning; all, if not given.
         classes: how many classes its scores must have; any number, if not given.
 
     Raises:
         DataError: naming the file and the line that is no record, or none of the round that it stands in.
     """
     try:
-        lines = read_bytes(path)[:size].splitlines()
+        lines = read_bytes(path).splitlines()
     except FileNotFoundError:
         raise DataError(f"{path} is not there; expected the folder of a run") from None
     except OSError as cause:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from prrfl.engine.store import write_text
 from prrfl.errors import ConfigError, DataError, ParticipationError
+from prrfl.kept import Which, predictions_path
 from prrfl.records import read_predictions, read_records
 from prrfl.reports.page import Sample, run_page
 from prrfl.run import load_data
@@ -36,9 +37,9 @@ def report(folder: Path) -> dict[str, Any]:
     # Over real sites, neither predictions nor images come to the server.
     there = [] if is_federation(folder) else list(summary["best"]["sites"])
     # Before the rounds that compete for the best, the last one is all there is.
-    which = "last" if summary["rounds"] <= settings.rounds - last_fifth(settings.rounds) else "best"
+    which: Which = "last" if summary["rounds"] <= settings.rounds - last_fifth(settings.rounds) else "best"
     predictions = {
-        site: read_predictions(folder / "predictions" / site / f"{which}.csv", settings.classes)
+        site: read_predictions(predictions_path(folder, site, which, "test"), settings.classes)
         for site in there
     }
     try:

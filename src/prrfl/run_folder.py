@@ -23,7 +23,7 @@ from pydantic import Field, TypeAdapter
 
 from prrfl.config import LARGEST_FILE, TrainConfig, load_config, parse_toml
 from prrfl.engine import Deployed, Engine
-from prrfl.engine.store import checksum, sync, write_json, write_text
+from prrfl.engine.store import changed_file, checksum, sync, write_json, write_text
 from prrfl.errors import ConfigError, DataError, PRRFLError, StateMismatchError
 from prrfl.evaluation import predictions
 from prrfl.files import read_bytes, read_text
@@ -280,9 +280,8 @@ def read_progress(path: Path) -> Progress:
     states = {file.name for file in path.glob("*.safetensors")}
     if odd := states ^ progress.states.keys():
         raise StateMismatchError(f"{path / min(odd)} is absent, or was not written by the run")
-    for name, expected in progress.states.items():
-        if checksum(path / name) != expected:
-            raise StateMismatchError(f"{path / name} is not as it was written")
+    if torn := changed_file(path, progress.states):
+        raise StateMismatchError(f"{torn} is not as it was written")
     return progress
 
 

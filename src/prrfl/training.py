@@ -136,7 +136,6 @@ def batches(
     chunks = list(torch.split(order, size))
     if len(chunks) > 1 and len(chunks[-1]) == 1:
         chunks[-2:] = [torch.cat(chunks[-2:])]
-    dtype = torch.float64 if recipe.precision == "float64" else torch.float32
     for chunk in chunks:
         # The order is drawn on the CPU, so that it is the same on every device. Nothing here, nor in a step,
         # waits for a GPU: losses and outputs stay there until the epoch is over.
@@ -144,10 +143,13 @@ def batches(
         inputs = data.inputs[chunk].to(recipe.device, non_blocking=True)
         if recipe.augment is not None and draw is not None:
             inputs = recipe.augment(inputs, draw)
-        inputs = recipe.normalise(inputs).to(dtype)
-        if inputs.ndim == 4:
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
-        yield inputs, data.labels[chunk].to(recipe.device, non_blocking=True)
+        yield prepare(inputs, recipe), data.labels[chunk].to(recipe.device, non_blocking=True)
+
+
+def prepare(inputs: Tensor, recipe: Recipe) -> Tensor:
+    """Return raw inputs as a network takes them: normalised, in its type, images channels-last."""
+    inputs = recipe.normalise(inputs).to(torch.float64 if recipe.precision == "float64" else torch.float32)
+    return inputs.contiguous(memory_format=torch.channels_last) if inputs.ndim == 4 else inputs
 
 
 @dataclass(frozen=True, eq=False)

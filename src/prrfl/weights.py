@@ -25,8 +25,8 @@ def read_weights(file: str) -> dict[str, Tensor]:
         StateMismatchError: if the file is absent, torn, or holds anything but tensors.
     """
     path, name = file, ""
-    if not Path(file).is_file():
-        path, _, name = file.rpartition("#") if "#" in file else (file, "", "")
+    if not Path(file).is_file() and "#" in file:
+        path, _, name = file.rpartition("#")
     if not Path(path).is_file():
         raise StateMismatchError(f"weights {path} are not there; give a .safetensors or .pth file")
     found: Mapping[str, object] = (

@@ -301,17 +301,20 @@ def test_every_dependency_and_extra_of_this_package_is_looked_at():
     assert not {one.topic for one in doctor.extras()} & {"extra dev", "extra docs"}
 
 
-def test_a_machine_without_extras_is_ready(call, monkeypatch):
+def uninstall(monkeypatch, package):
     there = doctor.installed_version
-    monkeypatch.setattr(doctor, "installed_version", lambda name: None if name == "flwr" else there(name))
+    monkeypatch.setattr(doctor, "installed_version", lambda name: None if name == package else there(name))
+
+
+def test_a_machine_without_extras_is_ready(call, monkeypatch):
+    uninstall(monkeypatch, "flwr")
     code, out = call()
     assert code == 0
     assert re.search(r"! +extra flower +flwr is not installed\s+→ pip install 'prrfl\[flower\]'", out), out
 
 
 def test_a_missing_package_is_a_problem(call, monkeypatch):
-    there = doctor.installed_version
-    monkeypatch.setattr(doctor, "installed_version", lambda name: None if name == "monai" else there(name))
+    uninstall(monkeypatch, "monai")
     code, out = call()
     assert code == 1
     assert re.search(r"✗ +packages +monai is not installed\s+→ pip install 'monai>=", out), out

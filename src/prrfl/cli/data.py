@@ -32,12 +32,11 @@ def check(
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="write the findings there too")] = None,
 ) -> None:
     """Count classes; find copies, leaking groups, missing and broken files. Exit code 1 if files are."""
-    from prrfl.config import checked
     from prrfl.data.check import check as examine
     from prrfl.data.sources import read_entries
     from prrfl.engine.store import write_json
 
-    names = checked({"classes": classes}, "flags", {"classes": classes}).classes
+    names = _names(classes)
     entries = read_entries(source, image_size=image_size, classes=names)
     with _progress("reading images", len(entries)) as seen:
         found = examine(entries, names, batch, seen)
@@ -46,6 +45,14 @@ def check(
         write_json(json, asdict(found))
     if found.missing or found.broken:
         raise typer.Exit(1)
+
+
+def _names(classes: str) -> tuple[str, ...]:
+    """Return the class names of a flag, checked as those of a run's settings."""
+    from prrfl.config import checked
+
+    given = {"classes": classes}
+    return checked(given, "flags", given).classes
 
 
 def _print(found: "Findings", classes: tuple[str, ...], batch: int) -> None:
@@ -107,14 +114,13 @@ def split(
 
     That holds within each site: what two sites share is not looked at; `prrfl data check` counts it.
     """
-    from prrfl.config import checked
     from prrfl.data.check import hashes
     from prrfl.data.manifest import manifest_csv
     from prrfl.data.sources import read_entries
     from prrfl.data.split import split as divide
     from prrfl.engine.store import write_text
 
-    names = checked({"classes": classes}, "flags", {"classes": classes}).classes
+    names = _names(classes)
     entries = read_entries(source, image_size=image_size, classes=names)
     with _progress("reading images", len(entries)) as seen:
         same = hashes(entries, seen)

@@ -52,9 +52,10 @@ def predict(
     from prrfl.data.images import find_images
     from prrfl.engine.store import write_text
     from prrfl.kept import classify, read_kept
+    from prrfl.machine import best_device
 
     found = find_images(images)
-    kept = read_kept(run_folder, site, network, calibrate=calibrate, device=_device())
+    kept = read_kept(run_folder, site, network, calibrate=calibrate, device=best_device())
     classes = kept.about.classes
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
@@ -157,9 +158,3 @@ def export(
         f"{off:.0e}. Read {out / 'model_card.md'} before use.",
         soft_wrap=True,
     )
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"

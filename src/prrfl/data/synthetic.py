@@ -78,6 +78,11 @@ class GeneratedData:
                     f"generated data: {name} is {given}, expected at most {most}; set a smaller {name}"
                 )
 
+    @property
+    def bytes(self) -> int:
+        """Room that the images may take on disk: noise hardly shrinks as PNG."""
+        return self.sites * self.images * self.size**2 * 3
+
 
 @dataclass(frozen=True)
 class SiteStyle:
@@ -283,14 +288,12 @@ def write_generated(spec: GeneratedData, folder: Path) -> Path:
 
 
 def _check_room(spec: GeneratedData, folder: Path) -> None:
-    # Noise hardly shrinks as PNG.
-    needed = spec.sites * spec.images * spec.size**2 * 3
     disk = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     free = shutil.disk_usage(disk).free
-    if needed > free:
+    if spec.bytes > free:
         raise DataError(
             f"generated data: {spec.sites} sites of {spec.images} images of {spec.size} px may take "
-            f"{needed / 2**30:,.0f} GiB, {folder} has room for {free / 2**30:,.0f}; "
+            f"{spec.bytes / 2**30:,.0f} GiB, {folder} has room for {free / 2**30:,.0f}; "
             "ask for fewer or smaller ones"
         )
 

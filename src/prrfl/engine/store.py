@@ -135,6 +135,17 @@ def checksum(path: Path, size: int | None = None) -> str:
         raise StateMismatchError(f"{path} cannot be read: {cause}") from None
 
 
+def changed_file(folder: Path, sums: Mapping[str, str]) -> Path | None:
+    """Return a file of a folder that is absent, or whose SHA-256 is another one, if there is one."""
+    for name, expected in sums.items():
+        try:
+            if checksum(folder / name) != expected:
+                return folder / name
+        except StateMismatchError:
+            return folder / name
+    return None
+
+
 def to_bytes(value: object) -> bytes:
     """Return nested dataclasses of tensors by name and plain values as the bytes of a safetensors file."""
     tensors: dict[str, Tensor] = {}
@@ -218,7 +229,8 @@ class StatesOnDisk(MutableMapping[ClientId, T]):
         return sum(1 for _ in self)
 
 
-_adapter = lru_cache(TypeAdapter)  # slow to make
+adapter = lru_cache(TypeAdapter)
+"""Pydantic's reader and writer of a type, made once, because that is slow."""
 
 
 @lru_cache
@@ -237,7 +249,7 @@ def _flatten(
         # Copies, because two networks may be one and the same, which safetensors does not take.
         tensors.update({f"{prefix}{key}": tensor.clone() for key, tensor in value.items()})  # type: ignore[attr-defined]
     else:
-        values[prefix] = _adapter(kind).dump_python(value, mode="json")
+        values[prefix] = adapter(kind).dump_python(value, mode="json")
 
 
 def _built(kind: type[T], tensors: Tensors, values: Mapping[str, object]) -> T:
@@ -273,4 +285,4 @@ def _build(kind: Any, prefix: str, tensors: Tensors, values: Mapping[str, object
         return kind(**{name: _build(part, f"{prefix}{name}/", tensors, values) for name, part in parts})
     if kind == Tensors:
         return {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
-    return _adapter(kind).validate_python(values[prefix])
+    return adapter(kind).validate_python(values[prefix])

@@ -33,6 +33,7 @@ from prrfl.config import TrainConfig, checked
 from prrfl.data.sources import load_site
 from prrfl.engine import Visitor
 from prrfl.engine.store import (
+    changed_file,
     checksum,
     read_state,
     remove_partial,
@@ -129,14 +130,16 @@ class Participant:
         Raises:
             ConfigError: if they do not hold here.
         """
-        given = _object(order.settings, "the server's settings")
+        self.given = _object(order.settings, "the server's settings")
         own = {
             "data": local.data,
             "device": local.device,
             "allow_missing": local.allow_missing,
-            "weights": None,
+            "weights": None,  # a start from a file of the site would send that file away
         }
-        config = checked({**given, **own, "workers": 1, "threads": local.threads}, "the server's settings")
+        config = checked(
+            {**self.given, **own, "workers": 1, "threads": local.threads}, "the server's settings"
+        )
         self.order, self.local = order, local
         self.config: TrainConfig = resolved(config, 1)
         self.algorithm = self.config.algorithm()
@@ -252,7 +255,7 @@ class Participant:
 
     def _check_settings(self) -> None:
         """Keep an experiment's settings, and refuse others under the same name."""
-        path, given = self.folder / "settings.json", json.loads(self.order.settings)
+        path, given = self.folder / "settings.json", self.given
         if not path.exists():
             write_json(path, given)
         elif (begun := _object(_kept(path), str(path))) != given:
@@ -402,13 +405,7 @@ def _torn(step: Path) -> Path | None:
         sums: dict[str, str] = TypeAdapter(dict[str, str]).validate_json(read_bytes(step / CHECKSUMS))
     except (OSError, ValueError):
         return step / CHECKSUMS
-    for name, expected in sums.items():
-        try:
-            if checksum(step / name) != expected:
-                return step / name
-        except StateMismatchError:
-            return step / name
-    return None
+    return changed_file(step, sums)
 
 
 def _as_folder(experiment: str) -> str:

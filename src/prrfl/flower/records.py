@@ -3,7 +3,6 @@
 import json
 import math
 from dataclasses import dataclass, field, fields
-from functools import lru_cache
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 import numpy as np
@@ -12,6 +11,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from pydantic import Field, TypeAdapter
 from torch import Tensor
 
+from prrfl.engine.store import adapter
 from prrfl.errors import StateMismatchError
 from prrfl.types import ClientId, Tensors
 
@@ -21,7 +21,6 @@ STEPS: tuple[Step, ...] = get_args(Step)
 network as the best."""
 
 T = TypeVar("T")
-_adapter = lru_cache(TypeAdapter)  # slow to make
 _LAYOUT: TypeAdapter[list[tuple[str, str, list[Annotated[int, Field(ge=0)]]]]] = TypeAdapter(
     list[tuple[str, str, list[Annotated[int, Field(ge=0)]]]]
 )
@@ -108,7 +107,7 @@ def from_records(kind: type[T], records: RecordDict) -> T:
             if hint == Tensors:
                 values[name] = _tensors(name, str(plain[f"{name}.layout"]), arrays)
             else:
-                values[name] = _adapter(hint).validate_python(plain[name], strict=True)
+                values[name] = adapter(hint).validate_python(plain[name], strict=True)
     except (KeyError, TypeError, ValueError) as cause:
         raise StateMismatchError(f"no {kind.__name__.lower()}: {' '.join(str(cause).split())}") from None
     return kind(**values)

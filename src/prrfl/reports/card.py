@@ -7,6 +7,7 @@ from typing import Any
 import jinja2
 
 from prrfl.reports.judgement import judge
+from prrfl.reports.tables import percent
 from prrfl.types import ClientId, Predictions
 
 FEW = 30
@@ -24,7 +25,7 @@ def model_card(
 
     Args:
         facts: what the template names besides: ``about`` (of the network), ``site``, ``which``,
-            ``temperature``, ``version``, ``today``, ``file``, ``checksum``, ``picture``.
+            ``temperature``, ``fitted_on``, ``version``, ``today``, ``file``, ``checksum``, ``picture``.
         classes: names of the labels.
         sites: whose networks are kept beside this one.
         plain: the network's predictions of the site's test images, at temperature 1.
@@ -41,16 +42,12 @@ def model_card(
     environment = jinja2.Environment(
         trim_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters |= {"percent": _percent, "interval": _interval}
+    environment.filters |= {"percent": percent, "interval": _interval}
     template = environment.from_string(
         resources.files("prrfl.reports").joinpath("card.md").read_text("utf-8")
     )
     few = [(name, count) for name, count in zip(classes, counts, strict=True) if count < FEW]
     return template.render(**facts, sites=sites, test=test, rows=rows, calibration=calibration, few=few)
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.2f}"
 
 
 def _interval(ends: tuple[float, float] | None) -> str:

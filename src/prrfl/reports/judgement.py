@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from prrfl.reports.calibration import calibration_error, chance_error
-from prrfl.reports.statistics import Floats, macro_auc, macro_f1, percentile_interval, resamples
+from prrfl.reports.statistics import Floats, confusion, macro_auc, macro_f1, percentile_interval, resamples
 from prrfl.types import Predictions
 
 DRAWS = 2000
@@ -65,8 +65,6 @@ def judge(predictions: Predictions, seed: int = 0) -> Judgement:
     draws = resamples(images, DRAWS, np.random.default_rng(seed))
     counts = np.vstack([np.ones(images), draws])
     right = predicted == labels
-    confusion = np.zeros((classes, classes), dtype=int)
-    np.add.at(confusion, (labels, predicted), 1)
     return Judgement(
         images=images,
         macro_f1=_measured(macro_f1(counts, labels, predicted)),
@@ -76,7 +74,7 @@ def judge(predictions: Predictions, seed: int = 0) -> Judgement:
         calibration_error=calibration_error(predictions),
         chance_error=chance_error(predictions, seed),
         log_loss=float(-np.log(np.clip(values[np.arange(images), labels], 1e-300, None)).mean()),
-        confusion=tuple(tuple(map(int, row)) for row in confusion),
+        confusion=confusion(labels, predicted, classes),
     )
 
 

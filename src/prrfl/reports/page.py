@@ -9,7 +9,6 @@ from importlib import resources
 from typing import Any
 
 import jinja2
-import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
@@ -18,8 +17,9 @@ from prrfl.reports.comparison import Row, Run
 from prrfl.reports.meter import measure
 from prrfl.reports.overlay import bands, draw_bands
 from prrfl.reports.retrogress import MEASURES, Band, band, caption, curve
+from prrfl.reports.statistics import confusion
 from prrfl.reports.styles import PALETTE, Style, of_methods, of_networks
-from prrfl.reports.tables import legend, tables
+from prrfl.reports.tables import legend, percent, tables
 from prrfl.types import ClientId, Predictions, RoundRecord, ScoreRecord, TrainRecord
 
 STAGES = {1: "recover", 2: "exchange", 3: "sublimate"}
@@ -200,14 +200,14 @@ def _score_sheet(summary: Mapping[str, Any], classes: Sequence[str]) -> Sheet:
     best = summary["best"]
     heads = ["site", "images", "macro-F1", "AUC", *(f"recall {name}" for name in classes)]
     body = [
-        [site, str(s["n"]), _percent(s["macro_f1"]), _percent(s["auc"]), *map(_percent, s["recall"])]
+        [site, str(s["n"]), percent(s["macro_f1"]), percent(s["auc"]), *map(percent, s["recall"])]
         for site, s in best["sites"].items()
     ]
     mean = [
         "mean",
         "",
-        _percent(best["mean"]["macro_f1"]),
-        _percent(best["mean"]["auc"]),
+        percent(best["mean"]["macro_f1"]),
+        percent(best["mean"]["auc"]),
         *[""] * len(classes),
     ]
     note = (
@@ -227,7 +227,7 @@ def _drop_sheet(records: Sequence[RoundRecord]) -> Sheet:
             str(d.round + 1),
             d.client,
             d.model,
-            *map(_percent, (d.f1_before, d.f1_after, d.f1, d.auc)),
+            *map(percent, (d.f1_before, d.f1_after, d.f1, d.auc)),
             d.outcome if d.recovered_after is None else str(d.recovered_after),
         ]
         for d in measure(records)
@@ -257,7 +257,7 @@ def _falls_sheet(rows: Sequence[Row]) -> Sheet:
             Cell(row.method),
             *(
                 Cell(
-                    f"{_percent(fall.mean)} / {_percent(fall.largest)}",
+                    f"{percent(fall.mean)} / {percent(fall.largest)}",
                     heat=round(max(fall.mean, 0.0) / deepest, 2) if deepest > 0 else 0.0,
                 )
                 for fall in row.drops.values()
@@ -284,9 +284,8 @@ def _stages(records: Sequence[RoundRecord], site: ClientId) -> list[list[int]]:
 
 
 def _confusion(predictions: Predictions, classes: int) -> list[list[int]]:
-    table = np.zeros((classes, classes), int)
-    np.add.at(table, (predictions.labels.numpy(), predictions.probabilities.argmax(1).numpy()), 1)
-    return [[int(cell) for cell in row] for row in table]
+    predicted = predictions.probabilities.argmax(1).numpy()
+    return [list(row) for row in confusion(predictions.labels.numpy(), predicted, classes)]
 
 
 def _curves(lines: Mapping[str, Mapping[str, Band]], styles: Mapping[str, Style]) -> list[str]:
@@ -330,7 +329,3 @@ def _data_uri(svg: str) -> str:
 
 def _base64(kind: str, data: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.2f}"

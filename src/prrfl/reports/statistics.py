@@ -5,9 +5,16 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
+from sklearn.metrics import confusion_matrix
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+
+
+def confusion(labels: Ints, predicted: Ints, classes: int) -> tuple[tuple[int, ...], ...]:
+    """Return how often each class is taken for each: rows are true classes, columns predicted ones."""
+    counts = confusion_matrix(labels, predicted, labels=np.arange(classes))
+    return tuple(tuple(map(int, row)) for row in counts)
 
 
 def resamples(images: int, draws: int, rng: np.random.Generator) -> Floats:

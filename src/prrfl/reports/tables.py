@@ -83,7 +83,7 @@ def brief(rows: Sequence[Row]) -> Table:
     """Return the means alone, marked as in :func:`tables`: what fits a terminal."""
 
     def mean(row: Row, key: str, estimates: Mapping[ClientId, Estimate]) -> str:
-        return _percent(estimates["mean"].mean) + _marks(row, key)
+        return percent(estimates["mean"].mean) + _marks(row, key)
 
     return Table(
         "Mean of sites (%)",
@@ -95,7 +95,7 @@ def brief(rows: Sequence[Row]) -> Table:
                 _p(row.p.get("f1")),
                 mean(row, "auc", row.auc),
                 _p(row.p.get("auc")),
-                _percent(row.drop[0]) if row.drop else "–",
+                percent(row.drop[0]) if row.drop else "–",
                 f"{row.bytes[0] / 1e6:.2f}" if row.bytes else "–",
             ]
             for row in rows
@@ -119,9 +119,9 @@ def _score_cells(row: Row) -> list[str]:
     for key, estimates in (("f1", row.f1), ("auc", row.auc)):
         line.append(_with_spread(estimates["mean"]) + _marks(row, key))
         interval = estimates["mean"].images
-        line.append(f"{_percent(interval[0])} – {_percent(interval[1])}" if interval else "–")
+        line.append(f"{percent(interval[0])} – {percent(interval[1])}" if interval else "–")
         line.append(_p(row.p.get(key)))
-    return line + [_percent(value) for value in row.recall]
+    return line + [percent(value) for value in row.recall]
 
 
 def _marks(row: Row, key: str) -> str:
@@ -134,7 +134,7 @@ def _p(value: float | None) -> str:
 
 def _cost_cells(row: Row) -> list[str]:
     line = [row.method]
-    line += [_percent(row.drop[0]), _percent(row.drop[1])] if row.drop else ["–", "–"]
+    line += [percent(row.drop[0]), percent(row.drop[1])] if row.drop else ["–", "–"]
     line.append(f"{row.worst} ({100 * row.drops[row.worst].mean:.1f})" if row.worst is not None else "–")
     if row.recovery and row.recovery.falls:
         epochs = "–" if row.recovery.epochs is None else f"{row.recovery.epochs:.1f}"
@@ -196,9 +196,10 @@ def legend(rows: Sequence[Row]) -> str:
 
 
 def _with_spread(estimate: Estimate) -> str:
-    spread = f" ± {_percent(estimate.seeds)}" if estimate.seeds is not None else ""
-    return _percent(estimate.mean) + spread
+    spread = f" ± {percent(estimate.seeds)}" if estimate.seeds is not None else ""
+    return percent(estimate.mean) + spread
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """Return a fraction as percent with two decimals, a dash where there is none."""
     return "–" if value is None else f"{100 * value:.2f}"

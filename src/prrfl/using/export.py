@@ -79,7 +79,7 @@ def export(kept: Kept, run_folder: Path, which: Which, out: Path) -> float:
             "site": kept.site,
             "which": which,
             "temperature": kept.temperature,
-            "valid": len(read_predictions(predictions_path(run_folder, kept.site, which, "valid")).labels),
+            "fitted_on": kept.fitted_on,
             "version": version("prrfl"),
             "today": date.today().isoformat(),
             "file": "model.onnx",
