@@ -19,6 +19,7 @@ from benchmarks.fourier import measure_pfa
 from benchmarks.memory import measure_memory
 from benchmarks.rounds import measure_agreement, measure_round
 from benchmarks.sizes import measure_sizes, measure_start
+from prrfl.machine import keep_memory
 
 BENCHMARKS: dict[str, Callable[[Settings], Iterator[Figure]]] = {
     "round": measure_round,
@@ -62,6 +63,7 @@ def main() -> None:
     """Run the benchmarks; print each figure as it comes, and keep all as JSON."""
     given = arguments()
     settings = settings_of(given)
+    keep_memory()
     torch.set_num_threads(settings.threads)
     environment = {
         "torch": torch.__version__,

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -132,8 +133,7 @@ def low_band_amplitudes(state: Tensors, ratio: float, local_keys: Collection[str
             case "fourier":
                 matrix = _as_matrix(tensor)
                 band = _low_band(*matrix.shape, ratio, tensor.device)
-                amplitude = _amplitude(torch.fft.rfft2(matrix)[:, : band.gain.shape[1]])
-                sent[key] = amplitude.flatten()[band.sent]
+                sent[key] = band.pick(_amplitude(torch.fft.rfft2(matrix)[:, : band.columns]))
             case "mean":
                 sent[key] = tensor.clone()
     return sent
@@ -169,28 +169,29 @@ def rebuild(
 
 def _rebuild_weight(weight: Tensor, mean_amplitude: Tensor, ratio: float) -> Tensor:
     matrix = _as_matrix(weight)
-    band = _low_band(*matrix.shape, ratio, weight.device)
+    height, width = matrix.shape
+    band = _low_band(height, width, ratio, weight.device)
     spectrum = torch.fft.rfft2(matrix)
-    low = spectrum[:, : band.gain.shape[1]]
-    own = _amplitude(low)
+    low = spectrum[:, : band.columns]
     # A zero has no phase; the reference takes it as 0. A tiny positive number has that phase.
-    zero = own == 0
-    for part in (low.real, own):
-        part.masked_fill_(zero, 1e-18)
-    mean = torch.zeros_like(own)
-    mean.view(-1)[band.sent] = mean_amplitude.to(own.dtype)
-    mirrored = -torch.arange(len(mean)) % len(mean)
-    for column in band.paired:
-        # Of u and -u one was sent; where the other would lie there is 0.
-        mean[:, column] = torch.maximum(mean[:, column], mean[mirrored, column])
+    low += 1e-30
+    own = band.pick(_amplitude(low))
     # G(u) = 1 - m(u) + m(u) mean A(u) / A(u)
-    low *= torch.lerp(torch.ones_like(own), mean / own, band.gain.to(own.dtype))
-    return _from_matrix(torch.fft.irfft2(spectrum, s=list(matrix.shape)), weight.shape)
+    sent_gain = torch.lerp(torch.ones_like(own), mean_amplitude.to(own.dtype) / own, band.share.to(own.dtype))
+    gain = own.new_ones(low.shape)
+    gain.view(-1).index_copy_(0, band.sent, sent_gain)
+    for column in band.paired:
+        # Of u and -u one was sent; the gain is the same at both.
+        gain[height // 2 + 1 :, column] = gain[1 : (height + 1) // 2, column].flip(0)
+    low *= gain
+    return _from_matrix(torch.fft.irfft2(spectrum, s=[height, width]), weight.shape)
 
 
 def _amplitude(spectrum: Tensor) -> Tensor:
-    # Three times as fast as abs(), which guards against squares that overflow; those of weights do not.
-    return torch.addcmul(spectrum.real.square(), spectrum.imag, spectrum.imag).sqrt_()
+    if spectrum.device.type != "cpu":
+        return spectrum.abs()
+    # NumPy's is vectorised and several times as fast as PyTorch's on a CPU.
+    return torch.from_numpy(np.abs(spectrum.detach().numpy()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,14 +199,20 @@ class _LowBand:
     """Where the band lies on the columns 0 ... k-1 of an (h, w) matrix's ``rfft2``; it is 0 on the others.
 
     Attributes:
-        gain: (h, k) m(u), one half on the border that only one of u and -u shares.
+        columns: k.
         sent: (n,) positions, in the flattened (h, k), whose amplitude travels, each conjugate pair once.
+        share: (n,) m(u) there: 1, or one half on the border that only one of u and -u shares.
         paired: the columns that hold u and -u both: 0, and w/2 of an even width.
     """
 
-    gain: Tensor
+    columns: int
     sent: Tensor
+    share: Tensor
     paired: tuple[int, ...]
+
+    def pick(self, amplitude: Tensor) -> Tensor:
+        """Return the (n,) amplitudes that travel, of the (h, k) there are."""
+        return amplitude.flatten().index_select(0, self.sent)
 
 
 @lru_cache(maxsize=256)
@@ -216,11 +223,12 @@ def _low_band(height: int, width: int, ratio: float, device: torch.device) -> _L
     columns = min(_half_side(width, ratio), width // 2) + 1
     band = torch.outer(row_in, column_in[:columns])
     mirrored = torch.outer(row_mirror_in, column_mirror_in[:columns])
-    gain = (band + mirrored) / 2
+    share = (band + mirrored) / 2
     paired = tuple(c for c in {0, width // 2} if c < columns and 2 * c % width == 0)
-    travels = gain > 0
+    travels = share > 0
     travels[height // 2 + 1 :, list(paired)] = False
-    return _LowBand(gain.to(device), travels.flatten().nonzero().squeeze(1).to(device), paired)
+    sent = travels.flatten().nonzero().squeeze(1)
+    return _LowBand(columns, sent.to(device), share.flatten()[sent].to(device), paired)
 
 
 def _inside(size: int, ratio: float) -> tuple[Tensor, Tensor]:
@@ -268,14 +276,14 @@ def _as_matrix(weight: Tensor) -> Tensor:
     """Unfold (N, C, d1, d2) to (C·d1, d2·N), as the paper does; a matrix stays as it is."""
     if weight.ndim == 2:
         return weight
-    return weight.permute(1, 2, 3, 0).reshape(_matrix_shape(weight.shape))
+    # In memory that is the transpose of N rows of C·d1·d2, which takes half as long as to permute.
+    return weight.reshape(len(weight), -1).T.reshape(_matrix_shape(weight.shape))
 
 
 def _from_matrix(matrix: Tensor, shape: torch.Size) -> Tensor:
     if len(shape) == 2:
         return matrix.contiguous()
-    n, c, d1, d2 = shape
-    return matrix.reshape(c, d1, d2, n).permute(3, 0, 1, 2).contiguous()
+    return matrix.reshape(-1, shape[0]).T.reshape(shape)
 
 
 def _check_ratio(ratio: float) -> None:
