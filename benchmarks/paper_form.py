@@ -3,12 +3,11 @@
 Images are decoded each time they are used, networks are scored one at a time and with the graph kept, and the
 server runs PFA on whole weights, one client after the other, in NumPy. It does the same work as the package:
 same start, same batches in the same order, same augmentation, same number of scorings. So both give the same
-scores, up to rounding. Only what fixes these is the package's: randomness, augmentation, pixels, the scores'
-definition. The method itself is written anew.
+scores, up to rounding. Only what fixes these is the package's: randomness, augmentation, pixels, layers, the
+scores' definition. The method itself is written anew.
 """
 
 from collections.abc import Iterator, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +18,7 @@ from torch.nn import functional
 
 from prrfl.data.images import Entry, read_image
 from prrfl.evaluation import score
+from prrfl.models.vgg16_slim import VGG16Slim
 from prrfl.tensors import norm_keys
 from prrfl.training import Recipe, generator, scoring_batch
 from prrfl.types import Scores, Split, Tensors
@@ -49,6 +49,24 @@ class Plan:
         """The type of all weights."""
         return torch.float64 if self.recipe.precision == "float64" else torch.float32
 
+    def network(self) -> nn.Module:
+        """Return a network of its own with the common start."""
+        network = PlainVGG16Slim().to(self.dtype)
+        network.load_state_dict(self.recipe.network.state_dict())
+        return network
+
+
+class PlainVGG16Slim(VGG16Slim):
+    """The paper's network with its layers called in the paper's order."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits."""
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4, self.layer5):
+            for block in layer:
+                x = functional.relu(block.bn(block.conv(x)), inplace=True)
+            x = functional.max_pool2d(x, kernel_size=2)
+        return self.fc2(self.fc1(x.mean(dim=(2, 3))))
+
 
 class Hospital:
     """A site: its list of images and its two networks."""
@@ -59,8 +77,8 @@ class Hospital:
         self.entries = {
             split: [e for e in entries if e.split == split] for split in ("train", "valid", "test")
         }
-        self.personalised = deepcopy(plan.recipe.network).to(plan.dtype)
-        self.deputy = deepcopy(plan.recipe.network).to(plan.dtype)
+        self.personalised = plan.network()
+        self.deputy = plan.network()
         self.stage: int | None = None
 
     def begin_round(self, t: int) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.contender import PAPER, Contender
-from benchmarks.figures import Figure, Seconds, Settings, absolute, ratio
+from benchmarks.figures import Figure, Settings, absolute, ratio
 from benchmarks.paper_form import PaperForm, Plan
 from benchmarks.workload import paper_recipe, pictures
 from prrfl.algorithms import PRRFL
@@ -77,17 +77,15 @@ def race(forms: Mapping[str, Form]) -> None:
 def measure_round(settings: Settings) -> Iterator[Figure]:
     """Seconds of a round as users run it, and how many times as fast as the plain form it is."""
     names = (PAPER, "prrfl float32", "prrfl bfloat16")
+    rounds = 1 + settings.repeats
     with pictures(settings, settings.size, settings.images) as (folder, _):
         contenders = {
-            name: Contender(name, folder, settings.size, ROUNDS, settings.epochs, settings.threads)
+            name: Contender(name, folder, settings.size, rounds, settings.epochs, settings.threads)
             for name in names
         }
-        turns = {name: contender.round for name, contender in contenders.items()}
         # One after the other: a contender has the machine for itself while the others wait.
-        seconds: Seconds = {name: [] for name in names}
-        for _ in range(ROUNDS):
-            for name, turn in turns.items():
-                seconds[name].append(turn())
+        turns = {name: contender.round for name, contender in contenders.items()}
+        seconds = settings.in_turns(turns, settings.repeats)
         for contender in contenders.values():
             contender.close()
     yield from absolute(seconds, "a round: ")

@@ -7,13 +7,15 @@ WIDTHS = ((32, 32), (64, 64), (128, 128, 128), (128, 128, 128), (256, 256, 256))
 
 
 class _ConvBlock(nn.Module):
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, pool: bool) -> None:
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, kernel_size=3, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(outputs)
+        self.pool = nn.MaxPool2d(2) if pool else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.relu(self.bn(self.conv(x)), inplace=True)
+        # The paper pools after the ReLU; before it the outputs are the same, for a quarter of its work.
+        return functional.relu(self.pool(self.bn(self.conv(x))), inplace=True)
 
 
 class _Hidden(nn.Module):
@@ -53,8 +55,8 @@ class VGG16Slim(nn.Module):
         inputs = 3
         for index, widths in enumerate(WIDTHS, start=1):
             blocks = []
-            for width in widths:
-                blocks.append(_ConvBlock(inputs, width))
+            for position, width in enumerate(widths, start=1):
+                blocks.append(_ConvBlock(inputs, width, pool=position == len(widths)))
                 inputs = width
             self.add_module(f"layer{index}", nn.Sequential(*blocks))
         self.fc1 = _Hidden(inputs, 64)
@@ -66,7 +68,7 @@ class VGG16Slim(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return logits."""
         for index in range(1, len(WIDTHS) + 1):
-            x = functional.max_pool2d(self.get_submodule(f"layer{index}")(x), kernel_size=2)
+            x = self.get_submodule(f"layer{index}")(x)
         output: Tensor = self.fc2(self.fc1(x.mean(dim=(2, 3))))
         return output
 
