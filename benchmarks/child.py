@@ -22,7 +22,7 @@ def first_step(started: float, folder: str, threads: str) -> float:
     """Return the seconds from the start of this process to the first loss of training."""
     import torch
 
-    from prrfl import PRRFL, InProcess, Recipe, run_rounds, vgg16_slim
+    from prrfl import PRRFL, InProcess, Recipe, norm_keys, run_rounds, vgg16_slim
     from prrfl.data.augment import Augmentation
     from prrfl.data.dermoscopy import CLASSES
     from prrfl.data.sources import load_sites
@@ -37,8 +37,8 @@ def first_step(started: float, folder: str, threads: str) -> float:
     recipe = Recipe(vgg16_slim(), augment=Augmentation(), loss=stop)
     sites = load_sites(Path(folder), image_size=64, classes=CLASSES)
     try:
-        for _ in run_rounds(PRRFL(), InProcess(PRRFL(), sites, recipe), rounds=1, epochs=2):
-            pass
+        engine = InProcess(PRRFL(), sites, recipe)
+        list(run_rounds(PRRFL(), engine, rounds=1, epochs=2, norm_keys=norm_keys(recipe.network)))
     except FirstStepError:
         return time.time() - started
     raise RuntimeError("training never took a step")

@@ -6,7 +6,6 @@ epoch, says who teaches whom: the deputy *recovers* by learning from the persona
 *exchange*, and at last the deputy's knowledge *sublimates* into the personalised network.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -14,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from prrfl.evaluation import macro_f1
-from prrfl.training import Learner, Site, predict, site_generator, train_epoch
+from prrfl.training import Learner, Site, Step, predict, site_generator, train_epoch
 from prrfl.types import RoundContext
 
 
@@ -128,8 +127,9 @@ def det_epoch(
         before = None if ctx.epoch == 0 else stage
         stage = next_stage(before, f1_deputy, f1_personalised, alpha1, alpha2)
 
-    def objective(_: object, logits: Sequence[Tensor], own: Sequence[Tensor]) -> list[Tensor]:
-        return [loss + term for loss, term in zip(own, transfer_losses(stage, *logits), strict=True)]
+    def objective(step: Step) -> list[Tensor]:
+        terms = transfer_losses(stage, *step.logits)
+        return [loss + term for loss, term in zip(step.losses, terms, strict=True)]
 
     epoch = train_epoch([personalised, deputy], site, ctx, objective)
     return Transfer(

@@ -1,5 +1,7 @@
 """Batch norm folded into the convolution before it: in evaluation the same outputs, for less arithmetic."""
 
+import copy
+
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
@@ -9,31 +11,47 @@ Pairs = tuple[tuple[str, str], ...]
 
 def foldable(network: nn.Module) -> Pairs:
     """Return the pairs that can be folded; none where the network's forward cannot be traced."""
+    # Tracing runs the network's own code, which may branch on its mode and change its buffers.
+    network = copy.deepcopy(network).eval()
     try:
         graph = fx.symbolic_trace(network).graph
-    # Tracing runs the network's own code on stand-ins, which may raise anything.
+    # That code runs on stand-ins and may raise anything.
     except Exception:
         return ()
-    calls = [node for node in graph.nodes if node.op == "call_module"]
-    names = [str(node.target) for node in calls]
+    used = [str(node.target) for node in graph.nodes if node.op == "call_module"]
+    used += [str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"]
     pairs = []
-    for node in calls:
-        before = node.args[0] if node.args else None
+    for node in graph.nodes:
+        before = node.args[0] if node.op == "call_module" and node.args else None
         if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) > 1:
             continue
         conv, norm = str(before.target), str(node.target)
-        if names.count(conv) == names.count(norm) == 1 and _fits(network, conv, norm):
+        if used.count(conv) == used.count(norm) == 1 and _fits(network, conv, norm):
             pairs.append((conv, norm))
     return tuple(pairs)
 
 
 def _fits(network: nn.Module, conv: str, norm: str) -> bool:
-    norm_module = network.get_submodule(norm)
+    conv_module, norm_module = network.get_submodule(conv), network.get_submodule(norm)
     return (
-        type(network.get_submodule(conv)) in (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+        type(conv_module) in (nn.Conv1d, nn.Conv2d, nn.Conv3d)
         and isinstance(norm_module, nn.modules.batchnorm._BatchNorm)
         and norm_module.running_mean is not None
+        and _is_all_its_own(network, conv_module)
+        and _is_all_its_own(network, norm_module)
     )
+
+
+def _is_all_its_own(network: nn.Module, module: nn.Module) -> bool:
+    """Return whether nothing else has or watches a module or its weights."""
+    owners = [other for _, other in network.named_modules(remove_duplicate=False)]
+    own = set(map(id, module.parameters()))
+    holders = [other for other in owners if own & {id(p) for p in other.parameters(recurse=False)}]
+    return owners.count(module) == 1 and holders in ([module], []) and not _is_hooked(module)
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def fold(network: nn.Module, pairs: Pairs) -> nn.Module:

@@ -26,7 +26,9 @@ def norm_keys(network: nn.Module, types: Sequence[type[nn.Module]] = NORM_TYPES)
         types: the module types that count as normalisation; extend it for layers of your own.
     """
     kinds: tuple[type, ...] = tuple(types)
-    norms = {name: module for name, module in network.named_modules() if issubclass(type(module), kinds)}
+    # A module under two names has its tensors under both in a state_dict.
+    named = network.named_modules(remove_duplicate=False)
+    norms = {name: module for name, module in named if issubclass(type(module), kinds)}
     return frozenset(
         f"{prefix}.{name}" if prefix else name
         for prefix, module in norms.items()

@@ -66,7 +66,9 @@ class Recipe:
         """Return a network of its own with the given weights, on the device."""
         dtype = torch.float64 if self.precision == "float64" else torch.float32
         network = copy.deepcopy(self.network).to(device=self.device, dtype=dtype)
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for parameter in network.parameters():
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         # Last, for a network of another type would round the weights.
         network.load_state_dict(dict(weights))
         return network
@@ -169,8 +171,27 @@ class Epoch:
     labels: Tensor
 
 
-Objective = Callable[[Sequence[nn.Module], Sequence[Tensor], Sequence[Tensor]], Sequence[Tensor]]
-"""Given the networks in training, their logits and their own losses, the loss that each one descends."""
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One batch, as all networks in training see it, before any of them has learnt from it.
+
+    Attributes:
+        networks: the networks in training.
+        inputs: (N, ...) as the networks take them.
+        labels: (N,).
+        logits: per network, (N, C).
+        losses: per network, the recipe's loss of its logits.
+    """
+
+    networks: tuple[nn.Module, ...]
+    inputs: Tensor
+    labels: Tensor
+    logits: tuple[Tensor, ...]
+    losses: tuple[Tensor, ...]
+
+
+Objective = Callable[[Step], Sequence[Tensor]]
+"""Returns the loss that each network descends. Who teaches another must be detached."""
 
 
 def train_epoch(
@@ -185,10 +206,10 @@ def train_epoch(
         learners: the networks; their tensors are left as they are.
         site: data and recipe.
         ctx: the moment, which fixes learning rate and randomness. At epoch 0 optimisers start afresh.
-        objective: what each network descends, if not its own loss. Who teaches another must be detached.
+        objective: what each network descends, if not its own loss.
     """
     recipe = site.recipe
-    networks = [recipe.build(learner.weights).train() for learner in learners]
+    networks = tuple(recipe.build(learner.weights).train() for learner in learners)
     optimisers = [_optimiser(network, recipe, ctx.round) for network in networks]
     if ctx.epoch > 0:
         for optimiser, learner in zip(optimisers, learners, strict=True):
@@ -198,8 +219,8 @@ def train_epoch(
     with _global_seed(ctx.seed, site.name, ctx.round, ctx.epoch, device=recipe.device):
         for inputs, labels in batches(site.data.train, recipe, recipe.batch, draw, shuffle=recipe.shuffle):
             logits = forward(networks, inputs, recipe)
-            own = [recipe.loss(output, labels) for output in logits]
-            goals = objective(networks, logits, own) if objective else own
+            own = tuple(recipe.loss(output, labels) for output in logits)
+            goals = objective(Step(networks, inputs, labels, logits, own)) if objective else own
             for optimiser in optimisers:
                 optimiser.zero_grad(set_to_none=True)
             # Teachers are detached, so the sum's gradient is each network's own.
@@ -221,13 +242,15 @@ def train_epoch(
 
 
 def scoring_batch(pixels: int, recipe: Recipe) -> int:
-    """Return how many images of so many pixels to score at a time.
+    """Return how many images of so many pixels (or voxels) to score at a time.
 
-    On a CPU as many as keep activations within its cache, which is measurably faster than more.
+    On a CPU as many as keep activations within its cache, which is measurably faster than more. On a GPU as
+    many as fill it, but not its memory.
     """
-    if torch.device(recipe.device).type != "cpu":
-        return 256
-    return min(64, max(16, 2**18 // max(1, pixels)))
+    pixels = max(1, pixels)
+    if torch.device(recipe.device).type == "cpu":
+        return min(64, max(min(16, recipe.batch), 2**18 // pixels))
+    return min(256, max(recipe.batch, 2**22 // pixels))
 
 
 def predict(
@@ -267,12 +290,12 @@ def reestimate_norms(weights: Tensors, data: Examples, recipe: Recipe) -> Tensor
     return _weights(network)
 
 
-def forward(networks: Sequence[nn.Module], inputs: Tensor, recipe: Recipe) -> list[Tensor]:
+def forward(networks: Sequence[nn.Module], inputs: Tensor, recipe: Recipe) -> tuple[Tensor, ...]:
     """Return each network's (N, C) logits, computed in the recipe's precision, in float32 or better."""
     kind = torch.device(recipe.device).type
     with torch.autocast(kind, dtype=torch.bfloat16, enabled=recipe.precision == "bfloat16"):
         logits = [network(inputs) for network in networks]
-    return [output if output.dtype == torch.float64 else output.float() for output in logits]
+    return tuple(output if output.dtype == torch.float64 else output.float() for output in logits)
 
 
 def _optimiser(network: nn.Module, recipe: Recipe, round_index: int) -> torch.optim.Optimizer:

@@ -50,7 +50,91 @@ class Branching(nn.Module):
         return x if x.sum() > 0 else -x
 
 
-def test_what_cannot_be_folded_is_left_alone():
-    assert foldable(Reused()) == ()
-    assert foldable(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, track_running_stats=False))) == ()
-    assert foldable(Branching()) == ()
+class TwoNames(nn.Module):
+    """Layers that have a second name: only one of them would be replaced."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+        self.stem = nn.Sequential(self.conv, self.norm)
+
+    def forward(self, x):
+        return self.stem(x)
+
+
+class WeightUsedTwice(nn.Module):
+    """A convolution whose weight serves elsewhere too."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        return nn.functional.conv_transpose2d(self.norm(self.conv(x)), self.conv.weight)
+
+
+class TiedWeight(nn.Module):
+    """Two convolutions with one weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.norm = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+        self.second.weight = self.first.weight
+
+    def forward(self, x):
+        return self.second(self.norm(self.first(x)))
+
+
+class OtherwiseInTraining(nn.Module):
+    """A network that does something else in evaluation than in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return self.norm(x) if self.training else self.norm(x) + x
+
+
+def spectral():
+    return nn.Sequential(nn.utils.spectral_norm(nn.Conv2d(3, 3, 1)), nn.BatchNorm2d(3))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        Reused,
+        TwoNames,
+        WeightUsedTwice,
+        TiedWeight,
+        OtherwiseInTraining,
+        Branching,
+        spectral,
+        lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 3, 1)), nn.BatchNorm2d(3)),
+        lambda: nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, track_running_stats=False)),
+    ],
+)
+def test_what_cannot_be_folded_is_left_alone(make):
+    network = make().train()
+    assert foldable(network) == ()
+    assert network.training
+
+
+class Counting(nn.Module):
+    """A network with a memory of how often it was called, and one with another name."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return self.conv(x)
+
+
+def test_looking_for_pairs_leaves_the_network_as_it_is():
+    network = Counting()
+    foldable(network)
+    assert network.calls.item() == 0

@@ -1,16 +1,19 @@
 """The batch loop, the schedule, optimiser memory, and files that are whole or absent."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from sklearn.metrics import f1_score, roc_auc_score
+from torch import nn
 
-from prrfl import Examples, Recipe
+from prrfl import PRRFL, Examples, InProcess, Recipe, SiteData, norm_keys, run_rounds
 from prrfl.engine.store import read_tensors, write_json, write_tensors, write_text
 from prrfl.errors import StateMismatchError
 from prrfl.evaluation import score
 from prrfl.records import append_records, read_records
 from prrfl.tensors import WeightedMean
-from prrfl.training import Learner, Site, batches, generator, normalise, predict, train_epoch
+from prrfl.training import Learner, Site, batches, generator, normalise, predict, scoring_batch, train_epoch
 from prrfl.types import ExchangeRecord, RoundContext, ScoreRecord, Scores, TrainRecord
 from tests.sites import tiny_examples, tiny_network, tiny_sites
 
@@ -151,3 +154,53 @@ def test_in_float64_no_weight_is_rounded_on_the_way():
     }
     built = recipe.build(weights).state_dict()
     assert all(torch.equal(built[key], tensor) for key, tensor in weights.items())
+
+
+def volumes():
+    return nn.Sequential(nn.Conv3d(1, 4, 3), nn.BatchNorm3d(4), nn.ReLU(), nn.Flatten(), nn.Linear(256, 3))
+
+
+def signals():
+    return nn.Sequential(nn.Conv1d(2, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.Flatten(), nn.Linear(56, 3))
+
+
+def rows():
+    return nn.Sequential(nn.Linear(5, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 3))
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"), [(volumes, (1, 6, 6, 6)), (signals, (2, 16)), (rows, (5,))], ids=lambda x: str(x)[:20]
+)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float64"])
+def test_inputs_need_not_be_images(make, shape, precision):
+    def part(n, seed):
+        draw = torch.Generator().manual_seed(seed)
+        return Examples(torch.randn(n, *shape, generator=draw), torch.arange(n) % 3)
+
+    sites = [SiteData(name, part(9, k), part(3, k + 5), part(3, k + 9)) for k, name in enumerate("ab")]
+    network = make()
+    recipe = Recipe(network, batch=4, normalise=lambda x: x, precision=precision)
+    engine = InProcess(PRRFL(), sites, recipe)
+    list(run_rounds(PRRFL(), engine, rounds=1, epochs=2, norm_keys=norm_keys(network)))
+    for models in engine.models().values():
+        assert models["personalised"].keys() == network.state_dict().keys()
+        assert not torch.equal(models["personalised"]["0.weight"].float(), network[0].weight)
+
+
+def test_as_many_are_scored_at_a_time_as_a_device_has_room_for():
+    on_cpu, on_gpu = (Recipe(tiny_network(), device=device) for device in ("cpu", "cuda"))
+    assert [scoring_batch(side**2, on_cpu) for side in (32, 64, 128, 512)] == [64, 64, 16, 16]
+    assert [scoring_batch(side**2, on_gpu) for side in (32, 128, 256, 512, 1024)] == [256, 256, 64, 16, 16]
+    # Never more than a step takes where images are larger than that: two volumes here.
+    assert [scoring_batch(128**3, replace(r, batch=2)) for r in (on_cpu, on_gpu)] == [2, 2]
+
+
+def test_layers_with_two_names_stay_at_the_site_under_both():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+            self.stem = nn.Sequential(nn.Conv2d(3, 3, 1), self.norm)
+
+    network = Twice()
+    assert {key for key in network.state_dict() if "stem.0" not in key} == norm_keys(network)

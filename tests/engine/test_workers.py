@@ -97,7 +97,7 @@ def test_absent_sites_are_not_visited():
     present = lambda ctx: {"s0", "s2"} if ctx.round == 0 else {"s1"}  # noqa: E731
     make = partial(InProcess, FedAvg(), recipe=Recipe(tiny_network(), batch=8))
     with Workers(make, tiny_sites(), 2, present=present) as engine:
-        records = list(run_rounds(FedAvg(), engine, rounds=2, epochs=1))
+        records = list(run_rounds(FedAvg(), engine, rounds=2, epochs=1, norm_keys=frozenset()))
     assert [set(r.bytes_up) for r in records if isinstance(r, ExchangeRecord)] == [{"s0", "s2"}, {"s1"}]
 
 
@@ -111,9 +111,9 @@ def test_sites_are_shared_out_by_their_images():
 def test_what_a_site_runs_into_is_said_as_in_one_process():
     make = partial(InProcess, FedAvg(), recipe=Recipe(tiny_network(), batch=8, lr=1e30))
     with pytest.raises(NonFiniteShareError) as alone:
-        list(run_rounds(FedAvg(), make(tiny_sites()), rounds=2, epochs=2))
+        list(run_rounds(FedAvg(), make(tiny_sites()), rounds=2, epochs=2, norm_keys=frozenset()))
     with Workers(make, tiny_sites(), 2) as engine, pytest.raises(NonFiniteShareError) as apart:
-        list(run_rounds(FedAvg(), engine, rounds=2, epochs=2))
+        list(run_rounds(FedAvg(), engine, rounds=2, epochs=2, norm_keys=frozenset()))
     assert str(apart.value) == str(alone.value)
 
 
@@ -135,7 +135,7 @@ def test_a_process_that_dies_is_named_and_a_fault_of_ours_keeps_its_traceback():
         recipe = Recipe(tiny_network(), batch=8)
         make = partial(InProcess, method, recipe=recipe)
         with Workers(make, tiny_sites(), 3) as engine, pytest.raises(kind, match=words):
-            list(run_rounds(method, engine, rounds=1, epochs=1))
+            list(run_rounds(method, engine, rounds=1, epochs=1, norm_keys=frozenset()))
 
 
 def test_threads_work_in_a_process_forked_from_one_that_used_them():
@@ -149,7 +149,7 @@ def test_threads_work_in_a_process_forked_from_one_that_used_them():
 
         def work():
             with Workers(make, tiny_sites(), 2, threads=2) as engine:
-                found.extend(run_rounds(FedAvg(), engine, rounds=1, epochs=1))
+                found.extend(run_rounds(FedAvg(), engine, rounds=1, epochs=1, norm_keys=frozenset()))
 
         thread = threading.Thread(target=work, daemon=True)
         thread.start()

@@ -1,15 +1,15 @@
 """FedProx (Li et al., MLSys 2020): FedAvg whose local training is held near the weights last received."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prrfl.algorithms.base import MeanOfShares
 from prrfl.algorithms.single import train_one
 from prrfl.tensors import detached
-from prrfl.training import Learner, Site
+from prrfl.training import Learner, Site, Step
 from prrfl.types import RoundContext, Share, Tensors
 
 
@@ -39,15 +39,15 @@ class FedProx:
         self, client: FedProxState, site: Site, ctx: RoundContext
     ) -> tuple[FedProxState, Mapping[str, float]]:
         """Train for one local epoch with the proximal term."""
+        # Once, not at every step: a GPU would wait for the copies.
+        anchor = {key: tensor.to(site.recipe.device) for key, tensor in client.anchor.items()}
 
-        def objective(
-            networks: Sequence[nn.Module], _: Sequence[Tensor], own: Sequence[Tensor]
-        ) -> list[Tensor]:
+        def objective(step: Step) -> list[Tensor]:
             terms = [
-                (weight - client.anchor[key].to(weight)).square().sum()
-                for key, weight in networks[0].named_parameters()
+                (weight - anchor[key].to(weight.dtype)).square().sum()
+                for key, weight in step.networks[0].named_parameters()
             ]
-            return [own[0] + self.mu / 2 * torch.stack(terms).sum()]
+            return [step.losses[0] + self.mu / 2 * torch.stack(terms).sum()]
 
         learner, metrics = train_one(client.learner, site, ctx, objective)
         return FedProxState(learner, client.anchor), metrics

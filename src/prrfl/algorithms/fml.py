@@ -1,6 +1,6 @@
 """FML (Shen et al., 2020, arXiv 2006.16765): a private network and a shared meme network teach each other."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -9,7 +9,7 @@ from prrfl.algorithms.base import MeanOfShares
 from prrfl.det import distillation
 from prrfl.evaluation import macro_f1
 from prrfl.tensors import detached
-from prrfl.training import Learner, Site, train_epoch
+from prrfl.training import Learner, Site, Step, train_epoch
 from prrfl.types import RoundContext, Share, Tensors
 
 
@@ -40,12 +40,12 @@ class FML:
     def train(self, client: FMLState, site: Site, ctx: RoundContext) -> tuple[FMLState, Mapping[str, float]]:
         """Train both networks for one local epoch, each teaching the other."""
 
-        def objective(_: object, logits: Sequence[Tensor], own: Sequence[Tensor]) -> list[Tensor]:
-            private, meme = (output.log_softmax(1) for output in logits)
+        def objective(step: Step) -> list[Tensor]:
+            private, meme = (output.log_softmax(1) for output in step.logits)
             a, b = self.private_weight, self.meme_weight
             return [
-                a * own[0] + (1 - a) * distillation(private, meme),
-                b * own[1] + (1 - b) * distillation(meme, private),
+                a * step.losses[0] + (1 - a) * distillation(private, meme),
+                b * step.losses[1] + (1 - b) * distillation(meme, private),
             ]
 
         epoch = train_epoch([client.private, client.meme], site, ctx, objective)

@@ -82,8 +82,8 @@ def run_rounds(
     *,
     rounds: int,
     epochs: int,
+    norm_keys: frozenset[str],
     seed: int = 0,
-    norm_keys: frozenset[str] = frozenset(),
     first: int = 0,
 ) -> Iterator[RoundRecord]:
     """Run a federation and yield its records as they arise.
@@ -93,8 +93,9 @@ def run_rounds(
         exchange: the engine.
         rounds: number T of communication rounds.
         epochs: number E of local epochs in each.
+        norm_keys: names of the network's normalisation tensors, :func:`prrfl.tensors.norm_keys` of it. There
+            is no default: without them PRR-FL and FedBN would average what they must not, and not say so.
         seed: source of all randomness.
-        norm_keys: names of the network's normalisation tensors, see :func:`prrfl.tensors.norm_keys`.
         first: the round to begin with, when earlier ones are done.
 
     Raises:
