@@ -4,6 +4,7 @@ import os
 import platform
 
 import pytest
+import torch
 
 from prrfl import machine
 
@@ -80,3 +81,20 @@ def test_memory(files, groups, limits, memory):
 
 def test_system_is_what_the_platform_module_says():
     assert machine.system() == platform.platform()
+
+
+def test_on_a_gpu_float32_is_float32_and_the_switches_are_put_back():
+    def switches():
+        cudnn = torch.backends.cudnn
+        return cudnn.allow_tf32, cudnn.deterministic, torch.get_float32_matmul_precision()
+
+    before = switches()
+    with machine.arithmetic("cuda", "float32"):
+        assert switches() == (False, True, "highest")
+    with machine.arithmetic("cuda", "bfloat16"):
+        assert switches() == (True, True, "high")
+    with pytest.raises(ZeroDivisionError), machine.arithmetic("cuda:1", "bfloat16"):
+        raise ZeroDivisionError
+    assert switches() == before
+    with machine.arithmetic("cpu", "bfloat16"):
+        assert switches() == before

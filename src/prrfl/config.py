@@ -68,7 +68,7 @@ class TrainConfig(BaseModel):
     private_weight: Ratio = Field(0.5, description="fml: the labels' share in the private network's loss")
     meme_weight: Ratio = Field(0.5, description="fml: the labels' share in the meme's loss")
 
-    network: str = Field("vgg16_slim", description="network by name")
+    network: str = Field("vgg16_slim", description=f"network by name: {', '.join(NETWORKS)}")
     weights: Path | None = Field(
         None,
         description="start from the weights of a .safetensors or .pth file; FILE#NAME where it holds several",

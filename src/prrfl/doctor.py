@@ -522,7 +522,7 @@ def seconds_per_image(config: TrainConfig, recipe: Recipe, at_least: float = 0.5
         method.train(state, site, moment)
         return time.perf_counter() - started
 
-    with prepared(config.threads, config.device):
+    with prepared(config.threads):
         seconds(config.batch)
         count = config.batch
         while (taken := seconds(count)) < at_least and count < EPOCH:

@@ -29,12 +29,30 @@ def keep_memory() -> None:
 
 
 @contextmanager
-def prepared(threads: int, device: str) -> Iterator[None]:
-    """Set this process up for training on a device, with so many threads while the block lasts."""
+def arithmetic(device: str, precision: str) -> Iterator[None]:
+    """Compute as a precision says while the block lasts, on a GPU too, and the same each time.
+
+    A GPU rounds float32 factors to TF32 where it may. It may beside bfloat16, which is coarser still; where
+    float32 is asked for, that is what it computes.
+    """
+    if torch.device(device).type == "cpu":
+        yield
+        return
+    cudnn = torch.backends.cudnn
+    before = cudnn.allow_tf32, cudnn.deterministic, torch.get_float32_matmul_precision()
+    try:
+        cudnn.allow_tf32, cudnn.deterministic = precision == "bfloat16", True
+        torch.set_float32_matmul_precision("high" if precision == "bfloat16" else "highest")
+        yield
+    finally:
+        cudnn.allow_tf32, cudnn.deterministic = before[:2]
+        torch.set_float32_matmul_precision(before[2])
+
+
+@contextmanager
+def prepared(threads: int) -> Iterator[None]:
+    """Set this process up for training, with so many threads while the block lasts."""
     keep_memory()
-    if torch.device(device).type == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32, in convolutions as in products
-        torch.backends.cudnn.allow_tf32 = True
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

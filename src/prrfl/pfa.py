@@ -17,9 +17,9 @@ what it sends, :func:`rebuild` is what it does with the mean.
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache, partial
 from typing import Literal
 
 import numpy as np
@@ -132,7 +132,7 @@ def low_band_amplitudes(state: Tensors, ratio: float, local_keys: Collection[str
         match treatment(key, tensor, local_keys):
             case "fourier":
                 matrix = _as_matrix(tensor)
-                band = _low_band(*matrix.shape, ratio, tensor.device)
+                band = _low_band(len(matrix), matrix.shape[1], ratio, tensor.device)
                 sent[key] = band.pick(_amplitude(torch.fft.rfft2(matrix)[:, : band.columns]))
             case "mean":
                 sent[key] = tensor.clone()
@@ -215,8 +215,17 @@ class _LowBand:
         return amplitude.flatten().index_select(0, self.sent)
 
 
-@lru_cache(maxsize=256)
 def _low_band(height: int, width: int, ratio: float, device: torch.device) -> _LowBand:
+    return _bands_at(ratio)(height, width, device)
+
+
+@lru_cache(maxsize=1)
+def _bands_at(ratio: float) -> Callable[[int, int, torch.device], _LowBand]:
+    # All sites and layers of a round have one ratio, and no later round has it again.
+    return cache(partial(_find_low_band, ratio))
+
+
+def _find_low_band(ratio: float, height: int, width: int, device: torch.device) -> _LowBand:
     # Frequencies run 0 ... n-1 here; a frequency f and f - n are the same.
     row_in, row_mirror_in = _inside(height, ratio)
     column_in, column_mirror_in = _inside(width, ratio)

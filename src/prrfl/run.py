@@ -288,7 +288,7 @@ def open_engine(
     try:
         # Processes set their own threads; this one needs none beside them, and a team of them would not
         # survive the fork.
-        with prepared(config.threads if config.workers == 1 else 1, config.device):
+        with prepared(config.threads if config.workers == 1 else 1):
             if config.workers == 1:
                 yield make(sites)
             else:
@@ -303,7 +303,7 @@ def resolved(config: TrainConfig, sites: int) -> TrainConfig:
 
     Sites share nothing while they train, so that a process for each of them wastes less than threads, which
     wait for each other at every layer; what cores are left then go to threads. On a GPU and for one network
-    there is one process.
+    there is one process. Threads do not follow from ``workers``, because bits depend on them.
 
     Raises:
         ConfigError: if several processes are asked for where there can only be one.
@@ -318,7 +318,7 @@ def resolved(config: TrainConfig, sites: int) -> TrainConfig:
             raise ConfigError(f"workers is {config.workers}, but {reason}; leave it out, or give 1")
     most = 1 if any(alone.values()) else sites
     workers = min(most, config.workers or max(1, cores // (config.threads or 1)))
-    threads = config.threads or max(1, cores // workers)
+    threads = config.threads or max(1, cores // most)
     # Absolute, so that a run can be gone on with from any folder.
     paths = {
         "data": config.data and config.data.absolute(),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from prrfl.folding import Pairs, fold, foldable
+from prrfl.machine import arithmetic
 from prrfl.types import ClientId, Examples, RoundContext, SiteData, Tensors
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
@@ -216,7 +217,10 @@ def train_epoch(
             _restore(optimiser, learner.memory)
     draw = site_generator(site, ctx, "train")
     losses, outputs, truth = [], [], []
-    with _global_seed(ctx.seed, site.name, ctx.round, ctx.epoch, device=recipe.device):
+    with (
+        arithmetic(recipe.device, recipe.precision),
+        _global_seed(ctx.seed, site.name, ctx.round, ctx.epoch, device=recipe.device),
+    ):
         for inputs, labels in batches(site.data.train, recipe, recipe.batch, draw, shuffle=recipe.shuffle):
             logits = forward(networks, inputs, recipe)
             own = tuple(recipe.loss(output, labels) for output in logits)
@@ -265,7 +269,7 @@ def predict(
         draw: source of augmentation; ``None`` for plain images.
     """
     size = scoring_batch(math.prod(data.inputs.shape[2:]), recipe)
-    with torch.inference_mode():
+    with torch.inference_mode(), arithmetic(recipe.device, recipe.precision):
         networks = [recipe.build_for_scoring(weights) for weights in models]
         outputs = [
             torch.stack(forward(networks, inputs, recipe)) for inputs, _ in batches(data, recipe, size, draw)
@@ -284,7 +288,7 @@ def reestimate_norms(weights: Tensors, data: Examples, recipe: Recipe) -> Tensor
             module.train().reset_running_stats()
             module.momentum = None  # a plain mean over batches
     size = scoring_batch(math.prod(data.inputs.shape[2:]), recipe)
-    with torch.inference_mode():
+    with torch.inference_mode(), arithmetic(recipe.device, recipe.precision):
         for inputs, _ in batches(data, recipe, size):
             forward([network], inputs, recipe)
     return _weights(network)

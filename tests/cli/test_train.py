@@ -234,6 +234,22 @@ def test_the_published_quickstart(tmp_path):
     assert (config["r0"], config["network"], config["optimizer"]) == (0.6, "vgg_b", "adam")
 
 
+def test_help_says_defaults_and_what_can_be_chosen(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    for command in ("train", "compare"):
+        code, printed, _ = prrfl(command, "--help", capsys=capsys)
+        assert code == 0
+        for words in (
+            "communication rounds (T) [default: 50]",
+            "one of staged, recover, exchange, sublimate, off [default: staged]",
+            "class names of the labels 0, 1, ..., separated by commas [default: nv,bkl,mel]",
+            "resnet18",
+        ):
+            assert words in printed
+        assert "None]" not in printed
+    assert "prrfl:transfer=off [default: prrfl,fedavg," in " ".join(printed.replace("│", " ").split())
+
+
 def test_help_says_what_arguments_are(capsys):
     # Some versions of click lose the help of arguments under Flower's version of typer.
     code, printed, _ = prrfl("resume", "--help", capsys=capsys)

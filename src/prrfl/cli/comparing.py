@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -27,7 +28,7 @@ METHODS = ",".join(ALGORITHMS)
             str,
             typer.Option(
                 help="methods, separated by commas; name:key=value+key=value changes settings, as in "
-                f"prrfl:transfer=off [default: {METHODS}]",
+                + escape(f"prrfl:transfer=off [default: {METHODS}]"),
                 show_default=False,
             ),
         ],

@@ -7,6 +7,8 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import typer
+from pydantic.fields import FieldInfo
+from rich.markup import escape
 
 from prrfl.config import TrainConfig
 
@@ -39,9 +41,7 @@ def with_flags(
         _parameter("config", Path, "settings from a TOML file; flags override it"),
         _parameter("out", Path, "folder of the results; a dated one under runs/ if not given"),
         *(
-            _parameter(
-                name, _flag_type(field.annotation), f"{field.description} [default: {_shown(field.default)}]"
-            )
+            _parameter(name, _flag_type(field.annotation), _described(field))
             for name, field in settings.items()
         ),
     ]
@@ -66,5 +66,10 @@ def _flag_type(annotation: Any) -> Any:
     return next((kind for kind in choices if kind is Path), annotation)
 
 
-def _shown(default: Any) -> str:
-    return ",".join(default) if isinstance(default, tuple) else str(default)
+def _described(field: FieldInfo) -> str:
+    """Return what a setting is, what can be chosen, and the default, as text and not as markup."""
+    kind = field.annotation
+    choices = f"; one of {', '.join(map(str, get_args(kind)))}" if get_origin(kind) is Literal else ""
+    shown = ",".join(field.default) if isinstance(field.default, tuple) else field.default
+    default = "" if shown is None else f" [default: {shown}]"
+    return escape(f"{field.description}{choices}{default}")

@@ -160,7 +160,7 @@ class Participant:
         done = self._done("trained")
         if done is None:
             state = self._state_before()
-            with prepared(self.config.threads, self.config.device):
+            with prepared(self.config.threads):
                 state, share, lines = self._carried(self._visitor.train(state, self._ctx))
             done = self._commit("trained", {"state": state, "share": share}, {"records.jsonl": lines})
         records = _kept(done / "records.jsonl")
@@ -186,7 +186,7 @@ class Participant:
             share = read_state(trained / "share.safetensors", Share)
             check_same_layout(share.tensors, self.order.mean, "the mean that the server sent")
             state = read_state(trained / "state.safetensors", self._kind)
-            with prepared(self.config.threads, self.config.device):
+            with prepared(self.config.threads):
                 state, lines = self._carried(self._visitor.receive(state, self.order.mean, self._ctx))
                 self._keep_last(state)
             texts = {"records.jsonl": lines, "mean.sha256": digest}
