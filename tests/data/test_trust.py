@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from prrfl.data import split as splitting
 from prrfl.data.build import ham_entries
+from prrfl.data.images import Entry
 from prrfl.data.sources import load_sites, read_entries
 from prrfl.errors import DataError
 from tests.reference import DERMOSCOPY, needs_dermoscopy
@@ -454,3 +456,53 @@ def test_the_published_split_leaks_as_is_known_and_a_new_one_does_not(prrfl, tmp
                 assert sum(e.label == k for e in part) == pytest.approx(
                     share * whole, abs=1 + 0.25 * share * whole
                 )
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_pixels_of_more_than_8_bits_are_refused_and_not_clipped_to_white(prrfl, tmp_path, mode):
+    manifest = whole_manifest(tmp_path)
+    deep = tmp_path / "pics/x/3.tif"
+    Image.fromarray(
+        np.arange(1024).reshape(32, 32).astype({"I;16": "uint16", "I": "int32", "F": "f4"}[mode])
+    ).save(deep)
+    manifest.write_text(manifest.read_text().replace("pics/x/3.png", "pics/x/3.tif"))
+    with pytest.raises(
+        DataError, match=rf"image .*3.tif has pixels of mode {mode}, expected 8 bits .*convert"
+    ):
+        load_sites(manifest, image_size=32, classes=CLASSES)
+    code, out, _ = prrfl("data", "check", manifest)
+    assert code == 0
+    assert f"pixels of mode {mode}" in " ".join(out.split())
+
+
+@pytest.mark.parametrize("patients", [3, 4, 5, 7, 9, 10])
+@pytest.mark.parametrize("large", [1, 12])
+def test_few_patients_are_split_or_refused_in_a_line(tmp_path, patients, large):
+    entries = [
+        Entry(tmp_path / f"{patient}-{n}.png", n % 3, "x", "train", f"p{patient}")
+        for patient in range(patients)
+        for n in range(3 * (large if patient == 0 else 1))
+    ]
+    parts = {}
+    for entry in splitting.split(entries):
+        parts.setdefault(entry.split, set()).add(entry.group)
+    assert set(parts) == {"train", "valid", "test"}
+    assert sum(map(len, parts.values())) == patients
+
+
+def test_a_split_of_nothing_is_refused(prrfl, tmp_path):
+    manifest = write_manifest(tmp_path, [f"pics/{n}.png,nv,x,train," for n in range(9)])
+    code, _, err = prrfl("data", "split", manifest, "--out", tmp_path / "s.csv")
+    assert code == 2
+    assert "none of the 9 images" in err
+    assert not (tmp_path / "s.csv").exists()
+
+
+def test_split_does_not_write_over_what_it_reads(prrfl, tmp_path):
+    manifest = whole_manifest(tmp_path)
+    before = manifest.read_bytes()
+    for out in (manifest, tmp_path / "pics/../m.csv", tmp_path / "pics/x/3.png"):
+        code, _, err = prrfl("data", "split", manifest, "--out", out)
+        assert code == 2
+        assert "--out" in err
+    assert manifest.read_bytes() == before

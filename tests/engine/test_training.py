@@ -1,5 +1,6 @@
 """The batch loop, the schedule, optimiser memory, and files that are whole or absent."""
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -131,6 +132,20 @@ def test_files_are_whole_or_absent(tmp_path):
     with pytest.raises(StateMismatchError, match="not there"):
         read_tensors(tmp_path / "none")
     assert not list(tmp_path.rglob(".*"))
+
+
+def test_links_and_devices_are_not_replaced(tmp_path):
+    write_text(tmp_path / "a.txt", "old")
+    (tmp_path / "link.txt").symlink_to("a.txt")
+    write_text(tmp_path / "link.txt", "new")
+    assert (tmp_path / "link.txt").is_symlink()
+    assert (tmp_path / "a.txt").read_text() == "new"
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        with pytest.raises(FileExistsError, match=r"no regular file.*" + name):
+            write_text(tmp_path / name, "new")
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_records_survive_the_file(tmp_path):

@@ -11,6 +11,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from prrfl.cli.screen import console
+from prrfl.errors import DataError
 
 if TYPE_CHECKING:
     from prrfl.data.check import Findings
@@ -120,12 +121,18 @@ def split(
     from prrfl.data.split import split as divide
     from prrfl.engine.store import write_text
 
+    if out.suffix.lower() != ".csv" or out.resolve() == source.resolve():
+        raise DataError(f"--out {out} is not to be written over; give a new name that ends in .csv")
     names = _names(classes)
     entries = read_entries(source, image_size=image_size, classes=names)
     with _progress("reading images", len(entries)) as seen:
         same = hashes(entries, seen)
     whole = [e for e in entries if str(e.path) in same]
     gone = len(entries) - len(whole)
+    if not whole:
+        raise DataError(
+            f"{source}: none of the {gone} images can be read; `prrfl data check` says what each lacks"
+        )
     write_text(out, manifest_csv(divide(whole, valid, test, seed, same), out.parent))
     console.print(f"{len(whole)} images: {out}", soft_wrap=True)
     if gone:

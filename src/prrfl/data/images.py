@@ -217,7 +217,8 @@ def read_image(path: Path, size: int | None = None, file: BinaryIO | None = None
         file: the opened image, where it is not a file of its own.
 
     Raises:
-        DataError: if the file is no image, broken, or absurdly large.
+        DataError: if the file is no image, broken, absurdly large, or of more than 8 bits a channel, which
+            would be clipped to white.
     """
     try:
         with (
@@ -227,6 +228,11 @@ def read_image(path: Path, size: int | None = None, file: BinaryIO | None = None
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(
                     f"image {path} has {image.width} x {image.height} pixels, at most {MAX_PIXELS:,} are read"
+                )
+            if image.mode.startswith(("I", "F")):
+                raise DataError(
+                    f"image {path} has pixels of mode {image.mode}, expected 8 bits a channel; convert it, "
+                    "with a window of your choice"
                 )
             with _one_large if image.width * image.height > LARGE else nullcontext():
                 rgb = image.convert("RGB")

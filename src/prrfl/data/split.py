@@ -62,16 +62,24 @@ def _split_site(
             )
     chosen: list[Split] = ["train"] * len(entries)
     rest = np.arange(len(entries))
-    for name, share in (("test", test), ("valid", valid / (1 - test))):
-        held = _hold_out(labels[rest], np.array(groups)[rest], share, seed)
+    for name, share, leave in (("test", test, 2), ("valid", valid / (1 - test), 1)):
+        held = _hold_out(labels[rest], np.array(groups)[rest], share, leave, seed)
+        if held is None:
+            raise DataError(
+                f"site {entries[0].site}: its {len(set(groups))} groups of images cannot be parted into "
+                "train, valid and test; add images of others, or leave the site out"
+            )
         for index in rest[held]:
             chosen[index] = "test" if name == "test" else "valid"
         rest = np.delete(rest, held)
     return [replace(e, split=part) for e, part in zip(entries, chosen, strict=True)]
 
 
-def _hold_out(labels: Ints, groups: NDArray[np.str_], share: float, seed: int) -> Ints:
-    """Return the indices of the fold whose count of each class is nearest to the share that is asked for."""
+def _hold_out(labels: Ints, groups: NDArray[np.str_], share: float, leave: int, seed: int) -> Ints | None:
+    """Return the indices of the fold whose count of each class is nearest to the share that is asked for.
+
+    Folds that are empty, or leave fewer groups than ``leave``, do not count; ``None`` if none does.
+    """
     wanted = share * np.bincount(labels)
 
     def distance(held: Ints) -> float:
@@ -79,15 +87,15 @@ def _hold_out(labels: Ints, groups: NDArray[np.str_], share: float, seed: int) -
         # Relative, so that a rare class weighs as much as a frequent one.
         return float(np.abs(found - wanted)[wanted > 0] @ (1 / wanted[wanted > 0]))
 
-    count = max(2, min(round(1 / share), np.bincount(labels).max()))
+    distinct = len(np.unique(groups))
+    count = max(2, min(round(1 / share), np.bincount(labels).max(), distinct))
     folds = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", UserWarning
-        )  # a class with fewer images than folds: the best fold has it
+        # Of a class with fewer images than folds: the best fold has it.
+        warnings.simplefilter("ignore", UserWarning)
         parts = [held for _, held in folds.split(labels, labels, groups)]
-    nearest: Ints = min(parts, key=distance)
-    return nearest
+    fit = [held for held in parts if 0 < len(np.unique(groups[held])) <= distinct - leave]
+    return min(fit, key=distance, default=None)
 
 
 def _groups(entries: Sequence[Entry], same: Mapping[str, str]) -> list[str]:

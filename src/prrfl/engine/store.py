@@ -1,5 +1,6 @@
 """Files that are either whole or absent: JSON, text, tensors and a site's state, never pickle."""
 
+import errno
 import hashlib
 import json
 import os
@@ -47,7 +48,16 @@ def sync(folder: Path) -> None:
 
 @contextmanager
 def replacing(path: Path, mode: int = 0o644) -> Iterator[Path]:
-    """Give a temporary path beside ``path`` that takes its place once the block has ended well."""
+    """Give a temporary path beside ``path`` that takes its place once the block has ended well.
+
+    A link stays a link: what it leads to is replaced.
+
+    Raises:
+        OSError: if what is there is no regular file, a device say.
+    """
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        raise FileExistsError(errno.EEXIST, "Is there, and is no regular file", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f"{PARTIAL}{path.stem}-", suffix=path.suffix, dir=path.parent)
     os.close(handle)
