@@ -141,6 +141,14 @@ class TrainConfig(BaseModel):
     def _known_network(cls, value: str) -> str:
         return _one_of(value, NETWORKS)
 
+    @field_validator("alpha2")
+    @classmethod
+    def _not_below_alpha1(cls, value: float, info: ValidationInfo) -> float:
+        # Otherwise a deputy is at once too weak to do anything but recover, and strong enough to sublimate.
+        if value < info.data.get("alpha1", 0.0):
+            raise ValueError(f"expected at least alpha1, which is {info.data['alpha1']}")
+        return value
+
     @field_validator("tensorboard")
     @classmethod
     def _installed(cls, value: bool) -> bool:
@@ -176,6 +184,15 @@ class TrainConfig(BaseModel):
         kind = ALGORITHMS[self.method]
         method: Algorithm[Any] = kind(**{field.name: getattr(self, field.name) for field in fields(kind)})
         return method
+
+    def without_effect(self) -> list[str]:
+        """Return the names of settings that are not as by default, but change nothing in this run."""
+        of_methods = {field.name for kind in ALGORITHMS.values() for field in fields(kind)}
+        idle = of_methods - {field.name for field in fields(ALGORITHMS[self.method])}
+        if self.data is not None:
+            idle |= {"sites", "images"}
+        known = type(self).model_fields
+        return [name for name in known if name in idle and getattr(self, name) != known[name].default]
 
     def to_toml(self) -> str:
         """Return the resolved settings as TOML that :func:`load_config` reads back."""

@@ -255,3 +255,18 @@ def test_help_says_what_arguments_are(capsys):
     code, printed, _ = prrfl("resume", "--help", capsys=capsys)
     assert code == 0
     assert "folder of a run" in printed
+
+
+def test_settings_without_effect_are_said_and_contradictions_refused(folder, tmp_path):
+    command = [sys.executable, "-m", "prrfl", "train", "--data", folder, "--out", tmp_path / "r", *SMALL]
+    odd = ["--method", "local", "--rounds", 1, "--mu", 5, "--transfer", "off", "--sites", 9]
+    done = subprocess.run([*map(str, command + odd)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"warning: sites, transfer, mu: no effect in a run of local on {folder}" in " ".join(
+        done.stderr.split()
+    )
+    crossed = subprocess.run(
+        [*map(str, [*command, "--alpha1", 0.9, "--alpha2", 0.8])], capture_output=True, text=True, check=False
+    )
+    assert crossed.returncode == 2
+    assert "error: --alpha2: expected at least alpha1, which is 0.9, got 0.8" in crossed.stderr

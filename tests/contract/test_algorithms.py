@@ -1,6 +1,6 @@
 """What every method must keep to, whatever it does inside."""
 
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 
 import pytest
 import torch
@@ -144,6 +144,24 @@ def test_the_state_survives_the_store(method, tmp_path):
     later = replace(ctx, epoch=1)
     expected, found = method.train(state, site, later)[0], method.train(back, site, later)[0]
     assert all(torch.equal(a, b) for a, b in zip(tensors_of(expected), tensors_of(found), strict=True))
+
+
+@dataclass(frozen=True)
+class Named:
+    tensors: dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Unnamed:
+    count: int
+    tensor: torch.Tensor
+
+
+def test_a_state_that_cannot_be_stored_says_which_field_and_what_could(tmp_path):
+    write_state(tmp_path / "s.safetensors", Named({"a": torch.ones(2)}))
+    assert torch.equal(read_state(tmp_path / "s.safetensors", Named).tensors["a"], torch.ones(2))
+    with pytest.raises(TypeError, match=r"Unnamed.tensor of a site's state .* expected Tensors \(by name\)"):
+        write_state(tmp_path / "s.safetensors", Unnamed(1, torch.ones(2)))
 
 
 def test_centralised_trains_on_all_images_and_is_judged_at_each_site():

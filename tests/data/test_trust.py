@@ -471,7 +471,7 @@ def test_pixels_of_more_than_8_bits_are_refused_and_not_clipped_to_white(prrfl, 
     ):
         load_sites(manifest, image_size=32, classes=CLASSES)
     code, out, _ = prrfl("data", "check", manifest)
-    assert code == 0
+    assert code == 1
     assert f"pixels of mode {mode}" in " ".join(out.split())
 
 

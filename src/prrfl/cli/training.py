@@ -1,5 +1,6 @@
 """``prrfl train`` and ``report``: from settings to a run folder, and from a run folder to its pictures."""
 
+import logging
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +13,8 @@ from prrfl.cli.screen import console, going_on, print_summary, show_progress
 from prrfl.config import TrainConfig, load_config
 from prrfl.errors import ConfigError
 
+log = logging.getLogger("prrfl")
+
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run")]
 
 
@@ -23,6 +26,9 @@ def train(config: Path | None, out: Path | None, **flags: Any) -> None:
     """
     given = {key: value for key, value in flags.items() if value is not None}
     settings = load_config(config, given)
+    if idle := settings.without_effect():
+        data = "" if settings.data is None else f" on {settings.data}"
+        log.warning("%s: no effect in a run of %s%s", ", ".join(idle), settings.method, data)
     run_training(settings, out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{settings.method}")
 
 

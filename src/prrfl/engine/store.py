@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from pydantic import TypeAdapter
+from pydantic import PydanticSchemaGenerationError, TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, load_file, save
 from torch import Tensor
@@ -246,7 +246,21 @@ adapter = lru_cache(TypeAdapter)
 @lru_cache
 def _parts(kind: type) -> dict[str, Any]:
     hints = get_type_hints(kind)
-    return {part.name: hints[part.name] for part in fields(kind)}
+    return {part.name: _storable(hints[part.name], f"{kind.__name__}.{part.name}") for part in fields(kind)}
+
+
+def _storable(hint: Any, whose: str) -> Any:
+    if hint == dict[str, Tensor]:
+        return Tensors
+    if hint != Tensors and not is_dataclass(hint):
+        try:
+            adapter(hint)
+        except PydanticSchemaGenerationError:
+            raise TypeError(
+                f"{whose} of a site's state has the type {hint}; expected Tensors (by name), numbers, texts, "
+                "or a dataclass of these, such as Learner"
+            ) from None
+    return hint
 
 
 def _flatten(
