@@ -24,7 +24,8 @@ class Examples:
 
     Attributes:
         inputs: images, (N, 3, H, W) uint8 in 0...255; or any tensor whose first axis counts examples,
-            for data that is no image or is prepared already (float).
+            for data that is no image or is prepared already (float; then with a ``Recipe.normalise`` that
+            leaves it as it is).
         labels: (N,) int64 class indices.
         ids: (N,) names for messages and predictions; empty where the examples have none.
     """
