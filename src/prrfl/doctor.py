@@ -517,7 +517,7 @@ def seconds_per_image(config: TrainConfig, recipe: Recipe, at_least: float = 0.5
             torch.randint(256, (count, 3, config.image_size, config.image_size), dtype=torch.uint8),
             torch.arange(count) % len(config.classes),
         )
-        site = Site(SiteData("random", examples, examples, examples), recipe)
+        site = Site(SiteData("random", examples, examples, examples).to(recipe.device), recipe)
         started = time.perf_counter()
         method.train(state, site, moment)
         return time.perf_counter() - started
