@@ -26,7 +26,7 @@ def probabilities(seed, skill):
 
 
 def test_resamples_let_the_share_of_a_class_vary():
-    counts = statistics.resamples(len(LABELS), 400, np.random.default_rng(0))
+    counts = statistics.resamples(np.arange(len(LABELS)), 400, np.random.default_rng(0))
     assert (counts.sum(1) == 33).all()
     rare = counts[:, LABELS == 2].sum(1)
     # Binomial(33, 4/33): mean 4, variance 33 * 4/33 * 29/33 = 3.515.
@@ -35,7 +35,7 @@ def test_resamples_let_the_share_of_a_class_vary():
 
 
 def test_scores_of_samples_are_scikit_learns_even_where_a_class_is_lost():
-    counts = statistics.resamples(len(LABELS), 100, np.random.default_rng(1))
+    counts = statistics.resamples(np.arange(len(LABELS)), 100, np.random.default_rng(1))
     counts[0, LABELS > 0] = 0  # a single class: there is no AUC
     values = probabilities(2, 1.0)
     predicted = values.argmax(1)

@@ -10,6 +10,7 @@ import torch
 from prrfl.reports.meter import Recovery, SiteDrop, by_site, measure, recovery
 from prrfl.reports.statistics import (
     Floats,
+    group_indices,
     holm,
     macro_auc,
     macro_f1,
@@ -126,8 +127,9 @@ BySeed = dict[int, dict[str, Floats]]
 def compare(runs: Sequence[Run], draws: int = 2000, seed: int = 0) -> list[Row]:
     """Return one row per method, and at the end the row of always answering the most frequent class.
 
-    The same bootstrap samples of each site's test images serve all methods and seeds, so that differences
-    are paired: what is uncertain in both cancels. Seeds are not resampled; a t-test stands for their spread.
+    The same bootstrap samples of each site's test images, drawn by lesion or patient where these are known,
+    serve all methods and seeds, so that differences are paired: what is uncertain in both cancels. Seeds are
+    not resampled; a t-test stands for their spread.
 
     Args:
         runs: finished runs on the same data, any number of seeds for each method.
@@ -138,7 +140,7 @@ def compare(runs: Sequence[Run], draws: int = 2000, seed: int = 0) -> list[Row]:
     rng = np.random.default_rng(seed)
     # The first sample is the test set itself, so that scores and intervals come out of one calculation.
     counts = {
-        site: np.vstack([np.ones(len(p.labels)), resamples(len(p.labels), draws, rng)])
+        site: np.vstack([np.ones(len(p.labels)), resamples(group_indices(_grouped(runs, site)), draws, rng)])
         for site, p in sorted(runs[0].predictions.items())
     }
     f1: dict[str, BySeed] = {method: {} for method in methods}
@@ -155,6 +157,14 @@ def compare(runs: Sequence[Run], draws: int = 2000, seed: int = 0) -> list[Row]:
     ]
     rows = _tested(_tested(rows, "f1", f1), "auc", auc)
     return [*rows, _majority(counts, runs[0].predictions)]
+
+
+def _grouped(runs: Sequence[Run], site: ClientId) -> Predictions:
+    """Return a site's predictions by a run that knows the groups of its images, if one does.
+
+    Older runs wrote none.
+    """
+    return max((run.predictions[site] for run in runs), key=lambda predictions: bool(predictions.groups))
 
 
 def _resampled(

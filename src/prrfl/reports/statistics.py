@@ -1,4 +1,4 @@
-"""How sure a score is: bootstrap over test images, intervals over seeds, corrected p-values."""
+"""How sure a score is: bootstrap over groups of test images, intervals over seeds, corrected p-values."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 from sklearn.metrics import confusion_matrix
+
+from prrfl.types import Predictions
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -17,21 +19,32 @@ def confusion(labels: Ints, predicted: Ints, classes: int) -> tuple[tuple[int, .
     return tuple(tuple(map(int, row)) for row in counts)
 
 
-def resamples(images: int, draws: int, rng: np.random.Generator) -> Floats:
-    """Draw bootstrap samples of a test set.
+def group_indices(predictions: Predictions) -> Ints:
+    """Return (N,) the number, from 0, of the group that each image is of; alone in one, where it has none."""
+    groups = predictions.groups or (None,) * len(predictions.ids)
+    names = [row if name is None else name for row, name in enumerate(groups)]
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    return np.array([numbers[name] for name in names], dtype=np.int64)
 
-    Plainly, not within classes: how many images a class has is as much chance as which ones they are. A
-    sample may lose a rare class; the scores then leave it out.
+
+def resamples(groups: Ints, draws: int, rng: np.random.Generator) -> Floats:
+    """Draw bootstrap samples of a test set, group by group.
+
+    A lesion's images come all or not at all: another test set would be of other lesions, and of two images of
+    one the second says little that is new. Plainly, not within classes: how many images a class has is as
+    much chance as which ones they are. A sample may lose a rare class; the scores then leave it out.
 
     Args:
-        images: number N of images.
+        groups: (N,), see :func:`group_indices`.
         draws: number B of samples.
         rng: source of randomness.
 
     Returns:
         (B, N): how often each image is in each sample.
     """
-    return rng.multinomial(images, np.full(images, 1 / images), size=draws).astype(np.float64)
+    count = int(groups.max()) + 1
+    drawn = rng.multinomial(count, np.full(count, 1 / count), size=draws)
+    return drawn[:, groups].astype(np.float64)
 
 
 def mean_of_defined(values: Sequence[Floats]) -> Floats:

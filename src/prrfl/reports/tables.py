@@ -173,7 +173,10 @@ def legend(rows: Sequence[Row]) -> str:
     """Return what the marks and intervals of the table mean."""
     seeds = max(row.seeds for row in rows)
     spread = f"mean ± half the 95 % t-interval over {seeds} seeds" if seeds > 1 else "one seed"
-    lines = [f"Percent; {spread}.", "'95 % of images': bootstrap over test images, seeds averaged."]
+    lines = [
+        f"Percent; {spread}.",
+        "'95 % of images': bootstrap over test images, by lesion or patient where known, seeds averaged.",
+    ]
     if seeds > 1:
         lines.append(
             "p: difference to PRR-FL, the larger of a paired bootstrap over test images and a paired t-test "
