@@ -25,8 +25,8 @@ from prrfl.types import ClientId, Predictions, RoundRecord, ScoreRecord, TrainRe
 STAGES = {1: "recover", 2: "exchange", 3: "sublimate"}
 MARKS = {
     "*": "best mean",
-    "=": "not significantly different from the best: a tie",
-    "*=": "best mean; not significantly better than those marked =",
+    "=": "not told apart from the best, which is no proof that they are equal",
+    "*=": "best mean; not told apart from those marked =",
 }
 
 
@@ -236,11 +236,11 @@ def _drop_sheet(records: Sequence[RoundRecord]) -> Sheet:
 
 
 def _comparison_sheets(rows: Sequence[Row], classes: Sequence[str]) -> list[Sheet]:
-    scores, costs, sites = (
+    scores, *others = (
         Sheet(table.title, table.heads, [[Cell(line[0]), *map(_marked, line[1:])] for line in table.body])
         for table in tables(rows, classes)
     )
-    return [replace(scores, note=legend(rows)), sites, costs, _falls_sheet(rows)]
+    return [replace(scores, note=legend(rows)), *others, _falls_sheet(rows)]
 
 
 def _marked(text: str) -> Cell:

@@ -12,6 +12,9 @@ from prrfl.types import Predictions
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+ROUNDING = 1e-12
+"""Differences of scores, which are fractions, below which they are none but of the order of sums."""
+
 
 def confusion(labels: Ints, predicted: Ints, classes: int) -> tuple[tuple[int, ...], ...]:
     """Return how often each class is taken for each: rows are true classes, columns predicted ones."""
@@ -114,22 +117,27 @@ def percentile_interval(values: Floats) -> tuple[float, float] | None:
 
 
 def seeds_p(differences: Floats) -> float | None:
-    """Return the two-sided p-value of a paired t-test over seeds; ``None`` for fewer than two."""
-    if len(differences) < 2:
+    """Return the two-sided p-value of a paired t-test over seeds; ``None`` where it cannot tell.
+
+    It cannot for fewer than two seeds, and where the difference is the same with every seed: then the spread,
+    against which it would be held, is not known; few seeds on few images may agree by chance. No difference
+    with any seed is p = 1.
+    """
+    if len(differences) > 1 and np.abs(differences).max() < ROUNDING:
+        return 1.0
+    if len(differences) < 2 or np.ptp(differences) < ROUNDING:
         return None
-    if not np.ptp(differences):  # the t statistic is 0 / 0, or infinite
-        return float(differences[0] == 0)
     return float(stats.ttest_1samp(differences, 0.0).pvalue)
 
 
 def paired_p(differences: Floats) -> float:
     """Return the two-sided bootstrap p-value of a paired difference: twice the smaller tail, at most 1.
 
-    Samples in which the score is not defined do not count.
+    Samples in which the score is not defined do not count; those without a difference count in both tails.
     """
     differences = differences[~np.isnan(differences)]
     n = len(differences)
-    tail = min((differences <= 0).sum(), (differences >= 0).sum())
+    tail = min((differences < ROUNDING).sum(), (differences > -ROUNDING).sum())
     return float(min(1.0, 2 * (tail + 1) / (n + 1)))
 
 
