@@ -19,10 +19,10 @@ from prrfl.reports.overlay import bands, draw_bands
 from prrfl.reports.retrogress import MEASURES, Band, band, caption, curve
 from prrfl.reports.statistics import confusion
 from prrfl.reports.styles import PALETTE, Style, of_methods, of_networks
-from prrfl.reports.tables import legend, percent, tables
+from prrfl.reports.tables import legend, tables
+from prrfl.reports.words import STAGES, percent
 from prrfl.types import ClientId, Predictions, RoundRecord, ScoreRecord, TrainRecord
 
-STAGES = {1: "recover", 2: "exchange", 3: "sublimate"}
 MARKS = {
     "*": "best mean",
     "=": "not told apart from the best, which is no proof that they are equal",

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from prrfl.reports.comparison import Estimate, Row
+from prrfl.reports.words import percent
 from prrfl.types import ClientId
 
 
@@ -227,8 +228,3 @@ def legend(rows: Sequence[Row]) -> str:
 def _with_spread(estimate: Estimate) -> str:
     spread = f" ± {percent(estimate.seeds)}" if estimate.seeds is not None else ""
     return percent(estimate.mean) + spread
-
-
-def percent(value: float | None) -> str:
-    """Return a fraction as percent with two decimals, a dash where there is none."""
-    return "–" if value is None else f"{100 * value:.2f}"
