@@ -9,7 +9,7 @@ import torch
 from scipy.stats import ttest_1samp
 from sklearn.metrics import f1_score, roc_auc_score
 
-from prrfl.reports import comparison, overlay, statistics, tables
+from prrfl.reports import comparison, overlay, scores, statistics, tables
 from prrfl.reports.meter import SiteDrop, by_site, measure, recovery
 from prrfl.types import ExchangeRecord, Predictions, ScoreRecord, Scores
 from tests.sites_on_disk import write_layout
@@ -124,7 +124,8 @@ def run(method, seed, skill, f1s=((0.5, 0.4), (0.6, 0.3)), epochs=(0.5, 0.6)):
         site: Predictions(ids, torch_labels, torch.from_numpy(probabilities(10 * seed + k, skill)))
         for k, site in enumerate("ab")
     }
-    return comparison.Run(method, seed, records, predictions, 60.0)
+    training = dict.fromkeys("ab", (30, 5, 5))
+    return comparison.Run(method, seed, records, predictions, 60.0, rounds=2, epochs=1, training=training)
 
 
 def test_the_meter_by_hand():
@@ -319,17 +320,53 @@ def test_the_figure_has_a_line_for_each_method_and_room_on_the_right():
         for m in ("prrfl", "fedavg", "prrfl:r1=0.7")
         for s in (0, 1)
     ]
-    left, _ = overlay.comparison_figure(runs, epochs=1).axes
+    left, _ = overlay.comparison_figure(runs).axes
     assert [line.get_label() for line in left.lines] == ["prrfl", "fedavg", "prrfl:r1=0.7"]
     assert left.lines[0].get_color() == left.lines[2].get_color() != left.lines[1].get_color()
     assert left.lines[2].is_dashed()
     assert left.get_xlim()[1] >= 2.03  # the last communication is at 2
     assert len(left.collections) == 3  # ranges over seeds
     assert left.lines[0].get_zorder() > left.lines[1].get_zorder()
-    one = overlay.bands(runs, 1, "macro_f1")["fedavg"]
+    one = overlay.bands(runs, "macro_f1")["fedavg"]
     # Mean of sites in percent; the second epoch is 0.6 with seed 0, 0.7 with seed 1.
     second = list(one.at).index(2.0)
     assert (one.low[second], one.mean[second], one.high[second]) == pytest.approx((60, 65, 70))
+
+
+def test_curves_run_along_each_runs_own_local_epochs():
+    one = run("prrfl", 0, 1.0)
+    two = replace(one, method="fedavg", epochs=3)
+    two = replace(
+        two, records=[replace(r, epoch=2) if isinstance(r, ScoreRecord) else r for r in two.records]
+    )
+    found = overlay.bands([one, two], "auc")
+    assert sorted(set(found["prrfl"].at)) == pytest.approx([1, 2])
+    assert sorted(set(found["fedavg"].at)) == pytest.approx([3, 6])
+    assert overlay.comparison_figure([one, two]).axes[0].get_xlabel() == "local epoch"
+
+
+def test_the_baseline_answers_the_most_frequent_class_of_training():
+    one = run("prrfl", 0, 1.0)
+    own, pooled = {"a": (1, 9, 1), "b": (9, 8, 8)}, dict.fromkeys("ab", (10, 17, 9))
+    centralised = replace(one, method="centralised", training=pooled)
+    majority = comparison.compare([centralised, replace(one, training=own)], draws=20)[-1]
+    for site, answer in (("a", 1), ("b", 0)):
+        expected = f1_score(LABELS, np.full(33, answer), average="macro", zero_division=0)
+        assert majority.f1[site].mean == pytest.approx(expected)
+    rows = comparison.compare([replace(one, training={"a": (1, 9, 1)})], draws=20)
+    assert [row.method for row in rows] == ["prrfl"]
+
+
+def test_scores_are_written_one_a_line_and_counted_from_one():
+    runs = [run("prrfl", 0, 1.0), run("fedavg", 3, 1.0)]
+    text = scores.to_csv([(r.method, r.seed, r.records) for r in runs], ("nv", "b,c", "mel"))
+    rows = list(csv.DictReader(text.splitlines()))
+    assert len(rows) == 2 * 2 * 2 * 3  # runs, rounds, sites, moments
+    assert rows[-1] == {
+        "method": "fedavg", "seed": "3", "round": "2", "epoch": "1", "moment": "after", "site": "b",
+        "split": "test", "model": "model", "deployed": "True", "n": "33", "macro_f1": "0.25", "auc": "0.35",
+        "accuracy": "0.5", "loss": "1.0", "recall_nv": "", "recall_b,c": "", "recall_mel": "",
+    }  # fmt: skip
 
 
 def test_the_command_runs_resumes_and_refuses(tmp_path, prrfl):
@@ -340,9 +377,20 @@ def test_the_command_runs_resumes_and_refuses(tmp_path, prrfl):
     first = (tmp_path / "c/runs/fedavg-seed0/metrics.jsonl").stat()
     assert prrfl("compare", "--methods", methods, "--seeds", "0", *common)[0] == 0
     assert (tmp_path / "c/runs/fedavg-seed0/metrics.jsonl").stat().st_mtime == first.st_mtime
-    for name in ("comparison.csv", "comparison.md", "comparison.tex", "comparison.png", "retrogress.csv"):
+    for name in (
+        "comparison.csv",
+        "comparison.md",
+        "comparison.tex",
+        "comparison.png",
+        "retrogress.csv",
+        "scores.csv",
+    ):
         assert (tmp_path / "c" / name).stat().st_size > 0
     table = (tmp_path / "c/comparison.md").read_text()
+    assert "always the most frequent class" in table
+    for name in ("retrogress.csv", "scores.csv"):
+        with (tmp_path / "c" / name).open() as file:
+            assert {line["round"] for line in csv.DictReader(file)} == {"1"}
     assert "| prrfl:transfer=off+r1=0.7 |" in table
     for methods, seeds, changed, message in (
         ("fedavg", "0", ["--lr", 0.5], "lr = 0.01, now asked for with 0.5"),

@@ -47,7 +47,9 @@ def run(method, p, seed=0):
         ScoreRecord(0, 0, "a", "test", "model", True, moment, Scores(70, 1.0, 0.5, 0.5, 0.5, (None,) * 3, ()))
         for moment in ("before", "after")
     ]
-    return Run(method, seed, [*records, ExchangeRecord(0, {"a": 1}, 1)], {"a": p}, 1.0)
+    return Run(
+        method, seed, [*records, ExchangeRecord(0, {"a": 1}, 1)], {"a": p}, 1.0, 1, 1, {"a": (9, 1, 1)}
+    )
 
 
 def test_a_sample_holds_all_images_of_a_lesion_or_none():

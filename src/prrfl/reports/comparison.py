@@ -36,6 +36,10 @@ class Run:
         method: its name in the table, ablations with their settings: ``prrfl:transfer=off``.
         predictions: per site, on the test images, by the best round on validation.
         seconds: wall time.
+        rounds: communication rounds.
+        epochs: local epochs in each.
+        training: per site, how many images of each class its network was trained on, of all sites' where they
+            are pooled; without a site whose network is not kept.
     """
 
     method: str
@@ -43,6 +47,9 @@ class Run:
     records: Sequence[RoundRecord]
     predictions: Mapping[ClientId, Predictions]
     seconds: float
+    rounds: int
+    epochs: int
+    training: Mapping[ClientId, Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -133,6 +140,9 @@ BySeed = dict[int, dict[str, Floats]]
 def compare(runs: Sequence[Run], draws: int = 2000, seed: int = 0) -> list[Row]:
     """Return one row per method, and at the end the row of always answering the most frequent class.
 
+    That is a site's most frequent in training, because nothing may look at test labels but the scores. Where
+    no run knows the training images of a site, there is no such row.
+
     The same bootstrap samples of each site's test images, drawn by lesion or patient where these are known,
     serve all methods and seeds, so that differences are paired: what is uncertain in both cancels. Seeds are
     not resampled; a t-test stands for their spread.
@@ -162,7 +172,7 @@ def compare(runs: Sequence[Run], draws: int = 2000, seed: int = 0) -> list[Row]:
         for method in methods
     ]
     rows = _tested(_tested(rows, "f1", f1), "auc", auc)
-    return [*rows, _majority(counts, runs[0].predictions)]
+    return rows + _majority(counts, runs)
 
 
 def _grouped(runs: Sequence[Run], site: ClientId) -> Predictions:
@@ -288,17 +298,22 @@ def _tested(rows: Sequence[Row], name: str, scores: Mapping[str, BySeed]) -> lis
     ]
 
 
-def _majority(counts: Mapping[ClientId, Floats], predictions: Mapping[ClientId, Predictions]) -> Row:
+def _majority(counts: Mapping[ClientId, Floats], runs: Sequence[Run]) -> list[Row]:
     answers = {}
-    for site, p in predictions.items():
+    for site, p in runs[0].predictions.items():
+        known = [run.training[site] for run in runs if site in run.training]
+        if not known:
+            return []
+        own = min(known, key=sum)  # its own rather than the pool's
         always = torch.zeros_like(p.probabilities)
-        always[:, p.labels.bincount().argmax()] = 1.0
+        always[:, int(np.argmax(own))] = 1.0
         answers[site] = replace(p, probabilities=always)
     f1, auc = _resampled(counts, answers)
-    return Row(
+    row = Row(
         method="always the most frequent class",
         seeds=0,
         f1=_estimates({0: f1}),
         auc=_estimates({0: auc}),
         recall=_recall(list(answers.values())),
     )
+    return [row]
