@@ -300,6 +300,8 @@ def test_tables_for_people_say_what_is_best_and_escape_what_latex_would_read():
     assert "Difference to PRR-FL (mean of sites)" in titles
     without = comparison.compare([run("fedavg", 0, 1.0), run("local", 0, 2.0)], draws=20)
     assert len(tables.tables(without, ("nv", "bkl", "mel"))) == len(titles) - 1
+    assert "PRR-FL" not in tables.legend(without)
+    assert "Difference: to PRR-FL; p, paired bootstrap" in tables.legend(rows)
 
 
 def test_names_are_escaped():

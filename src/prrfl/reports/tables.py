@@ -201,12 +201,13 @@ def legend(rows: Sequence[Row]) -> str:
         f"Percent; {spread}.",
         "'95 % of images': bootstrap over test images, by lesion or patient where known, seeds averaged.",
     ]
-    if seeds > 1:
+    compared = any(row.tests for row in rows)
+    if compared and seeds > 1:
         lines.append(
             "Difference: to PRR-FL, over the seeds that both ran; p, the larger of a paired bootstrap over "
             "test images and a paired t-test over seeds, Holm-corrected."
         )
-    else:
+    elif compared:
         lines.append("Difference: to PRR-FL; p, paired bootstrap over test images, Holm-corrected.")
     if seeds == 1 or any(test.seeds is None for row in rows for test in row.tests.values()):
         lines.append(
