@@ -1,7 +1,7 @@
 """Methods × seeds on one data set: plan the runs, do those that are not done, put them side by side.
 
 A comparison folder holds ``runs/<method>-seed<n>/`` (run folders), ``comparison.{csv,md,tex,png}``,
-``retrogress.csv`` and ``report.html``.
+``retrogress.csv``, ``scores.csv`` and ``report.html``.
 """
 
 import csv
@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
@@ -20,12 +20,13 @@ from prrfl import run_folder
 from prrfl.algorithms import ALGORITHMS
 from prrfl.config import TrainConfig, load_config
 from prrfl.data.synthetic import GeneratedData, cached
+from prrfl.engine.in_process import POOL
 from prrfl.engine.store import write_text
 from prrfl.errors import ConfigError, DataError
-from prrfl.kept import predictions_path
+from prrfl.kept import kept_path, predictions_path, read_about
 from prrfl.machine import usable_cores
 from prrfl.records import read_predictions, read_records
-from prrfl.reports import comparison, tables
+from prrfl.reports import comparison, scores, tables
 from prrfl.reports.meter import measure
 from prrfl.reports.overlay import draw_comparison
 from prrfl.reports.page import comparison_page
@@ -232,6 +233,7 @@ def read_runs(folder: Path) -> tuple[list[comparison.Run], TrainConfig]:
 
 def _read_run(folder: Path, config: TrainConfig) -> comparison.Run:
     summary = run_folder.read_summary(folder)
+    sites = summary["best"]["sites"]
     if config.method != _method(folder).partition(":")[0]:
         raise ConfigError(f"{folder} holds a run of method {config.method}; rename the folder, or remove it")
     return comparison.Run(
@@ -240,10 +242,20 @@ def _read_run(folder: Path, config: TrainConfig) -> comparison.Run:
         records=read_records(folder / "metrics.jsonl", classes=len(config.classes)),
         predictions={
             site: read_predictions(predictions_path(folder, site, "best", "test"), config.classes)
-            for site in summary["best"]["sites"]
+            for site in sites
         },
         seconds=summary["seconds"],
+        rounds=config.rounds,
+        epochs=config.epochs,
+        training={site: counts for site in sites if (counts := _training_counts(folder, site))},
     )
+
+
+def _training_counts(folder: Path, site: ClientId) -> tuple[int, ...] | None:
+    """Return how many training images of each class a site's network saw; ``None`` if none is kept."""
+    paths = (kept_path(folder, whose, "best") for whose in (site, POOL))
+    path = next((path for path in paths if path.is_file()), None)
+    return read_about(path).images["train"] if path else None
 
 
 def _check_tests(
@@ -271,12 +283,15 @@ def tabulate(folder: Path) -> list[comparison.Row]:
     """Write a comparison's tables and pictures from its finished runs; return the rows."""
     runs, config = read_runs(folder)
     rows = comparison.compare(runs)
+    of_runs = [(run.method, run.seed, run.records) for run in runs]
+    write_text(folder / "scores.csv", scores.to_csv(of_runs, config.classes))
     write_text(folder / "comparison.csv", tables.to_csv(rows))
     write_text(folder / "comparison.md", tables.to_markdown(rows, config.classes))
     write_text(folder / "comparison.tex", tables.to_latex(rows, config.classes))
     write_text(folder / "retrogress.csv", _drops_to_csv(runs))
-    draw_comparison(runs, config.epochs, folder / "comparison.png")
-    shared = config.model_dump(mode="json", exclude_none=True, exclude={"method", "seed"})
+    draw_comparison(runs, folder / "comparison.png")
+    own = {"seed"}.union(*(_settings(run.method) for run in runs))
+    shared = config.model_dump(mode="json", exclude_none=True, exclude=own)
     write_text(folder / "report.html", comparison_page(runs, rows, shared))
     return rows
 
@@ -284,7 +299,13 @@ def tabulate(folder: Path) -> list[comparison.Row]:
 def _drops_to_csv(runs: Sequence[comparison.Run]) -> str:
     text = io.StringIO()
     lines = [
-        {"method": one.method, "seed": one.seed, **asdict(drop), "drop_f1": drop.f1, "drop_auc": drop.auc}
+        {
+            "method": one.method,
+            "seed": one.seed,
+            **asdict(replace(drop, round=drop.round + 1)),  # counted as users do
+            "drop_f1": drop.f1,
+            "drop_auc": drop.auc,
+        }
         for one in runs
         for drop in measure(one.records)
     ]

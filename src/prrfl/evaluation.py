@@ -39,7 +39,7 @@ def score(logits: Tensor, labels: Tensor) -> Scores:
 def predictions(logits: Tensor, examples: Examples, temperature: float = 1.0) -> Predictions:
     """Return what a network says of examples, from its (N, C) logits, divided by a temperature."""
     ids = examples.ids or tuple(map(str, range(len(examples))))
-    return Predictions(ids, examples.labels, probabilities(logits, temperature))
+    return Predictions(ids, examples.labels, probabilities(logits, temperature), examples.groups)
 
 
 def probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:

@@ -19,6 +19,9 @@ from prrfl.types import ExchangeRecord, Predictions, RoundRecord, ScoreRecord, S
 
 _RECORD: TypeAdapter[RoundRecord] = TypeAdapter(RoundRecord)
 
+_NAMED = ("image_id", "label", "group")
+"""What stands in a CSV of predictions before the probabilities."""
+
 _Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -168,12 +171,18 @@ def parse_summary(text: bytes) -> dict[str, Any]:
 
 
 def predictions_to_csv(predictions: Predictions, classes: Sequence[str]) -> str:
-    """Return predictions as CSV: image_id, label, and one column of probabilities per class."""
+    """Return predictions as CSV: image_id, label, group, and one column of probabilities per class."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image_id", "label", *(f"p_{name}" for name in classes)])
-    rows = zip(predictions.ids, predictions.labels.tolist(), predictions.probabilities.tolist(), strict=True)
-    writer.writerows([name, label, *(f"{p:.9g}" for p in row)] for name, label, row in rows)
+    writer.writerow([*_NAMED, *(f"p_{name}" for name in classes)])
+    rows = zip(
+        predictions.ids,
+        predictions.labels.tolist(),
+        predictions.groups or [None] * len(predictions.ids),
+        predictions.probabilities.tolist(),
+        strict=True,
+    )
+    writer.writerows([*named, *(f"{p:.9g}" for p in row)] for *named, row in rows)
     return text.getvalue()
 
 
@@ -181,7 +190,7 @@ def read_predictions(path: Path, classes: Sequence[str] | None = None) -> Predic
     """Read predictions back.
 
     Args:
-        path: the file that holds what :func:`predictions_to_csv` gave.
+        path: the file that holds what :func:`predictions_to_csv` gave; older ones have no column group.
         classes: the classes that it must be of; any, if not given.
 
     Raises:
@@ -189,14 +198,16 @@ def read_predictions(path: Path, classes: Sequence[str] | None = None) -> Predic
     """
     try:
         header, *rows = csv.reader(io.StringIO(read_text(path), newline=""))
-        columns = len(header) - 2 if classes is None else len(classes)
-        expected = ["image_id", "label", *([f"p_{name}" for name in classes] if classes else header[2:])]
+        named = _NAMED if "group" in header else _NAMED[:2]  # a class's column begins with p_
+        first = len(named)
+        columns = len(header) - first if classes is None else len(classes)
+        expected = [*named, *([f"p_{name}" for name in classes] if classes else header[first:])]
         if header != expected or columns < 1:
             raise ValueError(f"its columns are {', '.join(header)}")
         if not rows:
             raise ValueError("it has no rows")
         labels = [int(row[1]) for row in rows]
-        values = [[float(p) for p in row[2:]] for row in rows]
+        values = [[float(p) for p in row[first:]] for row in rows]
         if not all(0 <= label < columns for label in labels):
             raise ValueError("it has labels outside the classes")
         if not all(len(row) == columns and all(0 <= p <= 1 for p in row) for row in values):
@@ -209,4 +220,5 @@ def read_predictions(path: Path, classes: Sequence[str] | None = None) -> Predic
         ids=tuple(row[0] for row in rows),
         labels=torch.tensor(labels),
         probabilities=torch.tensor(values, dtype=torch.float64),
+        groups=tuple(row[2] or None for row in rows) if "group" in header else (),
     )

@@ -28,11 +28,13 @@ class Examples:
             leaves it as it is).
         labels: (N,) int64 class indices.
         ids: (N,) names for messages and predictions; empty where the examples have none.
+        groups: (N,) the lesion or patient that each shows, ``None`` where unknown; empty where none is known.
     """
 
     inputs: Tensor
     labels: Tensor
     ids: tuple[str, ...] = ()
+    groups: tuple[str | None, ...] = ()
 
     def __len__(self) -> int:
         return self.labels.numel()
@@ -123,11 +125,13 @@ class Predictions:
         ids: (N,) names of the images; numbers where they have none.
         labels: (N,) true classes.
         probabilities: (N, C) softmax outputs.
+        groups: (N,) the lesion or patient that each shows, ``None`` where unknown; empty where none is known.
     """
 
     ids: tuple[str, ...]
     labels: Tensor
     probabilities: Tensor
+    groups: tuple[str | None, ...] = ()
 
 
 @dataclass(frozen=True)

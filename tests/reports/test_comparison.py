@@ -9,7 +9,7 @@ import torch
 from scipy.stats import ttest_1samp
 from sklearn.metrics import f1_score, roc_auc_score
 
-from prrfl.reports import comparison, overlay, statistics, tables
+from prrfl.reports import comparison, overlay, scores, statistics, tables
 from prrfl.reports.meter import SiteDrop, by_site, measure, recovery
 from prrfl.types import ExchangeRecord, Predictions, ScoreRecord, Scores
 from tests.sites_on_disk import write_layout
@@ -26,7 +26,7 @@ def probabilities(seed, skill):
 
 
 def test_resamples_let_the_share_of_a_class_vary():
-    counts = statistics.resamples(len(LABELS), 400, np.random.default_rng(0))
+    counts = statistics.resamples(np.arange(len(LABELS)), 400, np.random.default_rng(0))
     assert (counts.sum(1) == 33).all()
     rare = counts[:, LABELS == 2].sum(1)
     # Binomial(33, 4/33): mean 4, variance 33 * 4/33 * 29/33 = 3.515.
@@ -35,7 +35,7 @@ def test_resamples_let_the_share_of_a_class_vary():
 
 
 def test_scores_of_samples_are_scikit_learns_even_where_a_class_is_lost():
-    counts = statistics.resamples(len(LABELS), 100, np.random.default_rng(1))
+    counts = statistics.resamples(np.arange(len(LABELS)), 100, np.random.default_rng(1))
     counts[0, LABELS > 0] = 0  # a single class: there is no AUC
     values = probabilities(2, 1.0)
     predicted = values.argmax(1)
@@ -90,7 +90,19 @@ def test_the_t_test_over_seeds():
     assert statistics.seeds_p(values) == pytest.approx(ttest_1samp(values, 0).pvalue)
     assert statistics.seeds_p(np.array([0.1])) is None
     assert statistics.seeds_p(np.zeros(3)) == 1.0
-    assert statistics.seeds_p(np.full(3, 0.1)) == 0.0
+
+
+def test_a_t_test_without_spread_cannot_tell():
+    for n in (2, 5):
+        alike = 0.1 + np.arange(n) * 1e-17 + np.linspace(0, 3e-17, n)  # alike but for rounding
+        alike[0] = np.nextafter(0.1, 1)
+        assert alike.std() > 0
+        assert statistics.seeds_p(alike) is None
+        assert statistics.seeds_p(np.linspace(-1e-16, 1e-16, n)) == 1.0
+    # One image of 10,000 more is no rounding.
+    assert statistics.seeds_p(np.array([0.1, 0.1001])) == pytest.approx(ttest_1samp([0.1, 0.1001], 0).pvalue)
+    assert statistics.paired_p(np.array([1e-17] * 50 + [-1e-17] * 50)) == 1.0
+    assert statistics.paired_p(np.full(99, 1e-17)) == 1.0
 
 
 def run(method, seed, skill, f1s=((0.5, 0.4), (0.6, 0.3)), epochs=(0.5, 0.6)):
@@ -112,7 +124,8 @@ def run(method, seed, skill, f1s=((0.5, 0.4), (0.6, 0.3)), epochs=(0.5, 0.6)):
         site: Predictions(ids, torch_labels, torch.from_numpy(probabilities(10 * seed + k, skill)))
         for k, site in enumerate("ab")
     }
-    return comparison.Run(method, seed, records, predictions, 60.0)
+    training = dict.fromkeys("ab", (30, 5, 5))
+    return comparison.Run(method, seed, records, predictions, 60.0, rounds=2, epochs=1, training=training)
 
 
 def test_the_meter_by_hand():
@@ -125,9 +138,27 @@ def test_the_meter_by_hand():
     assert [d.outcome for d in drops] == ["back", "back", "last round", "last round"]
     found = recovery(drops)
     assert (found.epochs, found.back, found.falls) == (1.0, 2, 2)
-    sites = by_site(drops)
+    sites = by_site([drops])
     assert (sites["a"].mean, sites["a"].largest) == pytest.approx((0.2, 0.3))
     assert (sites["b"].mean, sites["b"].largest) == pytest.approx((0.25, 0.35))
+
+
+def test_drops_have_an_interval_over_seeds():
+    # Seed 0 falls by 0.1 and 0.3 at a, by 0.15 and 0.35 at b; seed 1 by 0.1 less in the first round.
+    runs = [run("fedavg", 0, 1.0), run("fedavg", 1, 1.0, f1s=((0.5, 0.5), (0.6, 0.3)))]
+    row = comparison.compare(runs, draws=20)[0]
+    assert row.drop["f1"].mean == pytest.approx(0.2)
+    # Means 0.225 and 0.175: standard error 0.025, t(0.975, 1) = 12.7062.
+    assert row.drop["f1"].seeds == pytest.approx(12.7062 * 0.025, abs=1e-5)
+    site = row.drops["a"]
+    assert (site.mean, site.largest) == pytest.approx((0.175, 0.3))
+    assert site.seeds == pytest.approx(12.7062 * 0.025, abs=1e-5)
+    tidy = {(r["site"], r["measure"]): r for r in csv.DictReader(tables.to_csv([row]).splitlines())}
+    for where, half in (("mean", row.drop["f1"].seeds), ("a", site.seeds), ("b", row.drops["b"].seeds)):
+        assert float(tidy[where, "drop_macro_f1"]["seeds_ci95"]) == pytest.approx(half)
+    heads, body = tables.cells([row], ("nv", "bkl", "mel"))
+    assert dict(zip(heads, body[0], strict=True))["drop F1"] == "20.00 ± 31.77"
+    assert comparison.compare(runs[:1], draws=20)[0].drop["f1"].seeds is None
 
 
 def test_only_falls_count_as_recovered_and_only_what_is_followed():
@@ -152,22 +183,23 @@ def test_cells_say_how_many_falls_came_back_and_where_it_fell_most():
     assert (ours["epochs to recover"], ours["worst drop at"]) == ("–", "–")
     assert (ours["seeds"], theirs["seeds"], majority["seeds"]) == ("1", "2", "–")
     row = comparison.compare([back[1]], draws=50)[0]
-    assert tables.cells([row], ("nv", "bkl", "mel"))[1][0][heads.index("epochs to recover")] == "– (0 of 2)"
+    heads, body = tables.cells([row], ("nv", "bkl", "mel"))
+    assert body[0][heads.index("epochs to recover")] == "– (0 of 2)"
     assert row.drops["b"] == SiteDrop(pytest.approx(0.25), pytest.approx(0.35))
 
 
-def test_the_table_knows_who_is_better_and_who_is_tied():
+def test_the_table_knows_who_is_better_and_who_is_not_told_apart():
     seeds = range(4)
     runs = [run("prrfl", s, 4.0) for s in seeds] + [run("fedavg", s, 0.5) for s in seeds]
-    runs += [run("fedbn", s, 4.0) for s in seeds]  # the same predictions as PRR-FL: a tie, exactly
+    runs += [run("fedbn", s, 4.0) for s in seeds]  # the same predictions as PRR-FL
     rows = {row.method: row for row in comparison.compare(runs, draws=400)}
     ours, weak, twin = rows["prrfl"], rows["fedavg"], rows["fedbn"]
     for key in ("f1", "auc"):
         assert key not in ours.p
         assert weak.p[key] < 0.05 < twin.p[key] == 1.0
         assert key in ours.best & twin.best
-        assert key in ours.tied & twin.tied
-        assert key not in weak.tied | weak.best
+        assert key in ours.untold & twin.untold
+        assert key not in weak.untold | weak.best
     expected = np.mean(
         [
             f1_score(LABELS, p.probabilities.numpy().argmax(1), average="macro")
@@ -179,7 +211,12 @@ def test_the_table_knows_who_is_better_and_who_is_tied():
     low, high = weak.f1["mean"].images
     assert low < expected < high
     assert weak.bytes == (200, 50)
-    assert weak.drop[0] == pytest.approx(0.225)
+    assert weak.drop["f1"].mean == pytest.approx(0.225)
+    difference = weak.tests["f1"].difference
+    assert difference.mean == pytest.approx(weak.f1["mean"].mean - ours.f1["mean"].mean)
+    assert difference.images[0] < difference.mean < difference.images[1] < 0
+    assert difference.mean + difference.seeds < 0 < weak.tests["f1"].seeds < 0.05
+    assert weak.tests["f1"].common == 4
     majority = rows["always the most frequent class"]
     assert majority.f1["a"].mean == pytest.approx(
         f1_score(LABELS, np.zeros(33), average="macro", zero_division=0)
@@ -195,7 +232,7 @@ def test_methods_are_paired_over_the_seeds_that_both_ran():
     assert rows["fedavg"].p == {"f1": 1.0, "auc": 1.0}
     assert rows["fedavg"].tests["f1"].seeds is None
     # Neither ran all three seeds, so that no mean is called the best.
-    assert not any(row.best or row.tied for row in rows.values())
+    assert not any(row.best or row.untold for row in rows.values())
     assert "thus without prrfl, fedavg" in tables.legend(list(rows.values()))
     apart = {row.method: row for row in comparison.compare([ours[0], theirs[1]], draws=300)}
     assert apart["fedavg"].p == {}
@@ -225,7 +262,7 @@ def test_the_best_is_sought_among_methods_with_all_seeds():
     rows = {row.method: row for row in comparison.compare(runs, draws=100)}
     assert rows["lucky"].f1["mean"].mean > rows["prrfl"].f1["mean"].mean
     assert rows["prrfl"].best == {"f1", "auc"}
-    assert not rows["lucky"].best | rows["lucky"].tied
+    assert not rows["lucky"].best | rows["lucky"].untold
     assert "thus without lucky." in tables.legend(list(rows.values()))
 
 
@@ -251,11 +288,20 @@ def test_tables_for_people_say_what_is_best_and_escape_what_latex_would_read():
     latex = tables.to_latex(rows, ("nv", "bkl", "mel"))
     assert r"off\_x" in latex
     assert latex.isascii()
-    assert "best mean; = not" in latex[latex.index(r"\end{tabular}") :]
+    assert "best mean; = not told apart" in latex[latex.index(r"\end{tabular}") :]
     assert len({line.count("&") for line in latex.splitlines() if "&" in line}) == 1
     tidy = list(csv.DictReader(tables.to_csv(rows).splitlines()))
     means = [r for r in tidy if r["method"] == "prrfl" and r["site"] == "mean" and r["measure"] == "macro_f1"]
     assert float(means[0]["mean"]) == pytest.approx(rows[0].f1["mean"].mean)
+    (gap,) = (r for r in tidy if r["measure"] == "macro_f1_less_prrfl")
+    assert gap["method"] == "prrfl:transfer=off_x"
+    assert float(gap["images_high"]) == rows[1].tests["f1"].difference.images[1] < 0
+    titles = [table.title for table in tables.tables(rows, ("nv", "bkl", "mel"))]
+    assert "Difference to PRR-FL (mean of sites)" in titles
+    without = comparison.compare([run("fedavg", 0, 1.0), run("local", 0, 2.0)], draws=20)
+    assert len(tables.tables(without, ("nv", "bkl", "mel"))) == len(titles) - 1
+    assert "PRR-FL" not in tables.legend(without)
+    assert "Difference: to PRR-FL; p, paired bootstrap" in tables.legend(rows)
 
 
 def test_names_are_escaped():
@@ -276,17 +322,53 @@ def test_the_figure_has_a_line_for_each_method_and_room_on_the_right():
         for m in ("prrfl", "fedavg", "prrfl:r1=0.7")
         for s in (0, 1)
     ]
-    left, _ = overlay.comparison_figure(runs, epochs=1).axes
+    left, _ = overlay.comparison_figure(runs).axes
     assert [line.get_label() for line in left.lines] == ["prrfl", "fedavg", "prrfl:r1=0.7"]
     assert left.lines[0].get_color() == left.lines[2].get_color() != left.lines[1].get_color()
     assert left.lines[2].is_dashed()
     assert left.get_xlim()[1] >= 2.03  # the last communication is at 2
     assert len(left.collections) == 3  # ranges over seeds
     assert left.lines[0].get_zorder() > left.lines[1].get_zorder()
-    one = overlay.bands(runs, 1, "macro_f1")["fedavg"]
+    one = overlay.bands(runs, "macro_f1")["fedavg"]
     # Mean of sites in percent; the second epoch is 0.6 with seed 0, 0.7 with seed 1.
     second = list(one.at).index(2.0)
     assert (one.low[second], one.mean[second], one.high[second]) == pytest.approx((60, 65, 70))
+
+
+def test_curves_run_along_each_runs_own_local_epochs():
+    one = run("prrfl", 0, 1.0)
+    two = replace(one, method="fedavg", epochs=3)
+    two = replace(
+        two, records=[replace(r, epoch=2) if isinstance(r, ScoreRecord) else r for r in two.records]
+    )
+    found = overlay.bands([one, two], "auc")
+    assert sorted(set(found["prrfl"].at)) == pytest.approx([1, 2])
+    assert sorted(set(found["fedavg"].at)) == pytest.approx([3, 6])
+    assert overlay.comparison_figure([one, two]).axes[0].get_xlabel() == "local epoch"
+
+
+def test_the_baseline_answers_the_most_frequent_class_of_training():
+    one = run("prrfl", 0, 1.0)
+    own, pooled = {"a": (1, 9, 1), "b": (9, 8, 8)}, dict.fromkeys("ab", (10, 17, 9))
+    centralised = replace(one, method="centralised", training=pooled)
+    majority = comparison.compare([centralised, replace(one, training=own)], draws=20)[-1]
+    for site, answer in (("a", 1), ("b", 0)):
+        expected = f1_score(LABELS, np.full(33, answer), average="macro", zero_division=0)
+        assert majority.f1[site].mean == pytest.approx(expected)
+    rows = comparison.compare([replace(one, training={"a": (1, 9, 1)})], draws=20)
+    assert [row.method for row in rows] == ["prrfl"]
+
+
+def test_scores_are_written_one_a_line_and_counted_from_one():
+    runs = [run("prrfl", 0, 1.0), run("fedavg", 3, 1.0)]
+    text = scores.to_csv([(r.method, r.seed, r.records) for r in runs], ("nv", "b,c", "mel"))
+    rows = list(csv.DictReader(text.splitlines()))
+    assert len(rows) == 2 * 2 * 2 * 3  # runs, rounds, sites, moments
+    assert rows[-1] == {
+        "method": "fedavg", "seed": "3", "round": "2", "epoch": "1", "moment": "after", "site": "b",
+        "split": "test", "model": "model", "deployed": "True", "n": "33", "macro_f1": "0.25", "auc": "0.35",
+        "accuracy": "0.5", "loss": "1.0", "recall_nv": "", "recall_b,c": "", "recall_mel": "",
+    }  # fmt: skip
 
 
 def test_the_command_runs_resumes_and_refuses(tmp_path, prrfl):
@@ -297,9 +379,20 @@ def test_the_command_runs_resumes_and_refuses(tmp_path, prrfl):
     first = (tmp_path / "c/runs/fedavg-seed0/metrics.jsonl").stat()
     assert prrfl("compare", "--methods", methods, "--seeds", "0", *common)[0] == 0
     assert (tmp_path / "c/runs/fedavg-seed0/metrics.jsonl").stat().st_mtime == first.st_mtime
-    for name in ("comparison.csv", "comparison.md", "comparison.tex", "comparison.png", "retrogress.csv"):
+    for name in (
+        "comparison.csv",
+        "comparison.md",
+        "comparison.tex",
+        "comparison.png",
+        "retrogress.csv",
+        "scores.csv",
+    ):
         assert (tmp_path / "c" / name).stat().st_size > 0
     table = (tmp_path / "c/comparison.md").read_text()
+    assert "always the most frequent class" in table
+    for name in ("retrogress.csv", "scores.csv"):
+        with (tmp_path / "c" / name).open() as file:
+            assert {line["round"] for line in csv.DictReader(file)} == {"1"}
     assert "| prrfl:transfer=off+r1=0.7 |" in table
     for methods, seeds, changed, message in (
         ("fedavg", "0", ["--lr", 0.5], "lr = 0.01, now asked for with 0.5"),

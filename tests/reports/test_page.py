@@ -1,5 +1,6 @@
 """The page in a real browser: nothing is fetched, values are there, site and curve can be chosen."""
 
+import csv
 import re
 import shutil
 import subprocess
@@ -8,7 +9,8 @@ import pytest
 
 from prrfl import report, run, run_folder
 from prrfl.config import load_config
-from prrfl.records import read_predictions
+from prrfl.records import read_predictions, read_records
+from prrfl.types import ScoreRecord
 from tests.sites_on_disk import write_layout
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -88,20 +90,45 @@ def test_a_comparison_has_a_page_with_a_curve_for_each_method(tmp_path, prrfl):
     arguments += ["--rounds", 1, "--epochs", 1, "--out", tmp_path / "c"]
     assert prrfl(*arguments)[0] == 0
     text = (tmp_path / "c/report.html").read_text("utf-8")
+    assert "<p>1 communication rounds of 1 local epochs, seeds 0; the panels" in text
     for index, method in enumerate(("prrfl", "fedavg")):
         assert f'id="curve-{index}-macro_f1"' in text
         assert f'<th scope="row">{method}</th>' in text
     ids = re.findall(r' id="([^"]*)"', text)
     assert len(ids) == len(set(ids))
     headings = re.findall(r"<h2>(.*?)</h2>", text)
-    assert headings[:3] == ["Scores (mean of sites)", "Per site", "Retrogress and cost"]
-    assert headings[3] == "Drop in macro-F1 at a communication, by site"
+    assert headings[:2] == ["Scores (mean of sites)", "Difference to PRR-FL (mean of sites)"]
+    assert headings[2:4] == ["Per site", "Retrogress and cost"]
+    assert headings[4] == "Drop in macro-F1 at a communication, by site"
     assert re.search(r'<td title="best mean[^"]*"><strong>[\d.]+\*=?</strong></td>', text)
     assert re.search(r"<td[^>]*>-?[\d.]+ / -?[\d.]+</td>", text)
     panels = re.findall(r'<section data-site="(\w+)" data-method="(\w+)"', text)
     assert sorted(panels) == [(f"client{s}", m) for s in "AB" for m in ("fedavg", "prrfl")]
     if CHROMIUM:
         assert shown_sites(dom(tmp_path / "c/report.html", tmp_path)) == ["clientA"]
+
+
+def test_methods_of_other_lengths_are_told_and_drawn_so(tmp_path, prrfl):
+    data = write_layout(tmp_path / "data")
+    arguments = ["compare", "--methods", "fedavg,fedavg:epochs=2+rounds=1", "--seeds", "0", "--data", data]
+    arguments += ["--image-size", 32, "--rounds", 2, "--epochs", 1, "--out", tmp_path / "c"]
+    assert prrfl(*arguments)[0] == 0
+    text = (tmp_path / "c/report.html").read_text("utf-8")
+    assert "local epochs of fedavg:epochs=2+rounds=1 1 × 2, fedavg 2 × 1, seeds 0;" in text
+    settings = text[text.index("All settings") :]
+    assert ">batch<" in settings
+    for own in ("rounds", "epochs", "method", "seed"):
+        assert f">{own}<" not in settings  # they are not the same for all
+
+
+def test_a_report_writes_every_score(folder):
+    lines = list(csv.DictReader((folder / "scores.csv").read_text().splitlines()))
+    records = [r for r in read_records(folder / "metrics.jsonl") if isinstance(r, ScoreRecord)]
+    assert len(lines) == len(records) > 0
+    for line, r in zip(lines, records, strict=True):
+        assert (line["method"], line["seed"], line["site"]) == ("prrfl", "0", r.client)
+        assert (int(line["round"]), int(line["epoch"])) == (r.round + 1, r.epoch + 1)
+        assert (float(line["macro_f1"]), float(line["recall_mel"])) == (r.scores.macro_f1, r.scores.recall[2])
 
 
 def test_without_the_data_the_page_goes_without_images(folder, tmp_path, caplog):

@@ -11,7 +11,8 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from prrfl.cli.screen import console, percent
+from prrfl.cli.screen import console
+from prrfl.reports.words import percent
 from prrfl.types import Scores, SiteData, Split
 
 if TYPE_CHECKING:

@@ -17,11 +17,11 @@ from rich.table import Table
 
 from prrfl.config import TrainConfig
 from prrfl.errors import Stopped
+from prrfl.reports.words import STAGES, percent
 from prrfl.types import ExchangeRecord, RoundRecord, SiteData, TrainRecord
 
 # Names of sites, classes and images are shown as they are: [b] is no markup, :x: no picture.
 console = Console(markup=False, emoji=False)
-STAGES = {1: "recover", 2: "exchange", 3: "sublimate"}
 
 
 def show_progress(
@@ -89,8 +89,3 @@ def print_summary(folder: Path) -> None:
             f"Mean drop at communication, {model}: macro-F1 {percent(drop.get('macro_f1'))}, "
             f"AUC {percent(drop.get('auc'))} points"
         )
-
-
-def percent(value: float | None) -> str:
-    """Return a fraction as percent with two decimals, a dash where there is none."""
-    return "–" if value is None else f"{100 * value:.2f}"

@@ -14,8 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from prrfl.cli.newcomers import evaluate_newcomers
-from prrfl.cli.screen import console, percent
+from prrfl.cli.screen import console
 from prrfl.errors import ConfigError
+from prrfl.reports.words import percent
 
 if TYPE_CHECKING:
     from prrfl.kept import Which

@@ -183,6 +183,7 @@ def _decode(entries: Sequence[Entry], size: int) -> Examples:
         inputs=pixels.permute(0, 3, 1, 2),
         labels=torch.tensor([e.label for e in entries]),
         ids=tuple(e.name for e in entries),
+        groups=tuple(e.group for e in entries),
     )
 
 

@@ -60,7 +60,10 @@ def calibration_error(predictions: Predictions, bins: int = BINS) -> float:
 
 
 def chance_error(predictions: Predictions, seed: int = 0, draws: int = 200) -> float:
-    """Return the mean calibration error under labels drawn from the predictions, which fit them perfectly."""
+    """Return the mean calibration error under labels drawn from the predictions, which fit them perfectly.
+
+    Drawn for each image alone: with several images of one lesion, which have one label, chance does more.
+    """
     values = predictions.probabilities.double()
     draw = torch.Generator().manual_seed(seed)
     labels = torch.multinomial(values, draws, replacement=True, generator=draw)

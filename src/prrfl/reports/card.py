@@ -7,7 +7,7 @@ from typing import Any
 import jinja2
 
 from prrfl.reports.judgement import judge
-from prrfl.reports.tables import percent
+from prrfl.reports.words import percent
 from prrfl.types import ClientId, Predictions
 
 FEW = 30

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from statistics import fmean
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from prrfl.reports.meter import Recovery, SiteDrop, by_site, measure, recovery
 from prrfl.reports.statistics import (
     Floats,
+    group_indices,
     holm,
     macro_auc,
     macro_f1,
@@ -34,6 +36,10 @@ class Run:
         method: its name in the table, ablations with their settings: ``prrfl:transfer=off``.
         predictions: per site, on the test images, by the best round on validation.
         seconds: wall time.
+        rounds: communication rounds.
+        epochs: local epochs in each.
+        training: per site, how many images of each class its network was trained on, of all sites' where they
+            are pooled; without a site whose network is not kept.
     """
 
     method: str
@@ -41,6 +47,9 @@ class Run:
     records: Sequence[RoundRecord]
     predictions: Mapping[ClientId, Predictions]
     seconds: float
+    rounds: int
+    epochs: int
+    training: Mapping[ClientId, Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -63,11 +72,15 @@ class PairedTest:
     """Whether a method differs from PRR-FL, asked twice.
 
     Attributes:
+        common: number of seeds that both ran.
+        difference: the method's mean of sites less PRR-FL's, over those seeds.
         images: p-value of the paired bootstrap over test images: would other images say the same?
         seeds: p-value of the paired t-test over the seeds that both ran: would other trainings? ``None`` for
-            a single seed, which cannot tell.
+            a single seed, or differences that no seed changes, which cannot tell.
     """
 
+    common: int
+    difference: Estimate
     images: float
     seeds: float | None
 
@@ -89,8 +102,9 @@ class Row:
             have no seed in common.
         p: per measure, the test's p-value, Holm-corrected over the methods.
         best: measures in which no other complete method's mean is higher.
-        tied: measures in which the best method is not significantly better than this one.
-        drop: mean fall of the deployed network at a communication: macro-F1 and AUC.
+        untold: measures in which it is not told apart from the best method: no significant difference was
+            found, which with few seeds says little of whether there is one.
+        drop: per measure, mean fall of the deployed network at a communication.
         drops: the same by site, macro-F1.
         recovery: how those falls ended.
         bytes: sent per site and round, up and down.
@@ -105,8 +119,8 @@ class Row:
     tests: Mapping[str, PairedTest] = field(default_factory=dict)
     p: Mapping[str, float] = field(default_factory=dict)
     best: frozenset[str] = frozenset()
-    tied: frozenset[str] = frozenset()
-    drop: tuple[float, float | None] | None = None
+    untold: frozenset[str] = frozenset()
+    drop: Mapping[str, Estimate] = field(default_factory=dict)
     drops: Mapping[ClientId, SiteDrop] = field(default_factory=dict)
     recovery: Recovery | None = None
     bytes: tuple[float, float] | None = None
@@ -126,8 +140,12 @@ BySeed = dict[int, dict[str, Floats]]
 def compare(runs: Sequence[Run], draws: int = 2000, seed: int = 0) -> list[Row]:
     """Return one row per method, and at the end the row of always answering the most frequent class.
 
-    The same bootstrap samples of each site's test images serve all methods and seeds, so that differences
-    are paired: what is uncertain in both cancels. Seeds are not resampled; a t-test stands for their spread.
+    That is a site's most frequent in training, because nothing may look at test labels but the scores. Where
+    no run knows the training images of a site, there is no such row.
+
+    The same bootstrap samples of each site's test images, drawn by lesion or patient where these are known,
+    serve all methods and seeds, so that differences are paired: what is uncertain in both cancels. Seeds are
+    not resampled; a t-test stands for their spread.
 
     Args:
         runs: finished runs on the same data, any number of seeds for each method.
@@ -138,7 +156,7 @@ def compare(runs: Sequence[Run], draws: int = 2000, seed: int = 0) -> list[Row]:
     rng = np.random.default_rng(seed)
     # The first sample is the test set itself, so that scores and intervals come out of one calculation.
     counts = {
-        site: np.vstack([np.ones(len(p.labels)), resamples(len(p.labels), draws, rng)])
+        site: np.vstack([np.ones(len(p.labels)), resamples(group_indices(_grouped(runs, site)), draws, rng)])
         for site, p in sorted(runs[0].predictions.items())
     }
     f1: dict[str, BySeed] = {method: {} for method in methods}
@@ -154,7 +172,15 @@ def compare(runs: Sequence[Run], draws: int = 2000, seed: int = 0) -> list[Row]:
         for method in methods
     ]
     rows = _tested(_tested(rows, "f1", f1), "auc", auc)
-    return [*rows, _majority(counts, runs[0].predictions)]
+    return rows + _majority(counts, runs)
+
+
+def _grouped(runs: Sequence[Run], site: ClientId) -> Predictions:
+    """Return a site's predictions by a run that knows the groups of its images, if one does.
+
+    Older runs wrote none.
+    """
+    return max((run.predictions[site] for run in runs), key=lambda predictions: bool(predictions.groups))
 
 
 def _resampled(
@@ -186,8 +212,8 @@ def _estimate(seeds: Sequence[Floats]) -> Estimate:
 
 
 def _row(method: str, runs: Sequence[Run], f1: BySeed, auc: BySeed) -> Row:
-    drops = [d for run in runs for d in measure(run.records) if d.deployed]
-    aucs = [d.auc for d in drops if d.auc is not None]
+    drops = [[d for d in measure(run.records) if d.deployed] for run in runs]
+    aucs = [[d.auc for d in of_seed if d.auc is not None] for of_seed in drops]
     exchanges = [r for run in runs for r in run.records if isinstance(r, ExchangeRecord)]
     return Row(
         method=method,
@@ -195,15 +221,23 @@ def _row(method: str, runs: Sequence[Run], f1: BySeed, auc: BySeed) -> Row:
         f1=_estimates(f1),
         auc=_estimates(auc),
         recall=_recall([p for run in runs for p in run.predictions.values()]),
-        drop=(fmean(d.f1 for d in drops), fmean(aucs) if aucs else None),
+        drop={"f1": _over_seeds([[d.f1 for d in of_seed] for of_seed in drops]), "auc": _over_seeds(aucs)},
         drops=by_site(drops),
-        recovery=recovery(drops),
+        recovery=recovery(chain(*drops)),
         bytes=(
             fmean(b for r in exchanges for b in r.bytes_up.values()),
             fmean(r.bytes_down for r in exchanges),
         ),
         seconds=fmean(run.seconds for run in runs),
     )
+
+
+def _over_seeds(seeds: Sequence[Sequence[float]]) -> Estimate:
+    """Return the mean over seeds of each one's mean; of no value, if a seed has none."""
+    if not all(seeds):
+        return Estimate(None)
+    means = [fmean(values) for values in seeds]
+    return Estimate(fmean(means), seed_interval(means))
 
 
 def _recall(listed: Sequence[Predictions]) -> tuple[float | None, ...]:
@@ -219,14 +253,17 @@ def _recall(listed: Sequence[Predictions]) -> tuple[float | None, ...]:
 
 
 def _tests(of: str, scores: Mapping[str, BySeed]) -> dict[str, PairedTest]:
-    """Return the tests of one method against each other with which it shares a seed."""
+    """Return the tests against one method of each other with which it shares a seed."""
     tests = {}
     for other in scores:
         common = sorted(scores[of].keys() & scores[other].keys())
         if other != of and common:
-            pairs = [scores[of][seed]["mean"] - scores[other][seed]["mean"] for seed in common]
+            pairs = [scores[other][seed]["mean"] - scores[of][seed]["mean"] for seed in common]
             tests[other] = PairedTest(
-                paired_p(np.mean(pairs, axis=0)[1:]), seeds_p(np.array([d[0] for d in pairs]))
+                common=len(common),
+                difference=_estimate(pairs),
+                images=paired_p(np.mean(pairs, axis=0)[1:]),
+                seeds=seeds_p(np.array([d[0] for d in pairs])),
             )
     return tests
 
@@ -236,7 +273,7 @@ def _corrected(tests: Mapping[str, PairedTest]) -> dict[str, float]:
 
 
 def _tested(rows: Sequence[Row], name: str, scores: Mapping[str, BySeed]) -> list[Row]:
-    """Return the rows with one measure's tests against PRR-FL, who is best, and who is tied with it."""
+    """Return the rows with one measure's tests against PRR-FL, who is best, and who not told apart."""
     means = {row.method: (row.f1 if name == "f1" else row.auc)["mean"].mean for row in rows}
     if None in means.values():  # all test sets show a single class
         return list(rows)
@@ -244,34 +281,39 @@ def _tested(rows: Sequence[Row], name: str, scores: Mapping[str, BySeed]) -> lis
     p = _corrected(tests)
     full = {row.method: means[row.method] or 0.0 for row in rows if row.complete}
     best = {method for method, value in full.items() if value == max(full.values())}
-    tied: set[str] = set()
+    untold: set[str] = set()
     if best:
         winner = next(method for method in full if method in best)
         even = [m for m, value in _corrected(_tests(winner, scores)).items() if value >= LEVEL and m in full]
-        tied = {winner, *even} if even else set()
+        untold = {winner, *even} if even else set()
     return [
         replace(
             row,
             tests={**row.tests, name: tests[row.method]} if row.method in tests else row.tests,
             p={**row.p, name: p[row.method]} if row.method in p else row.p,
             best=row.best | {name} if row.method in best else row.best,
-            tied=row.tied | {name} if row.method in tied else row.tied,
+            untold=row.untold | {name} if row.method in untold else row.untold,
         )
         for row in rows
     ]
 
 
-def _majority(counts: Mapping[ClientId, Floats], predictions: Mapping[ClientId, Predictions]) -> Row:
+def _majority(counts: Mapping[ClientId, Floats], runs: Sequence[Run]) -> list[Row]:
     answers = {}
-    for site, p in predictions.items():
+    for site, p in runs[0].predictions.items():
+        known = [run.training[site] for run in runs if site in run.training]
+        if not known:
+            return []
+        own = min(known, key=sum)  # its own rather than the pool's
         always = torch.zeros_like(p.probabilities)
-        always[:, p.labels.bincount().argmax()] = 1.0
+        always[:, int(np.argmax(own))] = 1.0
         answers[site] = replace(p, probabilities=always)
     f1, auc = _resampled(counts, answers)
-    return Row(
+    row = Row(
         method="always the most frequent class",
         seeds=0,
         f1=_estimates({0: f1}),
         auc=_estimates({0: auc}),
         recall=_recall(list(answers.values())),
     )
+    return [row]

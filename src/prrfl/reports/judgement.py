@@ -7,7 +7,15 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from prrfl.reports.calibration import calibration_error, chance_error
-from prrfl.reports.statistics import Floats, confusion, macro_auc, macro_f1, percentile_interval, resamples
+from prrfl.reports.statistics import (
+    Floats,
+    confusion,
+    group_indices,
+    macro_auc,
+    macro_f1,
+    percentile_interval,
+    resamples,
+)
 from prrfl.types import Predictions
 
 DRAWS = 2000
@@ -17,8 +25,8 @@ DRAWS = 2000
 class Measured:
     """A score, a fraction, and its 95 % interval.
 
-    Percentiles over bootstrap samples of the images; for a share of images Wilson's, because resampling knows
-    nothing of what a few images did not show.
+    Percentiles over bootstrap samples, whole lesions or patients drawn; for a share of images Wilson's,
+    because resampling knows nothing of what a few images did not show. It takes images as independent.
     ``None`` where it is not defined: AUC of a single class, recall of a class without images.
     """
 
@@ -32,6 +40,7 @@ class Judgement:
 
     Attributes:
         images: number of images.
+        groups: number of lesions or patients that they show; an image of an unknown one counts as one.
         recall: per class, share of its images found.
         calibration_error: see :func:`prrfl.reports.calibration.calibration_error`.
         chance_error: the calibration error that a perfectly calibrated network would show on as many images.
@@ -40,6 +49,7 @@ class Judgement:
     """
 
     images: int
+    groups: int
     macro_f1: Measured
     auc: Measured
     accuracy: Measured
@@ -62,11 +72,13 @@ def judge(predictions: Predictions, seed: int = 0) -> Judgement:
     images, classes = values.shape
     predicted = values.argmax(1)
     # The first sample is the set itself, so that score and interval come out of one calculation.
-    draws = resamples(images, DRAWS, np.random.default_rng(seed))
+    groups = group_indices(predictions)
+    draws = resamples(groups, DRAWS, np.random.default_rng(seed))
     counts = np.vstack([np.ones(images), draws])
     right = predicted == labels
     return Judgement(
         images=images,
+        groups=int(groups.max()) + 1,
         macro_f1=_measured(macro_f1(counts, labels, predicted)),
         auc=_measured(macro_auc(counts, labels, values) if len(set(labels)) > 1 else np.full(1, np.nan)),
         accuracy=_share(right),

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
+from prrfl.reports.statistics import seed_interval
 from prrfl.types import ClientId, RoundRecord, ScoreRecord
 
 Outcome = Literal["no fall", "back", "not back", "last round", "not followed"]
@@ -65,10 +66,17 @@ class Recovery:
 
 @dataclass(frozen=True)
 class SiteDrop:
-    """Falls in macro-F1 at one site: their mean over communications, and the largest."""
+    """Falls in macro-F1 at one site.
+
+    Attributes:
+        mean: over seeds, of the mean over communications.
+        largest: of all communications.
+        seeds: half the 95 % t-interval of the mean over seeds; ``None`` for a single seed.
+    """
 
     mean: float
     largest: float
+    seeds: float | None = None
 
 
 def measure(records: Iterable[RoundRecord]) -> list[Drop]:
@@ -119,9 +127,18 @@ def recovery(drops: Iterable[Drop]) -> Recovery:
     return Recovery(fmean(epochs) if epochs else None, len(epochs), len(outcomes))
 
 
-def by_site(drops: Sequence[Drop]) -> dict[ClientId, SiteDrop]:
-    """Return for each site the mean and the largest fall in macro-F1."""
-    falls: dict[ClientId, list[float]] = {}
-    for d in drops:
-        falls.setdefault(d.client, []).append(d.f1)
-    return {client: SiteDrop(fmean(found), max(found)) for client, found in sorted(falls.items())}
+def by_site(seeds: Iterable[Iterable[Drop]]) -> dict[ClientId, SiteDrop]:
+    """Return for each site the mean and the largest fall in macro-F1, from the drops of one run a seed."""
+    falls: dict[ClientId, list[list[float]]] = {}
+    for drops in seeds:
+        of_seed: dict[ClientId, list[float]] = {}
+        for d in drops:
+            of_seed.setdefault(d.client, []).append(d.f1)
+        for client, found in of_seed.items():
+            falls.setdefault(client, []).append(found)
+    return {client: _site_drop(found) for client, found in sorted(falls.items())}
+
+
+def _site_drop(seeds: Sequence[Sequence[float]]) -> SiteDrop:
+    means = [fmean(falls) for falls in seeds]
+    return SiteDrop(fmean(means), max(map(max, seeds)), seed_interval(means))

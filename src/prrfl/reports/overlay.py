@@ -1,6 +1,7 @@
 """The retrogress curves of several methods in one picture, with bands over seeds."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,34 +12,43 @@ from prrfl.reports.comparison import REFERENCE, Run
 from prrfl.reports.retrogress import MEASURES, Band, band, curve, draw, dress, save
 from prrfl.reports.styles import Style, of_methods
 
-
-def bands(runs: Sequence[Run], epochs: int, measure: str) -> dict[str, Band]:
-    """Return each method's curve of one measure: mean and range over seeds, of the mean of sites."""
-    return {
-        method: band([curve(r.records, None, None, measure, epochs) for r in runs if r.method == method])
-        for method in dict.fromkeys(run.method for run in runs)
-    }
+EPOCHS = "local epoch"
 
 
-def draw_comparison(runs: Sequence[Run], epochs: int, path: Path) -> None:
+def bands(runs: Sequence[Run], measure: str) -> dict[str, Band]:
+    """Return each method's curve of one measure: mean and range over seeds, of the mean of sites.
+
+    Along local epochs, because a round may be of more of them for one method than for another.
+    """
+    methods: dict[str, list[Run]] = {}
+    for run in runs:
+        methods.setdefault(run.method, []).append(run)
+    return {method: _along_epochs(of_method, measure) for method, of_method in methods.items()}
+
+
+def _along_epochs(seeds: Sequence[Run], measure: str) -> Band:
+    line = band([curve(run.records, None, None, measure, run.epochs) for run in seeds])
+    return replace(line, at=line.at * seeds[0].epochs)
+
+
+def draw_comparison(runs: Sequence[Run], path: Path) -> None:
     """Write the retrogress curves of all methods as PNG: means over sites, with bands over seeds.
 
     Args:
         runs: finished runs.
-        epochs: local epochs in each round.
         path: the PNG to write.
     """
-    save(comparison_figure(runs, epochs), path)
+    save(comparison_figure(runs), path)
 
 
-def comparison_figure(runs: Sequence[Run], epochs: int) -> Figure:
+def comparison_figure(runs: Sequence[Run]) -> Figure:
     """Return the figure of :func:`draw_comparison`."""
     styles = of_methods(list(dict.fromkeys(run.method for run in runs)))
     many = len(styles) > 5
     figure = Figure(figsize=(13 if many else 11, 4.8), layout="constrained")
     axes = figure.subplots(1, 2)
     for axis, (name, label) in zip(axes, MEASURES, strict=True):
-        draw_bands(axis, bands(runs, epochs, name), styles, label)
+        draw_bands(axis, bands(runs, name), styles, label, EPOCHS)
     handles, labels = axes[0].get_legend_handles_labels()
     place: dict[str, Any] = {"loc": "outside right center"} if many else {"loc": "outside lower center"}
     columns = 1 if many else len(styles)
@@ -55,7 +65,12 @@ def comparison_figure(runs: Sequence[Run], epochs: int) -> Figure:
 
 
 def draw_bands(
-    axis: Axes, lines: Mapping[str, Band], styles: Mapping[str, Style], label: str, name: str | None = None
+    axis: Axes,
+    lines: Mapping[str, Band],
+    styles: Mapping[str, Style],
+    label: str,
+    along: str,
+    name: str | None = None,
 ) -> None:
     """Draw several curves of one measure, PRR-FL's boldest.
 
@@ -64,6 +79,7 @@ def draw_bands(
         lines: as :func:`bands` returns them.
         styles: of each line.
         label: of the measure.
+        along: what it is drawn along.
         name: identifies the lines in SVG: ``curve-0-macro_f1`` for ``macro_f1``.
     """
     shade = min(0.15, 0.4 / len(lines))  # many ranges over each other are mud
@@ -71,6 +87,6 @@ def draw_bands(
         width = 2.2 if method == REFERENCE else 1.3
         gid = name and f"curve-{index}-{name}"
         draw(axis, line, styles[method], width, shade=shade, label=method, name=gid)
-    axis.set_xlabel("communication round")
+    axis.set_xlabel(along)
     axis.set_ylabel(label)
     dress(axis)

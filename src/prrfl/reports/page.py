@@ -15,18 +15,18 @@ from sklearn.metrics import roc_curve
 
 from prrfl.reports.comparison import Row, Run
 from prrfl.reports.meter import measure
-from prrfl.reports.overlay import bands, draw_bands
+from prrfl.reports.overlay import EPOCHS, bands, draw_bands
 from prrfl.reports.retrogress import MEASURES, Band, band, caption, curve
 from prrfl.reports.statistics import confusion
 from prrfl.reports.styles import PALETTE, Style, of_methods, of_networks
-from prrfl.reports.tables import legend, percent, tables
+from prrfl.reports.tables import legend, tables
+from prrfl.reports.words import STAGES, percent
 from prrfl.types import ClientId, Predictions, RoundRecord, ScoreRecord, TrainRecord
 
-STAGES = {1: "recover", 2: "exchange", 3: "sublimate"}
 MARKS = {
     "*": "best mean",
-    "=": "not significantly different from the best: a tie",
-    "*=": "best mean; not significantly better than those marked =",
+    "=": "not told apart from the best, which is no proof that they are equal",
+    "*=": "best mean; not told apart from those marked =",
 }
 
 
@@ -120,7 +120,7 @@ def run_page(
         lead=f"{settings['rounds']} communication rounds of {epochs} local epochs, seed {settings['seed']}",
         sheets=[_score_sheet(summary, classes)],
         styles=of_networks(models),
-        curves=_curves(lines, of_networks(models)),
+        curves=_curves(lines, of_networks(models), "communication round"),
         strokes=caption(records),
         shaded=False,
         drops=_drop_sheet(records),
@@ -133,8 +133,7 @@ def run_page(
 def comparison_page(runs: Sequence[Run], rows: Sequence[Row], settings: Mapping[str, object]) -> str:
     """Return the page of a comparison: the table, and the curves of all methods."""
     classes = [str(name) for name in settings["classes"]]  # type: ignore[attr-defined]
-    epochs = int(settings["epochs"])  # type: ignore[call-overload]
-    lines = {name: bands(runs, epochs, name) for name, _ in MEASURES}
+    lines = {name: bands(runs, name) for name, _ in MEASURES}
     methods = list(dict.fromkeys(run.method for run in runs))
     seeds_of_all = sorted({run.seed for run in runs})
     first = {method: next(run for run in runs if run.method == method) for method in methods}
@@ -145,11 +144,11 @@ def comparison_page(runs: Sequence[Run], rows: Sequence[Row], settings: Mapping[
     ]
     return _render(
         title=f"{len(methods)} methods compared",
-        lead=f"{settings['rounds']} communication rounds of {epochs} local epochs, "
-        f"seeds {', '.join(map(str, seeds_of_all))}; the panels of sites show each method's first seed",
+        lead=f"{_lengths(first)}, seeds {', '.join(map(str, seeds_of_all))}; "
+        "the panels of sites show each method's first seed",
         sheets=_comparison_sheets(rows, classes),
         styles=of_methods(methods),
-        curves=_curves(lines, of_methods(methods)),
+        curves=_curves(lines, of_methods(methods), EPOCHS),
         strokes="",
         shaded=len(seeds_of_all) > 1,
         drops=None,
@@ -157,6 +156,16 @@ def comparison_page(runs: Sequence[Run], rows: Sequence[Row], settings: Mapping[
         classes=classes,
         settings=settings,
     )
+
+
+def _lengths(runs: Mapping[str, Run]) -> str:
+    """Return how many rounds and epochs the methods trained, once where they are alike."""
+    lengths = {method: (run.rounds, run.epochs) for method, run in runs.items()}
+    if len(set(lengths.values())) == 1:
+        rounds, epochs = next(iter(lengths.values()))
+        return f"{rounds} communication rounds of {epochs} local epochs"
+    listed = ", ".join(f"{method} {rounds} × {epochs}" for method, (rounds, epochs) in lengths.items())
+    return f"Communication rounds × local epochs of {listed}"
 
 
 def _panel(
@@ -236,11 +245,11 @@ def _drop_sheet(records: Sequence[RoundRecord]) -> Sheet:
 
 
 def _comparison_sheets(rows: Sequence[Row], classes: Sequence[str]) -> list[Sheet]:
-    scores, costs, sites = (
+    scores, *others = (
         Sheet(table.title, table.heads, [[Cell(line[0]), *map(_marked, line[1:])] for line in table.body])
         for table in tables(rows, classes)
     )
-    return [replace(scores, note=legend(rows)), sites, costs, _falls_sheet(rows)]
+    return [replace(scores, note=legend(rows)), *others, _falls_sheet(rows)]
 
 
 def _marked(text: str) -> Cell:
@@ -288,12 +297,12 @@ def _confusion(predictions: Predictions, classes: int) -> list[list[int]]:
     return [list(row) for row in confusion(predictions.labels.numpy(), predicted, classes)]
 
 
-def _curves(lines: Mapping[str, Mapping[str, Band]], styles: Mapping[str, Style]) -> list[str]:
+def _curves(lines: Mapping[str, Mapping[str, Band]], styles: Mapping[str, Style], along: str) -> list[str]:
     """Return a picture for each measure, as SVG elements whose lines can be told by their ids."""
     pictures = []
     for name, label in MEASURES:
         figure = Figure(figsize=(5.0, 3.8), layout="constrained")
-        draw_bands(figure.subplots(), lines[name], styles, label, name)
+        draw_bands(figure.subplots(), lines[name], styles, label, along, name)
         text = _svg(figure, name)
         # Matplotlib numbers the groups of each picture from 1; on one page such ids would stand twice.
         pictures.append(re.sub(r'<g id="(?!curve-)[^"]*"', "<g", text[text.index("<svg") :]))

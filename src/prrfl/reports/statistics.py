@@ -1,4 +1,4 @@
-"""How sure a score is: bootstrap over test images, intervals over seeds, corrected p-values."""
+"""How sure a score is: bootstrap over groups of test images, intervals over seeds, corrected p-values."""
 
 from collections.abc import Sequence
 
@@ -7,8 +7,13 @@ from numpy.typing import NDArray
 from scipy import stats
 from sklearn.metrics import confusion_matrix
 
+from prrfl.types import Predictions
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+
+ROUNDING = 1e-12
+"""Differences of scores, which are fractions, below which they are none but of the order of sums."""
 
 
 def confusion(labels: Ints, predicted: Ints, classes: int) -> tuple[tuple[int, ...], ...]:
@@ -17,21 +22,32 @@ def confusion(labels: Ints, predicted: Ints, classes: int) -> tuple[tuple[int, .
     return tuple(tuple(map(int, row)) for row in counts)
 
 
-def resamples(images: int, draws: int, rng: np.random.Generator) -> Floats:
-    """Draw bootstrap samples of a test set.
+def group_indices(predictions: Predictions) -> Ints:
+    """Return (N,) the number, from 0, of the group that each image is of; alone in one, where it has none."""
+    groups = predictions.groups or (None,) * len(predictions.ids)
+    names = [row if name is None else name for row, name in enumerate(groups)]
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    return np.array([numbers[name] for name in names], dtype=np.int64)
 
-    Plainly, not within classes: how many images a class has is as much chance as which ones they are. A
-    sample may lose a rare class; the scores then leave it out.
+
+def resamples(groups: Ints, draws: int, rng: np.random.Generator) -> Floats:
+    """Draw bootstrap samples of a test set, group by group.
+
+    A lesion's images come all or not at all: another test set would be of other lesions, and of two images of
+    one the second says little that is new. Plainly, not within classes: how many images a class has is as
+    much chance as which ones they are. A sample may lose a rare class; the scores then leave it out.
 
     Args:
-        images: number N of images.
+        groups: (N,), see :func:`group_indices`.
         draws: number B of samples.
         rng: source of randomness.
 
     Returns:
         (B, N): how often each image is in each sample.
     """
-    return rng.multinomial(images, np.full(images, 1 / images), size=draws).astype(np.float64)
+    count = int(groups.max()) + 1
+    drawn = rng.multinomial(count, np.full(count, 1 / count), size=draws)
+    return drawn[:, groups].astype(np.float64)
 
 
 def mean_of_defined(values: Sequence[Floats]) -> Floats:
@@ -101,22 +117,27 @@ def percentile_interval(values: Floats) -> tuple[float, float] | None:
 
 
 def seeds_p(differences: Floats) -> float | None:
-    """Return the two-sided p-value of a paired t-test over seeds; ``None`` for fewer than two."""
-    if len(differences) < 2:
+    """Return the two-sided p-value of a paired t-test over seeds; ``None`` where it cannot tell.
+
+    It cannot for fewer than two seeds, and where the difference is the same with every seed: then the spread,
+    against which it would be held, is not known; few seeds on few images may agree by chance. No difference
+    with any seed is p = 1.
+    """
+    if len(differences) > 1 and np.abs(differences).max() < ROUNDING:
+        return 1.0
+    if len(differences) < 2 or np.ptp(differences) < ROUNDING:
         return None
-    if not np.ptp(differences):  # the t statistic is 0 / 0, or infinite
-        return float(differences[0] == 0)
     return float(stats.ttest_1samp(differences, 0.0).pvalue)
 
 
 def paired_p(differences: Floats) -> float:
     """Return the two-sided bootstrap p-value of a paired difference: twice the smaller tail, at most 1.
 
-    Samples in which the score is not defined do not count.
+    Samples in which the score is not defined do not count; those without a difference count in both tails.
     """
     differences = differences[~np.isnan(differences)]
     n = len(differences)
-    tail = min((differences <= 0).sum(), (differences >= 0).sum())
+    tail = min((differences < ROUNDING).sum(), (differences > -ROUNDING).sum())
     return float(min(1.0, 2 * (tail + 1) / (n + 1)))
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
+from prrfl.reports.meter import Drop, measure
 from prrfl.types import AbsenceRecord, ExchangeRecord, RoundRecord, ScoreRecord, Scores, TrainRecord
 
 
@@ -32,7 +33,7 @@ def summarise(records: Sequence[RoundRecord], first_candidate: int = 0) -> dict[
         "best_round": best,
         "last": _sites(scores, last),
         "best": _sites(scores, best),
-        "retrogress": _retrogress(scores),
+        "retrogress": _retrogress(records),
         "bytes_up_per_site_and_round": fmean(b for r in exchanges for b in r.bytes_up.values()),
         "bytes_down_per_site_and_round": fmean(r.bytes_down for r in exchanges),
         "absent": _absent(records),
@@ -83,22 +84,13 @@ def _mean(sites: Iterable[dict[str, Any]]) -> dict[str, float | None]:
     }
 
 
-def _retrogress(scores: Sequence[ScoreRecord]) -> dict[str, dict[str, float]]:
-    moments = {
-        (r.model, r.round, r.client, r.moment): r.scores
-        for r in scores
-        if r.split == "test" and r.moment != "epoch"
-    }
-    drops: dict[str, dict[str, list[float]]] = {}
-    for (model, index, client, moment), before in moments.items():
-        after = moments.get((model, index, client, "after"))
-        if moment != "before" or after is None:
-            continue
-        listed = drops.setdefault(model, {"macro_f1": [], "auc": []})
-        listed["macro_f1"].append(before.macro_f1 - after.macro_f1)
-        if before.auc is not None and after.auc is not None:
-            listed["auc"].append(before.auc - after.auc)
-    return {
-        model: {name: fmean(values) for name, values in listed.items() if values}
-        for model, listed in drops.items()
-    }
+def _retrogress(records: Sequence[RoundRecord]) -> dict[str, dict[str, float]]:
+    drops: dict[str, list[Drop]] = {}
+    for drop in measure(records):
+        drops.setdefault(drop.model, []).append(drop)
+    return {model: _mean_drop(of_model) for model, of_model in drops.items()}
+
+
+def _mean_drop(drops: Sequence[Drop]) -> dict[str, float]:
+    aucs = [d.auc for d in drops if d.auc is not None]
+    return {"macro_f1": fmean(d.f1 for d in drops)} | ({"auc": fmean(aucs)} if aucs else {})

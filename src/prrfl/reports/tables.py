@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from prrfl.reports.comparison import Estimate, Row
+from prrfl.reports.words import percent
 from prrfl.types import ClientId
 
 
@@ -14,7 +15,7 @@ def to_csv(rows: Sequence[Row]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     heads = ["method", "site", "measure", "seeds", "mean", "seeds_ci95", "images_low", "images_high"]
-    heads += ["p_against_prrfl", "best", "tied", "p_images", "p_seeds"]
+    heads += ["p_against_prrfl", "best", "not_told_apart", "p_images", "p_seeds"]
     writer.writerow(heads)
     for row in rows:
         for name, key, estimates in (("macro_f1", "f1", row.f1), ("auc", "auc", row.auc)):
@@ -25,16 +26,24 @@ def to_csv(rows: Sequence[Row]) -> str:
                 writer.writerow([
                     row.method, site, name, row.seeds, e.mean, e.seeds, low, high,
                     row.p.get(key) if overall else None,
-                    overall and key in row.best, overall and key in row.tied,
+                    overall and key in row.best, overall and key in row.untold,
                     test and test.images, test and test.seeds,
                 ])  # fmt: skip
+            if test := row.tests.get(key):
+                e = test.difference
+                low, high = e.images or (None, None)
+                cells = [f"{name}_less_prrfl", test.common, e.mean, e.seeds, low, high]
+                writer.writerow([row.method, "mean", *cells, *[None] * 5])
         for site, fall in row.drops.items():
-            for name, value in (("drop_macro_f1", fall.mean), ("largest_drop_macro_f1", fall.largest)):
-                writer.writerow([row.method, site, name, row.seeds, value, *[None] * 8])
+            writer.writerow(
+                [row.method, site, "drop_macro_f1", row.seeds, fall.mean, fall.seeds, *[None] * 7]
+            )
+            writer.writerow([row.method, site, "largest_drop_macro_f1", row.seeds, fall.largest, *[None] * 8])
+        for name, key in (("drop_macro_f1", "f1"), ("drop_auc", "auc")):
+            e = row.drop.get(key, Estimate(None))
+            writer.writerow([row.method, "mean", name, row.seeds, e.mean, e.seeds, *[None] * 7])
         for name, figure in (
             *((f"recall_{k}", value) for k, value in enumerate(row.recall)),
-            ("drop_macro_f1", row.drop and row.drop[0]),
-            ("drop_auc", row.drop and row.drop[1]),
             ("epochs_to_recover", row.recovery and row.recovery.epochs),
             ("falls_recovered", row.recovery and row.recovery.back),
             ("falls", row.recovery and row.recovery.falls),
@@ -55,28 +64,33 @@ class Table:
     body: Sequence[Sequence[str]]
 
 
-def tables(rows: Sequence[Row], classes: Sequence[str]) -> tuple[Table, Table, Table]:
-    """Return the comparison in three tables: scores, retrogress and cost, and each site. Percent.
+def tables(rows: Sequence[Row], classes: Sequence[str]) -> list[Table]:
+    """Return the comparison in tables: scores, differences, each site, and retrogress and cost. Percent.
 
-    ``*`` marks the best mean of a measure, ``=`` those that are not significantly behind it.
+    ``*`` marks the best mean of a measure, ``=`` those that are not told apart from it. Without PRR-FL there
+    is no table of differences.
     """
     sites = [site for site in rows[0].f1 if site != "mean"]
     scores = ["method", "seeds"]
+    differences = ["method"]
     for name in ("F1", "AUC"):
-        scores += [f"{name} mean", f"{name} mean, 95 % of images", f"{name} p"]
+        scores += [f"{name} mean", f"{name} mean, 95 % of images"]
+        differences += [f"{name} difference", f"{name} difference, 95 % of images", f"{name} p"]
     scores += [f"recall {name}" for name in classes]
     costs = ["method", "drop F1", "drop AUC", "worst drop at", "epochs to recover"]
     costs += ["MB up", "MB down", "minutes"]
     by_site = ["method", *(f"{name} {site}" for name in ("F1", "AUC") for site in sites)]
-    return (
+    found = [
         Table("Scores (mean of sites)", scores, [_score_cells(row) for row in rows]),
-        Table("Retrogress and cost", costs, [_cost_cells(row) for row in rows]),
+        Table("Difference to PRR-FL (mean of sites)", differences, [_difference_cells(row) for row in rows]),
         Table(
             "Per site",
             by_site,
             [[row.method, *(_with_spread(e[s]) for e in (row.f1, row.auc) for s in sites)] for row in rows],
         ),
-    )
+        Table("Retrogress and cost", costs, [_cost_cells(row) for row in rows]),
+    ]
+    return found if any(row.tests for row in rows) else [found[0], *found[2:]]
 
 
 def brief(rows: Sequence[Row]) -> Table:
@@ -95,7 +109,7 @@ def brief(rows: Sequence[Row]) -> Table:
                 _p(row.p.get("f1")),
                 mean(row, "auc", row.auc),
                 _p(row.p.get("auc")),
-                percent(row.drop[0]) if row.drop else "–",
+                percent(row.drop["f1"].mean) if row.drop else "–",
                 f"{row.bytes[0] / 1e6:.2f}" if row.bytes else "–",
             ]
             for row in rows
@@ -118,14 +132,24 @@ def _score_cells(row: Row) -> list[str]:
     line = [row.method, str(row.seeds or "–")]
     for key, estimates in (("f1", row.f1), ("auc", row.auc)):
         line.append(_with_spread(estimates["mean"]) + _marks(row, key))
-        interval = estimates["mean"].images
-        line.append(f"{percent(interval[0])} – {percent(interval[1])}" if interval else "–")
-        line.append(_p(row.p.get(key)))
+        line.append(_interval(estimates["mean"]))
     return line + [percent(value) for value in row.recall]
 
 
+def _difference_cells(row: Row) -> list[str]:
+    line = [row.method]
+    for key in ("f1", "auc"):
+        difference = row.tests[key].difference if key in row.tests else Estimate(None)
+        line += [_with_spread(difference), _interval(difference), _p(row.p.get(key))]
+    return line
+
+
+def _interval(estimate: Estimate) -> str:
+    return f"{percent(estimate.images[0])} – {percent(estimate.images[1])}" if estimate.images else "–"
+
+
 def _marks(row: Row, key: str) -> str:
-    return "*" * (key in row.best) + "=" * (key in row.tied)
+    return "*" * (key in row.best) + "=" * (key in row.untold)
 
 
 def _p(value: float | None) -> str:
@@ -134,7 +158,7 @@ def _p(value: float | None) -> str:
 
 def _cost_cells(row: Row) -> list[str]:
     line = [row.method]
-    line += [percent(row.drop[0]), percent(row.drop[1])] if row.drop else ["–", "–"]
+    line += [_with_spread(row.drop.get(key, Estimate(None))) for key in ("f1", "auc")]
     line.append(f"{row.worst} ({100 * row.drops[row.worst].mean:.1f})" if row.worst is not None else "–")
     if row.recovery and row.recovery.falls:
         epochs = "–" if row.recovery.epochs is None else f"{row.recovery.epochs:.1f}"
@@ -173,17 +197,24 @@ def legend(rows: Sequence[Row]) -> str:
     """Return what the marks and intervals of the table mean."""
     seeds = max(row.seeds for row in rows)
     spread = f"mean ± half the 95 % t-interval over {seeds} seeds" if seeds > 1 else "one seed"
-    lines = [f"Percent; {spread}.", "'95 % of images': bootstrap over test images, seeds averaged."]
-    if seeds > 1:
+    lines = [
+        f"Percent; {spread}.",
+        "'95 % of images': bootstrap over test images, by lesion or patient where known, seeds averaged.",
+    ]
+    compared = any(row.tests for row in rows)
+    if compared and seeds > 1:
         lines.append(
-            "p: difference to PRR-FL, the larger of a paired bootstrap over test images and a paired t-test "
-            "over the seeds that both ran, Holm-corrected."
+            "Difference: to PRR-FL, over the seeds that both ran; p, the larger of a paired bootstrap over "
+            "test images and a paired t-test over seeds, Holm-corrected."
         )
-    else:
-        lines.append("p: difference to PRR-FL, paired bootstrap over test images, Holm-corrected.")
+    elif compared:
+        lines.append("Difference: to PRR-FL; p, paired bootstrap over test images, Holm-corrected.")
     if seeds == 1 or any(test.seeds is None for row in rows for test in row.tests.values()):
-        lines.append("One common seed says nothing of other trainings: p is then of the images alone.")
-    lines.append("* best mean; = not significantly different from the best: a tie.")
+        lines.append(
+            "One common seed, or the same difference with every seed, says nothing of other trainings: p is "
+            "then of the images alone."
+        )
+    lines.append("* best mean; = not told apart from the best, which is no proof that they are equal.")
     if partial := [row.method for row in rows if not row.complete]:
         lines.append(f"Marked only among methods that ran every seed, thus without {', '.join(partial)}.")
     lines += [
@@ -198,8 +229,3 @@ def legend(rows: Sequence[Row]) -> str:
 def _with_spread(estimate: Estimate) -> str:
     spread = f" ± {percent(estimate.seeds)}" if estimate.seeds is not None else ""
     return percent(estimate.mean) + spread
-
-
-def percent(value: float | None) -> str:
-    """Return a fraction as percent with two decimals, a dash where there is none."""
-    return "–" if value is None else f"{100 * value:.2f}"
