@@ -1,7 +1,8 @@
 """A run's folder: what a run leaves behind, committed round by round, and how it is read again.
 
-It holds ``config.toml`` (resolved), ``environment.json``, ``metrics.jsonl`` (one record a line),
-``summary.json``, ``retrogress.png``, ``log.txt``, for each site ``models/<site>/{best,last}.safetensors`` and
+It holds ``config.toml`` (resolved), ``data.json`` (fingerprints of what it is trained on),
+``environment.json``, ``metrics.jsonl`` (one record a line), ``summary.json``, ``retrogress.png``,
+``log.txt``, for each site ``models/<site>/{best,last}.safetensors`` and
 ``predictions/<site>/{best,last}{,-valid}.csv``, and in ``state/`` all that is needed to go on after the last
 round.
 """
@@ -19,14 +20,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, ValidationError
 
 from prrfl.config import LARGEST_FILE, TrainConfig, load_config, parse_toml
 from prrfl.engine import Deployed, Engine
 from prrfl.engine.store import changed_file, checksum, sync, write_json, write_text
 from prrfl.errors import ConfigError, DataError, PRRFLError, StateMismatchError
 from prrfl.evaluation import predictions
-from prrfl.files import read_bytes, read_text
+from prrfl.files import parse_json, read_bytes, read_text
+from prrfl.fingerprint import Fingerprint, Fingerprints, as_json, difference
 from prrfl.kept import Which, about, kept_path, predictions_path, write_kept
 from prrfl.records import parse_summary, predictions_to_csv, read_records
 from prrfl.reports.retrogress import draw_retrogress
@@ -262,6 +264,70 @@ def _check_settings(folder: Path, progress: Progress, config: TrainConfig) -> No
                 f"{folder / 'config.toml'}: key '{key}' is {now[key]!r}, the run was begun with "
                 f"{progress.settings[key]!r}; put that back, or begin another run"
             )
+
+
+def write_data(folder: Path, data: Fingerprints) -> None:
+    """Write the fingerprints of what a run is trained on as ``data.json``."""
+    write_json(folder / "data.json", as_json(data))
+
+
+def read_data(folder: Path) -> Fingerprints | None:
+    """Return the fingerprints of what a run was begun with; ``None`` where an older version noted none.
+
+    Raises:
+        DataError: if they are damaged.
+    """
+    path = folder / "data.json"
+    try:
+        return TypeAdapter(dict[ClientId, dict[Split, Fingerprint]]).validate_json(read_bytes(path))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as cause:
+        reason = cause.errors()[0]["msg"] if isinstance(cause, ValidationError) else cause
+        raise DataError(
+            f"{path} is not as it was written: {reason}; restore it from a copy, or remove it to go on "
+            "without knowing whether the data is the same"
+        ) from None
+
+
+def check_data(folder: Path, data: Fingerprints) -> None:
+    """Raise unless the data is what a run was begun with; where that was not noted, a warning says so.
+
+    Raises:
+        DataError: naming the site and split that changed, or if the note is damaged.
+    """
+    before = read_data(folder)
+    if before is None:
+        log.warning(
+            "%s holds no data.json, which older versions did not write: nobody can tell whether the data is "
+            "what the run was begun with",
+            folder,
+        )
+    elif changed := difference(before, data):
+        raise DataError(
+            f"the data is not what {folder} was begun with: {changed}; put it back, or begin another run"
+        )
+
+
+def note_environment(folder: Path, environment: Mapping[str, Any], rounds: int) -> None:
+    """Write into ``environment.json`` where a run was begun and, under ``resumed``, each time it went on.
+
+    Args:
+        folder: the run's folder.
+        environment: what there is to say of machine and versions.
+        rounds: how many were complete before.
+    """
+    path = folder / "environment.json"
+    if not rounds:
+        write_json(path, environment)
+        return
+    try:
+        first = dict(parse_json(read_bytes(path)))
+        resumed = list(first.pop("resumed", []))
+    except (OSError, TypeError, ValueError) as cause:
+        log.warning("%s cannot be read and is begun anew: %s", path, cause)
+        first, resumed = {}, []
+    write_json(path, {**first, "resumed": [*resumed, {"after_round": rounds, **environment}]})
 
 
 def read_progress(path: Path) -> Progress:
