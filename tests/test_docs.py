@@ -137,7 +137,7 @@ def test_tutorial(walk):
     names = [
         name for row in table.strip().splitlines()[2:] for name in re.findall(r"`(.*?)`", row.split("|")[1])
     ]
-    assert len(names) == 11
+    assert len(names) == 12
     for name in names:
         assert list((walk / "runs/first").glob(f"**/{name.replace('<site>', 'clientA')}")), name
     for page in ("runs/first/report.html", "runs/compared/report.html"):

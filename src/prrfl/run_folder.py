@@ -80,22 +80,44 @@ def alone(folder: Path, patience: float = 0.0) -> Iterator[None]:
 def settings_of(folder: Path, **changed: object) -> TrainConfig:
     """Return the settings of a run by its folder, some of them changed.
 
+    Where it was trained is as it was written, whether or not there is such a device here: reading needs none.
+
     Raises:
         ConfigError: if the folder holds no run, or settings that are not whole.
     """
     path = folder / "config.toml"
     if not path.is_file():
         raise ConfigError(f"{folder} holds no run: it has no config.toml")
-    config = load_config(path, changed)
+    config = load_config(path, {"device": "cpu", **changed})
     # It was written with every setting, so that one that is not there was cut off, and is no default.
     may_lack = {name for name, setting in TrainConfig.model_fields.items() if setting.default is None}
-    there = parse_toml(read_text(path, LARGEST_FILE), str(path)).keys()
-    lost = TrainConfig.model_fields.keys() - may_lack - there
+    there = parse_toml(read_text(path, LARGEST_FILE), str(path))
+    lost = TrainConfig.model_fields.keys() - may_lack - there.keys()
     if lost:
         raise ConfigError(
             f"{path} is not whole: it lacks the key '{min(lost)}'; restore it from a copy, or add the key"
         )
-    return config
+    return config if "device" in changed else config.model_copy(update={"device": str(there["device"])})
+
+
+def settings_here(folder: Path) -> TrainConfig:
+    """Return the settings of a run that is to go on here, on another device where there is none of its own.
+
+    Raises:
+        ConfigError: as :func:`settings_of`.
+    """
+    config = settings_of(folder)
+    try:
+        return settings_of(folder, device=config.device)
+    except ConfigError:
+        here = settings_of(folder, device="auto")
+        log.warning(
+            "%s was begun on %s, which cannot be used here: it goes on on %s, where bits differ",
+            folder,
+            config.device,
+            here.device,
+        )
+        return here
 
 
 def is_finished(folder: Path) -> bool:

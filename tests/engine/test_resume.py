@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from prrfl import run, run_folder
 from prrfl.config import load_config
@@ -268,3 +269,27 @@ def test_where_a_run_was_gone_on_with_is_noted_beside_where_it_was_begun(setting
         assert found == first
         assert [one["after_round"] for one in resumed] == list(range(1, round_ + 1))
         assert resumed[-1]["versions"] == first["versions"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_run_of_a_machine_with_a_gpu_is_read_and_gone_on_with_without_one(
+    settings, whole, tmp_path, prrfl, caplog
+):
+    def of_a_gpu(folder):
+        config = folder / "config.toml"
+        config.write_text(config.read_text().replace('device = "cpu"', 'device = "cuda"'))
+        return folder
+
+    finished = of_a_gpu(shutil.copytree(whole, tmp_path / "c/runs/prrfl-seed2"))
+    assert run_folder.is_finished(finished)
+    assert run_folder.settings_of(finished).device == "cuda"
+    for command in (["resume", finished], ["report", finished], ["report", tmp_path / "c"]):
+        assert prrfl(*command)[0] == 0
+    assert "cuda" in (tmp_path / "c/report.html").read_text()
+    assert not caplog.text
+    folder = tmp_path / "run"
+    stopped(settings, folder, 1, 0)
+    assert prrfl("resume", of_a_gpu(folder))[0] == 0
+    assert f"{folder} was begun on cuda, which cannot be used here: it goes on on cpu" in caplog.text
+    assert files_of(folder) == files_of(whole)
+    assert json.loads((folder / "environment.json").read_text())["resumed"][0]["device"] == "cpu"
