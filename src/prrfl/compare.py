@@ -256,10 +256,11 @@ def _read_run(folder: Path, config: TrainConfig) -> comparison.Run:
 
 def _check_data_is_theirs(folders: Sequence[Path], config: TrainConfig) -> None:
     """Raise unless the data is what runs were begun with: before others are trained, not in the table."""
-    noted = [folder for folder in folders if run_folder.read_data(folder) is not None]
-    if noted:
+    # One without a complete round begins anew, on the data that is there.
+    begun = [one for one in folders if run_folder.rounds_done(one) and run_folder.read_data(one) is not None]
+    if begun:
         now = fingerprints(load_data(config))
-        for folder in noted:
+        for folder in begun:
             run_folder.check_data(folder, now)
 
 

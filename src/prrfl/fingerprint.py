@@ -30,6 +30,7 @@ class Fingerprint:
 
 
 Fingerprints = Mapping[ClientId, Mapping[Split, Fingerprint]]
+"""Of a whole data set: by site and split."""
 
 
 def fingerprints(sites: Iterable[SiteData]) -> dict[ClientId, dict[Split, Fingerprint]]:
