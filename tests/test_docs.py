@@ -74,7 +74,7 @@ def test_comparing(call, tmp_path):
     for name in re.findall(r"`(\w+\.\w+)`", text):
         assert (tmp_path / "runs/mine" / name).is_file(), name
     run = "runs/mine/runs/prrfl-seed0"
-    assert "ensemble of all" in call([run if word == "RUN" else word for word in evaluate])
+    assert "mean of" in call([run if word == "RUN" else word for word in evaluate])
     call([run if word == "RUN" else word for word in onboard])
     assert (tmp_path / "runs/newcomer/clientA/model.safetensors").is_file()
 
@@ -137,7 +137,7 @@ def test_tutorial(walk):
     names = [
         name for row in table.strip().splitlines()[2:] for name in re.findall(r"`(.*?)`", row.split("|")[1])
     ]
-    assert len(names) == 13
+    assert len(names) == 14
     for name in names:
         assert list((walk / "runs/first").glob(f"**/{name.replace('<site>', 'clientA')}")), name
     for page in ("runs/first/report.html", "runs/compared/report.html"):

@@ -6,6 +6,7 @@ A comparison folder holds ``runs/<method>-seed<n>/`` (run folders), ``comparison
 
 import csv
 import io
+import logging
 import os
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from prrfl.data.synthetic import GeneratedData, cached
 from prrfl.engine.in_process import POOL
 from prrfl.engine.store import write_text
 from prrfl.errors import ConfigError, DataError
+from prrfl.fingerprint import difference, fingerprints
 from prrfl.kept import kept_path, predictions_path, read_about
 from prrfl.machine import usable_cores
 from prrfl.records import read_predictions, read_records
@@ -30,8 +32,10 @@ from prrfl.reports import comparison, scores, tables
 from prrfl.reports.meter import measure
 from prrfl.reports.overlay import draw_comparison
 from prrfl.reports.page import comparison_page
+from prrfl.run import load_data
 from prrfl.types import ClientId, Predictions
 
+log = logging.getLogger("prrfl")
 POLL_SECONDS = 0.2
 
 
@@ -59,6 +63,7 @@ def plan(
 
     Raises:
         ConfigError: naming the method, setting or run folder at fault.
+        DataError: if the data is not there, or not what runs that are there were begun with.
     """
     base = load_config(config, {**flags, "workers": 1})
     if base.data and not base.data.exists():  # said once, not by every run
@@ -82,6 +87,8 @@ def plan(
     for one in planned:
         if one.folder in begun:
             _check_same(begun[one.folder], one)
+    if any(not run_folder.is_finished(one.folder) for one in planned):
+        _check_data_is_theirs(list(begun), planned[0].config)
     return planned
 
 
@@ -217,7 +224,7 @@ def read_runs(folder: Path) -> tuple[list[comparison.Run], TrainConfig]:
 
     Raises:
         ConfigError: if the folder holds no finished run, or runs whose settings differ.
-        DataError: if runs were judged on different images.
+        DataError: if runs were trained or judged on different data.
     """
     finished = {
         path: run_folder.settings_of(path) for path in _run_folders(folder) if run_folder.is_finished(path)
@@ -228,6 +235,7 @@ def read_runs(folder: Path) -> tuple[list[comparison.Run], TrainConfig]:
     runs = [_read_run(path, config) for path, config in finished.items()]
     for one, path in zip(runs, finished, strict=True):
         _check_tests(runs[0].predictions, one.predictions, path)
+    _check_data(list(finished))
     return runs, next(iter(finished.values()))
 
 
@@ -256,6 +264,37 @@ def _training_counts(folder: Path, site: ClientId) -> tuple[int, ...] | None:
     paths = (kept_path(folder, whose, "best") for whose in (site, POOL))
     path = next((path for path in paths if path.is_file()), None)
     return read_about(path).images["train"] if path else None
+
+
+def _check_data_is_theirs(folders: Sequence[Path], config: TrainConfig) -> None:
+    """Raise unless the data is what runs were begun with: before others are trained, not in the table."""
+    # One without a complete round begins anew, on the data that is there.
+    begun = [one for one in folders if run_folder.rounds_done(one) and run_folder.read_data(one) is not None]
+    if begun:
+        now = fingerprints(load_data(config))
+        for folder in begun:
+            run_folder.check_data(folder, now)
+
+
+def _check_data(folders: Sequence[Path]) -> None:
+    """Raise unless all runs were trained on the same data; a warning says where that was not noted."""
+    found = {folder: run_folder.read_data(folder) for folder in folders}
+    if unknown := [folder for folder, data in found.items() if data is None]:
+        log.warning(
+            "%d of %d runs hold no data.json, %s first: nobody can tell whether they were trained on "
+            "the data of the others",
+            len(unknown),
+            len(folders),
+            unknown[0],
+        )
+    noted = [(folder, data) for folder, data in found.items() if data is not None]
+    for folder, data in noted[1:]:
+        first, expected = noted[0]
+        if changed := difference(expected, data):
+            raise DataError(
+                f"{folder} was trained on other data than {first}: {changed}; remove one of the folders, and "
+                "run it again"
+            )
 
 
 def _check_tests(

@@ -212,8 +212,17 @@ def read_about(path: Path) -> About:
 
 
 def judged(kept: Kept, examples: Examples) -> Predictions:
-    """Return what a network says of a site's examples."""
+    """Return what a network says of a site's examples.
+
+    Raises:
+        StateMismatchError: if that is no number, as of a file that was changed.
+    """
     (logits,) = predict([kept.weights], examples, kept.recipe)
+    if not logits.isfinite().all():
+        raise StateMismatchError(
+            f"the network kept for site {kept.site} answers with NaN or infinity, so that its file is not as "
+            "it was written; restore it from a copy"
+        )
     return predictions(logits, examples, kept.temperature)
 
 

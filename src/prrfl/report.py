@@ -30,7 +30,7 @@ def report(folder: Path) -> dict[str, Any]:
         ConfigError: if the folder holds no run.
         DataError: if its records are damaged.
     """
-    settings = settings_of(folder, device="auto")  # it may have been trained on another machine
+    settings = settings_of(folder)
     records = read_records(folder / "metrics.jsonl", classes=len(settings.classes))
     if not records:
         raise ConfigError(f"{folder}: no round was completed, there is nothing to report")

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -21,8 +22,9 @@ from prrfl.data.images import SPLITS
 from prrfl.data.sources import load_sites
 from prrfl.data.synthetic import GeneratedData, cached
 from prrfl.engine import Engine, InProcess, Workers, run_rounds
-from prrfl.engine.store import remove_partial, to_bytes, write_json
+from prrfl.engine.store import remove_partial, to_bytes
 from prrfl.errors import ConfigError, ParticipationError
+from prrfl.fingerprint import Fingerprints, fingerprints, short
 from prrfl.machine import prepared, system, usable_cores
 from prrfl.models import build_network
 from prrfl.records import append_records
@@ -30,14 +32,17 @@ from prrfl.reports.summary import validation_f1
 from prrfl.run_folder import (
     alone,
     begin,
+    check_data,
     check_folder_is_free,
     commit,
     finish,
     in_last_fifth,
     last_complete_round,
+    note_environment,
     records_until,
     rounds_done,
     save_deployed,
+    write_data,
 )
 from prrfl.tensors import norm_keys
 from prrfl.training import Precision, Recipe
@@ -131,7 +136,8 @@ def train(
     data = {site.name: site for site in sites}
     with open_engine(config, algorithm, recipe, sites, folder) as engine:
         keep = partial(save_deployed, engine, data, config, folder)
-        yield from run_engine(config, algorithm, recipe, engine, list(data), keep, folder)
+        prints = fingerprints(sites)
+        yield from run_engine(config, algorithm, recipe, engine, list(data), keep, folder, prints)
 
 
 def run_engine(
@@ -142,6 +148,7 @@ def run_engine(
     names: Sequence[ClientId],
     keep: Callable[[Sequence[str], int], None],
     folder: Path,
+    data: Fingerprints | None = None,
     patience: float = 0.0,
 ) -> Iterator[RoundRecord]:
     """Run what is left of a run, commit each round in its folder, and yield the records as they arise.
@@ -154,16 +161,18 @@ def run_engine(
         names: the sites.
         keep: is told, after each round, under which names the sites' deployed networks are to be kept.
         folder: the run's folder.
+        data: the sites' fingerprints, where their data is seen here.
         patience: seconds to wait for another process that works in the folder.
 
     Raises:
         ConfigError: if it is still there then.
+        DataError: if the data is not what the run was begun with.
     """
     with alone(folder, patience), _log_file(folder), _events(config, folder) as add:
         remove_partial(folder)
         for path in set(folder.glob(".rest-*")) - {_rest(folder)}:  # of runs that were killed
             shutil.rmtree(path)
-        for record in _rounds(config, algorithm, recipe, engine, names, keep, folder):
+        for record in _rounds(config, algorithm, recipe, engine, names, keep, folder, data):
             add(record)
             yield record
 
@@ -210,6 +219,7 @@ def _rounds(
     names: Sequence[ClientId],
     keep: Callable[[Sequence[str], int], None],
     folder: Path,
+    data: Fingerprints | None,
 ) -> Iterator[RoundRecord]:
     started = time.monotonic()
     done = last_complete_round(folder, engine, config)
@@ -221,8 +231,11 @@ def _rounds(
         config.precision,
         done.round + 2,
     )
-    if done.round < 0:
-        write_json(folder / "environment.json", environment())
+    if data is not None and done.round < 0:
+        write_data(folder, data)
+    elif data is not None:
+        check_data(folder, data)
+    note_environment(folder, environment(config.device, data), done.round + 1)
     best = done.best
     history = records_until(folder, done)
     fresh: list[RoundRecord] = []
@@ -327,17 +340,20 @@ def resolved(config: TrainConfig, sites: int) -> TrainConfig:
     return config.model_copy(update={"workers": workers, "threads": threads, **paths})
 
 
-def environment() -> dict[str, Any]:
-    """Return what a reader needs to know of the machine and the versions to understand a run."""
+def environment(device: str, data: Fingerprints | None = None) -> dict[str, Any]:
+    """Return what a reader needs to know of time, machine, versions and data to understand a run."""
     names = ("prrfl", "torch", "numpy", "scikit-learn", "monai", "safetensors")
     return {
+        "time": datetime.now().astimezone().isoformat(timespec="seconds"),
         "python": sys.version.split()[0],
         "platform": system(),
         "threads": torch.get_num_threads(),
+        "device": device,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "free_disk_bytes": shutil.disk_usage(Path.cwd()).free,
         "versions": {name: version(name) for name in names},
         "command": _without_secrets(sys.argv),
+        "data": None if data is None else short(data),
     }
 
 

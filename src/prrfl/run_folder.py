@@ -1,7 +1,8 @@
 """A run's folder: what a run leaves behind, committed round by round, and how it is read again.
 
-It holds ``config.toml`` (resolved), ``environment.json``, ``metrics.jsonl`` (one record a line),
-``summary.json``, ``retrogress.png``, ``log.txt``, for each site ``models/<site>/{best,last}.safetensors`` and
+It holds ``config.toml`` (resolved), ``data.json`` (fingerprints of what it is trained on),
+``environment.json``, ``metrics.jsonl`` (one record a line), ``summary.json``, ``retrogress.png``,
+``log.txt``, for each site ``models/<site>/{best,last}.safetensors`` and
 ``predictions/<site>/{best,last}{,-valid}.csv``, and in ``state/`` all that is needed to go on after the last
 round.
 """
@@ -19,14 +20,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, ValidationError
 
 from prrfl.config import LARGEST_FILE, TrainConfig, load_config, parse_toml
 from prrfl.engine import Deployed, Engine
 from prrfl.engine.store import changed_file, checksum, sync, write_json, write_text
 from prrfl.errors import ConfigError, DataError, PRRFLError, StateMismatchError
 from prrfl.evaluation import predictions
-from prrfl.files import read_bytes, read_text
+from prrfl.files import parse_json, read_bytes, read_text
+from prrfl.fingerprint import Fingerprint, Fingerprints, as_json, difference
 from prrfl.kept import Which, about, kept_path, predictions_path, write_kept
 from prrfl.records import parse_summary, predictions_to_csv, read_records
 from prrfl.reports.retrogress import draw_retrogress
@@ -78,22 +80,44 @@ def alone(folder: Path, patience: float = 0.0) -> Iterator[None]:
 def settings_of(folder: Path, **changed: object) -> TrainConfig:
     """Return the settings of a run by its folder, some of them changed.
 
+    Where it was trained is as it was written, whether or not there is such a device here: reading needs none.
+
     Raises:
         ConfigError: if the folder holds no run, or settings that are not whole.
     """
     path = folder / "config.toml"
     if not path.is_file():
         raise ConfigError(f"{folder} holds no run: it has no config.toml")
-    config = load_config(path, changed)
+    config = load_config(path, {"device": "cpu", **changed})
     # It was written with every setting, so that one that is not there was cut off, and is no default.
     may_lack = {name for name, setting in TrainConfig.model_fields.items() if setting.default is None}
-    there = parse_toml(read_text(path, LARGEST_FILE), str(path)).keys()
-    lost = TrainConfig.model_fields.keys() - may_lack - there
+    there = parse_toml(read_text(path, LARGEST_FILE), str(path))
+    lost = TrainConfig.model_fields.keys() - may_lack - there.keys()
     if lost:
         raise ConfigError(
             f"{path} is not whole: it lacks the key '{min(lost)}'; restore it from a copy, or add the key"
         )
-    return config
+    return config if "device" in changed else config.model_copy(update={"device": str(there["device"])})
+
+
+def settings_here(folder: Path) -> TrainConfig:
+    """Return the settings of a run that is to go on here, on another device where there is none of its own.
+
+    Raises:
+        ConfigError: as :func:`settings_of`.
+    """
+    config = settings_of(folder)
+    try:
+        return settings_of(folder, device=config.device)
+    except ConfigError:
+        here = settings_of(folder, device="auto")
+        log.warning(
+            "%s was begun on %s, which cannot be used here: it goes on on %s, where bits differ",
+            folder,
+            config.device,
+            here.device,
+        )
+        return here
 
 
 def is_finished(folder: Path) -> bool:
@@ -262,6 +286,70 @@ def _check_settings(folder: Path, progress: Progress, config: TrainConfig) -> No
                 f"{folder / 'config.toml'}: key '{key}' is {now[key]!r}, the run was begun with "
                 f"{progress.settings[key]!r}; put that back, or begin another run"
             )
+
+
+def write_data(folder: Path, data: Fingerprints) -> None:
+    """Write the fingerprints of what a run is trained on as ``data.json``."""
+    write_json(folder / "data.json", as_json(data))
+
+
+def read_data(folder: Path) -> Fingerprints | None:
+    """Return the fingerprints of what a run was begun with; ``None`` where an older version noted none.
+
+    Raises:
+        DataError: if they are damaged.
+    """
+    path = folder / "data.json"
+    try:
+        return TypeAdapter(dict[ClientId, dict[Split, Fingerprint]]).validate_json(read_bytes(path))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as cause:
+        reason = cause.errors()[0]["msg"] if isinstance(cause, ValidationError) else cause
+        raise DataError(
+            f"{path} is not as it was written: {reason}; restore it from a copy, or remove it to go on "
+            "without knowing whether the data is the same"
+        ) from None
+
+
+def check_data(folder: Path, data: Fingerprints) -> None:
+    """Raise unless the data is what a run was begun with; where that was not noted, a warning says so.
+
+    Raises:
+        DataError: naming the site and split that changed, or if the note is damaged.
+    """
+    before = read_data(folder)
+    if before is None:
+        log.warning(
+            "%s holds no data.json, which older versions did not write: nobody can tell whether the data is "
+            "what the run was begun with",
+            folder,
+        )
+    elif changed := difference(before, data):
+        raise DataError(
+            f"the data is not what {folder} was begun with: {changed}; put it back, or begin another run"
+        )
+
+
+def note_environment(folder: Path, environment: Mapping[str, Any], rounds: int) -> None:
+    """Write into ``environment.json`` where a run was begun and, under ``resumed``, each time it went on.
+
+    Args:
+        folder: the run's folder.
+        environment: what there is to say of machine and versions.
+        rounds: how many were complete before.
+    """
+    path = folder / "environment.json"
+    if not rounds:
+        write_json(path, environment)
+        return
+    try:
+        first = dict(parse_json(read_bytes(path)))
+        resumed = list(first.pop("resumed", []))
+    except (OSError, TypeError, ValueError) as cause:
+        log.warning("%s cannot be read and is begun anew: %s", path, cause)
+        first, resumed = {}, []
+    write_json(path, {**first, "resumed": [*resumed, {"after_round": rounds, **environment}]})
 
 
 def read_progress(path: Path) -> Progress:

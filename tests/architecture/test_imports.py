@@ -55,6 +55,7 @@ def inner(module: str) -> set[str]:
         ("det", {"types", "training", "evaluation"}),
         ("files", set()),
         ("records", {"types", "errors", "files"}),
+        ("fingerprint", {"types", "data.images"}),
     ],
 )
 def test_the_core_imports_only_what_lies_below_it(module, allowed):

@@ -1,5 +1,6 @@
 """``prrfl compare`` keeps what cannot be compared apart, and ends well when something else does not."""
 
+import json
 import shutil
 import signal
 import subprocess
@@ -64,6 +65,37 @@ def test_runs_with_other_settings_or_images_are_not_put_side_by_side(prrfl, data
     code, _, err = prrfl("report", tmp_path / "c")
     assert code == 2
     assert "the test images of site clientB are not those of the other runs" in err
+
+
+def test_runs_on_other_training_data_are_not_put_side_by_side(prrfl, data, done, tmp_path, caplog):
+    shutil.copytree(data, tmp_path / "data")
+    shutil.copytree(done, tmp_path / "c")
+    run = tmp_path / "c/runs/fedavg-seed0"
+    config = run / "config.toml"
+    config.write_text(config.read_text().replace(str(data), str(tmp_path / "data")))
+    table = tmp_path / "data/csv_folder/clientA/train_clientA.csv"
+    table.write_text(table.read_text().replace("train_0,0", "train_0,1"))
+    common = ["--data", tmp_path / "data", *SMALL, "--out", tmp_path / "c"]
+    code, _, err = prrfl("compare", "--methods", "fedavg,local", *common)
+    assert code == 2
+    changed = "site clientA, train: other labels"
+    assert err == (
+        f"error: the data is not what {run} was begun with: {changed}; put it back, or begin another run\n"
+    )
+    assert not (tmp_path / "c/runs/local-seed0").exists()
+    # Two that are there already, from before or by hand.
+    shutil.copytree(run, tmp_path / "c/runs/fedavg-seed1")
+    config = tmp_path / "c/runs/fedavg-seed1/config.toml"
+    config.write_text(config.read_text().replace("seed = 0", "seed = 1"))
+    noted = tmp_path / "c/runs/fedavg-seed1/data.json"
+    labels = json.loads(noted.read_text())["clientA"]["train"]["labels"]
+    noted.write_text(noted.read_text().replace(labels, "another"))
+    code, _, err = prrfl("report", tmp_path / "c")
+    assert code == 2
+    assert err.startswith(f"error: {noted.parent} was trained on other data than {run}: {changed}; ")
+    noted.unlink()
+    assert prrfl("report", tmp_path / "c")[0] == 0
+    assert f"1 of 2 runs hold no data.json, {noted.parent} first" in caplog.text
 
 
 def test_settings_are_held_against_all_runs_and_not_the_neighbour_alone(tmp_path):

@@ -8,7 +8,7 @@ import torch
 
 from prrfl.cli.newcomers import change
 from prrfl.data.sources import load_sites
-from prrfl.engine.store import read_tensors
+from prrfl.engine.store import read_notes, read_tensors, write_tensors
 from prrfl.evaluation import score
 from prrfl.training import batches, forward, predict, reestimate_norms
 from prrfl.using.newcomer import read_federation
@@ -37,15 +37,28 @@ def without(site, *splits):
     return site
 
 
-def test_evaluate_scores_each_network_their_ensemble_and_the_mean_of_deputies(prrfl, folder):
+@pytest.mark.parametrize("which", ["best", "last"])
+def test_evaluate_scores_each_network_their_ensemble_and_the_mean_of_deputies(prrfl, folder, which):
     write_layout(folder / "new", sites=1, other=30)
-    code, out, err = prrfl("evaluate", folder / "run", "--data", folder / "new", "--json", folder / "e.json")
+    for name in ("clientA", "clientB"):  # the best round's, as if it had been another one
+        path = folder / "run/models" / name / "best.safetensors"
+        weights, notes = read_tensors(path), read_notes(path)
+        write_tensors(
+            path,
+            {
+                key: tensor + torch.tensor([1.0, 0, 0]) if key == "fc2.linear.bias" else tensor
+                for key, tensor in weights.items()
+            },
+            notes,
+        )
+    command = ["evaluate", folder / "run", "--data", folder / "new", "--network", which]
+    code, out, err = prrfl(*command, "--json", folder / "e.json")
     assert code == 0, err
     found = json.loads((folder / "e.json").read_text())["clientA"]
     federation = read_federation(folder / "run")
     (site,) = load_sites(folder / "new", image_size=32, classes=("nv", "bkl", "mel"))
     models = [
-        read_tensors(folder / "run/models" / name / "last.safetensors") for name in ("clientA", "clientB")
+        read_tensors(folder / "run/models" / name / f"{which}.safetensors") for name in ("clientA", "clientB")
     ]
     deputies = [state.deputy.weights for state in federation.states.values()]
     for key in ("layer1.0.conv.weight", "layer1.0.bn.running_mean", "fc2.linear.weight"):
@@ -55,13 +68,38 @@ def test_evaluate_scores_each_network_their_ensemble_and_the_mean_of_deputies(pr
         "network of clientA": outputs[0],
         "network of clientB": outputs[1],
         "ensemble of all": ((outputs[0].softmax(1) + outputs[1].softmax(1)) / 2).log(),
-        "mean of deputies": outputs[2],
+        "mean of deputies, last round": outputs[2],
     }
     assert list(found) == list(expected)
+    said = " ".join(out.split())
+    assert f"{which} networks on the 30 test images of clientA" in said
     for name, logits in expected.items():
-        assert found[name]["macro_f1"] == pytest.approx(score(logits, site.test.labels).macro_f1)
-        assert found[name]["auc"] == pytest.approx(score(logits, site.test.labels).auc, abs=1e-6)
-        assert name in out
+        for score_of in ("macro_f1", "auc"):
+            wanted = getattr(score(logits, site.test.labels), score_of)
+            assert found[name][score_of]["value"] == pytest.approx(wanted, abs=1e-6)
+            low, high = found[name][score_of]["interval"]
+            assert low <= wanted <= high
+    assert "by chance" in said
+    assert "--calibrate out" in prrfl(*command, "--calibrate")[2]
+
+
+def test_a_network_that_gives_no_numbers_is_named(prrfl, folder):
+    path = folder / "run/models/clientB/best.safetensors"
+    weights, notes = read_tensors(path), read_notes(path)
+    write_tensors(path, {key: 1e38 * (tensor + 1) for key, tensor in weights.items()}, notes)
+    for more in ([], ["--data", folder / "data"]):
+        code, _, err = prrfl("evaluate", folder / "run", *more)
+        assert code == 2
+        assert "the network kept for site clientB answers with NaN or infinity" in err
+
+
+@pytest.mark.parametrize("more", [[], ["--network", "last"]])
+def test_the_best_of_a_run_that_has_none_yet_is_refused(prrfl, folder, more):
+    for path in (folder / "run/models").glob("*/best.safetensors"):
+        path.unlink()
+    code, _, err = prrfl("evaluate", folder / "run", "--data", folder / "data", *more)
+    assert code == (0 if more else 2), err
+    assert ("--network last" in err) == (not more)
 
 
 def test_onboard_writes_a_network_of_the_newcomers_own(prrfl, folder):
@@ -185,7 +223,7 @@ def test_the_mean_is_named_after_what_travels(prrfl, tmp_path, method, mean):
         "network of clientA",
         "network of clientB",
         "ensemble of all",
-        mean,
+        f"{mean}, last round",
     ]
     command = ["onboard", folder / "run", "--data", folder / "new", "--out", folder / "o", "--epochs", 1]
     code, out, err = prrfl(*command)

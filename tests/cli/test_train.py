@@ -63,6 +63,7 @@ def test_a_run_leaves_everything_that_was_promised(finished):
     out, printed = finished
     assert {path.name for path in out.iterdir()} == {
         "config.toml",
+        "data.json",
         "environment.json",
         "metrics.jsonl",
         "summary.json",

@@ -163,6 +163,16 @@ def test_evaluate_warns_of_other_images(prrfl, run, data, tmp_path, caplog):
     assert str(other) in refused(prrfl("evaluate", tmp_path / "run"))
 
 
+def test_a_run_of_another_precision_is_said_to_be_scored_in_float32(prrfl, run, tmp_path):
+    assert "float32" not in prrfl("evaluate", run)[1]
+    shutil.copytree(run, tmp_path / "run")
+    config = tmp_path / "run/config.toml"
+    config.write_text(config.read_text().replace('precision = "float32"', 'precision = "bfloat16"'))
+    code, out, _ = prrfl("evaluate", tmp_path / "run")
+    assert code == 0
+    assert "Scored in float32; the run scored in bfloat16, so that its summary may differ" in out
+
+
 def test_evaluate_needs_no_gpu_after_a_training_on_one(prrfl, run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     config = tmp_path / "run/config.toml"

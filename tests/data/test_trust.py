@@ -223,6 +223,26 @@ def test_a_site_needs_only_the_splits_that_are_asked_for(tmp_path):
             load_sites(source, image_size=32, classes=CLASSES)
 
 
+def test_images_that_are_enlarged_are_counted_in_one_warning(tmp_path, caplog):
+    for source in only("test", write_layout(tmp_path / "layout", sites=2)):
+        caplog.clear()
+        load_sites(source, image_size=32, classes=CLASSES, needed=("test",))
+        assert not caplog.text
+        sites = load_sites(source, image_size=64, classes=CLASSES, needed=("test",))
+        (said,) = caplog.messages
+        images = sum(len(site.test) for site in sites)
+        assert said.startswith(f"{images} of {images} images are smaller than the 64 px asked for (32 px the")
+    # Those that are large enough are not among them; nor are those that are not there.
+    layout = write_layout(tmp_path / "both")
+    enlarged = layout / "data/clientA/img_resize32/clientA_test_0.png"
+    with Image.open(enlarged) as image:
+        image.resize((64, 64)).save(enlarged)
+    (layout / "data/clientA/img_resize32/clientA_test_1.png").unlink()
+    caplog.clear()
+    load_sites(layout, image_size=64, classes=CLASSES, allow_missing=True)
+    assert caplog.messages[-1].startswith("40 of 41 images are smaller than the 64 px")
+
+
 def test_splits_that_are_not_asked_for_are_not_looked_at(tmp_path):
     layout = write_layout(tmp_path, sites=1)
     (layout / "csv_folder/clientA/train_clientA.csv").write_text("image_id,label\n../x,9\n")

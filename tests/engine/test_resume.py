@@ -4,11 +4,13 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from prrfl import run, run_folder
 from prrfl.config import load_config
 from prrfl.engine.store import read_state, read_tensors, write_state
 from prrfl.errors import ConfigError, StateMismatchError
+from prrfl.fingerprint import short
 from prrfl.records import read_predictions
 from prrfl.types import ExchangeRecord
 from tests.sites_on_disk import write_layout
@@ -217,3 +219,77 @@ def test_a_state_of_another_method_is_refused(tmp_path):
     kind = type(PRRFL().start(weights))
     with pytest.raises(StateMismatchError, match=r"s\.safetensors holds no PRRFLState"):
         read_state(tmp_path / "s.safetensors", kind)
+
+
+def rotate_labels(table):
+    """Give each row of a site's table the label of the row before it."""
+    header, *rows = table.read_text().splitlines()
+    names, labels = zip(*(row.split(",") for row in rows), strict=True)
+    rotated = (labels[-1], *labels[:-1])
+    table.write_text("\n".join([header, *map(",".join, zip(names, rotated, strict=True))]) + "\n")
+
+
+def test_other_data_is_refused_by_site_and_split(tmp_path, prrfl, caplog):
+    data, folder = write_layout(tmp_path / "data"), tmp_path / "run"
+    settings = load_config(None, {**SMALL, "data": data})
+    stopped(settings, folder, 1, 3)
+    table = data / "csv_folder/clientB/train_clientB.csv"
+    before, noted = table.read_text(), (folder / "environment.json").read_text()
+    rotate_labels(table)
+    code, _, err = prrfl("resume", folder)
+    assert code == 2
+    assert err == (
+        f"error: the data is not what {folder} was begun with: site clientB, train: other labels; put it "
+        "back, or begin another run\n"
+    )
+    assert (folder / "environment.json").read_text() == noted
+    table.write_text("".join(before.splitlines(keepends=True)[:-2]))
+    assert "site clientB, train: 9 → 7 images; put" in prrfl("resume", folder)[2]
+    (folder / "data.json").write_text("{")
+    assert "data.json is not as it was written" in prrfl("resume", folder)[2]
+    # As an older version left it.
+    (folder / "data.json").unlink()
+    table.write_text(before)
+    assert prrfl("resume", folder)[0] == 0
+    assert f"{folder} holds no data.json" in caplog.text
+    assert not (folder / "data.json").exists()
+
+
+def test_where_a_run_was_gone_on_with_is_noted_beside_where_it_was_begun(settings, tmp_path):
+    folder = tmp_path / "run"
+    stopped(settings, folder, 1, 0)
+    first = json.loads((folder / "environment.json").read_text())
+    assert first["data"] == short(run_folder.read_data(folder))
+    for round_ in (1, 2):
+        for record in run.train(settings, run.load_data(settings), folder, resume=True):
+            if isinstance(record, ExchangeRecord):
+                break
+        found = json.loads((folder / "environment.json").read_text())
+        resumed = found.pop("resumed")
+        assert found == first
+        assert [one["after_round"] for one in resumed] == list(range(1, round_ + 1))
+        assert resumed[-1]["versions"] == first["versions"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_run_of_a_machine_with_a_gpu_is_read_and_gone_on_with_without_one(
+    settings, whole, tmp_path, prrfl, caplog
+):
+    def of_a_gpu(folder):
+        config = folder / "config.toml"
+        config.write_text(config.read_text().replace('device = "cpu"', 'device = "cuda"'))
+        return folder
+
+    finished = of_a_gpu(shutil.copytree(whole, tmp_path / "c/runs/prrfl-seed2"))
+    assert run_folder.is_finished(finished)
+    assert run_folder.settings_of(finished).device == "cuda"
+    for command in (["resume", finished], ["report", finished], ["report", tmp_path / "c"]):
+        assert prrfl(*command)[0] == 0
+    assert "cuda" in (tmp_path / "c/report.html").read_text()
+    assert not caplog.text
+    folder = tmp_path / "run"
+    stopped(settings, folder, 1, 0)
+    assert prrfl("resume", of_a_gpu(folder))[0] == 0
+    assert f"{folder} was begun on cuda, which cannot be used here: it goes on on cpu" in caplog.text
+    assert files_of(folder) == files_of(whole)
+    assert json.loads((folder / "environment.json").read_text())["resumed"][0]["device"] == "cpu"

@@ -101,7 +101,7 @@ RECOVERED = (
     "log.txt",
     "environment.json",
 )
-"""What a stopped run makes again, whatever happened to it; its settings and records it cannot."""
+"""What a stopped run makes again, whatever happened to it; settings, records and fingerprints it cannot."""
 
 
 @pytest.fixture

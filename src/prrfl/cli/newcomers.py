@@ -11,11 +11,13 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from prrfl.cli.screen import console
+from prrfl.cli.screen import console, judgement_cells, judgement_table
 from prrfl.reports.words import percent
 from prrfl.types import Scores, SiteData, Split
 
 if TYPE_CHECKING:
+    from prrfl.kept import Which
+    from prrfl.reports.judgement import Judgement
     from prrfl.using.newcomer import Federation
 
 log = logging.getLogger("prrfl")
@@ -24,15 +26,20 @@ Run = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run")]
 Data = Annotated[Path, typer.Option(metavar="DIR", help="the new sites' data, in any form that train takes")]
 
 
-def evaluate_newcomers(run_folder: Path, data: Path) -> dict[str, dict[str, Scores]]:
+def evaluate_newcomers(run_folder: Path, data: Path, which: "Which") -> dict[str, dict[str, "Judgement"]]:
     """Score every site's network, their ensemble and their mean on sites that took no part, and print it."""
     from prrfl.using import newcomer
 
     federation = newcomer.read_federation(run_folder)
+    deployed = newcomer.read_deployed(run_folder, which, federation.config.device)
     found = {}
     for site in _sites(data, federation, ("test",)):
-        found[site.name] = newcomer.evaluate(federation, site)
-        _print(f"{site.name}: {len(site.test)} test images (%)", found[site.name], federation.config.classes)
+        found[site.name] = newcomer.evaluate(federation, deployed, site)
+        title = f"{which} networks on the {len(site.test)} test images of {site.name}"
+        table = judgement_table(title, ("network",), federation.config.classes)
+        for name, judgement in found[site.name].items():
+            table.add_row(name, *judgement_cells(judgement))
+        console.print(table)
     return found
 
 

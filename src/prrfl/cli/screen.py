@@ -1,8 +1,9 @@
 """What a user sees in the terminal: progress while a run goes on, and the tables at its end."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import (
@@ -19,6 +20,9 @@ from prrfl.config import TrainConfig
 from prrfl.errors import Stopped
 from prrfl.reports.words import STAGES, percent
 from prrfl.types import ExchangeRecord, RoundRecord, SiteData, TrainRecord
+
+if TYPE_CHECKING:
+    from prrfl.reports.judgement import Judgement, Measured
 
 # Names of sites, classes and images are shown as they are: [b] is no markup, :x: no picture.
 console = Console(markup=False, emoji=False)
@@ -89,3 +93,26 @@ def print_summary(folder: Path) -> None:
             f"Mean drop at communication, {model}: macro-F1 {percent(drop.get('macro_f1'))}, "
             f"AUC {percent(drop.get('auc'))} points"
         )
+
+
+def judgement_table(title: str, of: Sequence[str], classes: Sequence[str]) -> Table:
+    """Return a table for judgements of networks, whose first columns say of what."""
+    table = Table(title=f"{title} (%, 95 % intervals over images)")
+    recalls = (f"recall {name}" for name in classes)
+    for index, name in enumerate((*of, "macro-F1", "AUC", *recalls, "ECE")):
+        table.add_column(name, justify="right" if index else "left")
+    return table
+
+
+def judgement_cells(judgement: "Judgement") -> list[str]:
+    """Return what stands in a row of :func:`judgement_table` behind its first columns."""
+    scores = (judgement.macro_f1, judgement.auc, *judgement.recall)
+    error = f"{percent(judgement.calibration_error)}\nby chance {100 * judgement.chance_error:.0f}"
+    return [*map(_with_interval, scores), error]
+
+
+def _with_interval(score: "Measured") -> str:
+    if score.value is None or score.interval is None:
+        return percent(score.value)
+    low, high = score.interval
+    return f"{percent(score.value)}\n{100 * low:.0f}–{100 * high:.0f}"

@@ -63,8 +63,12 @@ def run_training(settings: TrainConfig, folder: Path, resume: bool = False) -> N
 
 
 def resume(run_folder: RunFolder) -> None:
-    """Go on with a run that was stopped, after its last complete round: same bits as without the stop."""
-    from prrfl.run_folder import is_federation, is_finished, is_site_of_federation, settings_of
+    """Go on with a run that was stopped, after its last complete round: same bits as without the stop.
+
+    Data that changed meanwhile is refused by site and split. Where the run's device is not there, another is
+    taken, and a warning says so.
+    """
+    from prrfl.run_folder import is_federation, is_finished, is_site_of_federation, settings_here
 
     if is_finished(run_folder):
         print_summary(run_folder)
@@ -76,7 +80,7 @@ def resume(run_folder: RunFolder) -> None:
         raise ConfigError(
             f"{run_folder} is a site's folder of a run over real sites; give its `prrfl site` command again"
         )
-    run_training(settings_of(run_folder), run_folder, resume=True)
+    run_training(settings_here(run_folder), run_folder, resume=True)
 
 
 def report(

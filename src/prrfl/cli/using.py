@@ -11,16 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from prrfl.cli.newcomers import evaluate_newcomers
-from prrfl.cli.screen import console
+from prrfl.cli.screen import console, judgement_cells, judgement_table
 from prrfl.errors import ConfigError
-from prrfl.reports.words import percent
 
 if TYPE_CHECKING:
     from prrfl.kept import Which
-    from prrfl.reports.judgement import Judgement, Measured
+    from prrfl.reports.judgement import Judgement
 
 Run = Annotated[
     Path, typer.Argument(metavar="RUN", help="folder of a run, or a site's own of one over real sites")
@@ -89,47 +87,44 @@ def evaluate(
 ) -> None:
     """Score each site's network anew on its own test images; with --data, all on sites that took no part.
 
-    Where a site took no part, test images are enough; every network, their ensemble and their mean are
-    scored there. What PRR-FL means are its deputies.
+    Where a site took no part, test images are enough; every site's network of the best or last round, their
+    ensemble, and the last round's mean are scored there. What PRR-FL means are its deputies. Intervals are of
+    95 %, over images. All is scored in float32, whatever the run's precision.
     """
     from prrfl.engine.store import write_json
 
     if data is None:
         found = {name: asdict(one) for name, one in _own(run_folder, network, calibrate).items()}
-    elif calibrate or network != "best":
-        raise ConfigError("--data scores the last round as it is; leave --network and --calibrate out")
+    elif calibrate:
+        raise ConfigError("--data scores networks as they are; leave --calibrate out")
     else:
-        newcomers = evaluate_newcomers(run_folder, data)
+        newcomers = evaluate_newcomers(run_folder, data, network)
         found = {site: {name: asdict(s) for name, s in scores.items()} for site, scores in newcomers.items()}
     if json is not None:
         write_json(json, found)
 
 
 def _own(run_folder: Path, network: "Which", calibrate: bool) -> Mapping[str, "Judgement"]:
+    from prrfl.run_folder import settings_of
     from prrfl.using.judging import judge_own
 
+    classes: tuple[str, ...] = ()
     found: dict[str, Judgement] = {}
-    title = f"{network} network of each site on its own test images (%, 95 % intervals over images)"
-    table = Table(title=title)
     with console.status("scoring"):
         for kept, judgement in judge_own(run_folder, network, calibrate):
-            if not found:
-                recalls = (f"recall {name}" for name in kept.about.classes)
-                for name in ("site", "images", "macro-F1", "AUC", *recalls, "ECE"):
-                    table.add_column(name, justify="left" if name == "site" else "right")
-            found[kept.site] = judgement
-            scores = (judgement.macro_f1, judgement.auc, *judgement.recall)
-            error = f"{percent(judgement.calibration_error)}\nby chance {100 * judgement.chance_error:.0f}"
-            table.add_row(kept.site, str(judgement.images), *map(_with_interval, scores), error)
+            found[kept.site], classes = judgement, kept.about.classes
+    title = f"{network} network of each site on its own test images"
+    table = judgement_table(title, ("site", "images"), classes)
+    for site, judgement in found.items():
+        table.add_row(site, str(judgement.images), *judgement_cells(judgement))
     console.print(table)
+    precision = settings_of(run_folder).precision
+    if precision != "float32":
+        console.print(
+            f"Scored in float32; the run scored in {precision}, so that its summary may differ a little.",
+            soft_wrap=True,
+        )
     return found
-
-
-def _with_interval(score: "Measured") -> str:
-    if score.value is None or score.interval is None:
-        return percent(score.value)
-    low, high = score.interval
-    return f"{percent(score.value)}\n{100 * low:.0f}–{100 * high:.0f}"
 
 
 def export(

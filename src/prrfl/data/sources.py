@@ -1,7 +1,9 @@
 """Every way in for data: the published layout, a manifest CSV, MedMNIST-style arrays."""
 
+import logging
 import zipfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,13 +14,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from prrfl.data import dermoscopy
-from prrfl.data.images import SPLITS, Entry, check_memory, check_training, load_entries, no_examples
+from prrfl.data.images import FORMATS, SPLITS, Entry, check_memory, check_training, load_entries, no_examples
 from prrfl.data.manifest import read_manifest
 from prrfl.data.tables import is_plain_name
 from prrfl.errors import DataError
 from prrfl.files import opened
 from prrfl.types import ClientId, Examples, SiteData, Split
 
+log = logging.getLogger("prrfl")
 T = TypeVar("T")
 STEMS: dict[Split, str] = {"train": "train", "valid": "val", "test": "test"}
 """What MedMNIST calls the splits."""
@@ -37,7 +40,8 @@ def load_sites(
     Args:
         source: a folder in the published layout, a manifest (.csv), an .npz file (one site) or a folder of
             them (one site each).
-        image_size: side in pixels; images of another size are resized (bilinear, antialiased).
+        image_size: side in pixels; images of another size are resized (bilinear, antialiased). One warning
+            says how many are smaller.
         classes: names of the labels 0, 1, ...
         allow_missing: leave out images that a table names but nobody has, instead of refusing.
         needed: the splits that every site must have; the others are not looked at and come out empty.
@@ -46,14 +50,38 @@ def load_sites(
         DataError: naming the file, line or site at fault, what was expected and the mend.
     """
     if arrays := npz_files(source):
-        return [_load_arrays(path, image_size, classes, needed) for path in arrays]
-    return load_entries(
-        read_entries(source, image_size=image_size, classes=classes, needed=needed),
-        image_size=image_size,
-        classes=classes,
-        allow_missing=allow_missing,
-        needed=needed,
+        loaded = [_load_arrays(path, image_size, classes, needed) for path in arrays]
+        _warn_of_enlarged([side for _, sides in loaded for side in sides], image_size)
+        return [site for site, _ in loaded]
+    entries = read_entries(source, image_size=image_size, classes=classes, needed=needed)
+    sites = load_entries(
+        entries, image_size=image_size, classes=classes, allow_missing=allow_missing, needed=needed
     )
+    with ThreadPoolExecutor() as pool:
+        sides = list(pool.map(_side, (entry.path for entry in entries if entry.split in needed)))
+    _warn_of_enlarged([side for side in sides if side], image_size)
+    return sites
+
+
+def _side(path: Path) -> int:
+    """Return the shorter side of an image in pixels by its file's header, 0 where none is there."""
+    try:
+        with opened(path) as file, Image.open(file, formats=FORMATS) as image:
+            return min(image.size)
+    except OSError:
+        return 0
+
+
+def _warn_of_enlarged(sides: Sequence[int], size: int) -> None:
+    if small := [side for side in sides if side < size]:
+        log.warning(
+            "%d of %d images are smaller than the %d px asked for (%d px the smallest) and are enlarged, "
+            "which adds no detail; ask for a smaller --image-size, or give larger images",
+            len(small),
+            len(sides),
+            size,
+            min(small),
+        )
 
 
 def load_site(
@@ -72,7 +100,7 @@ def load_site(
     """
     if arrays := npz_files(source):
         path = _the_one(source, name, {path.stem: path for path in arrays})
-        return replace(_load_arrays(path, image_size, classes, needed), name=name)
+        return replace(_load_arrays(path, image_size, classes, needed)[0], name=name)
     entries = read_entries(source, image_size=image_size, classes=classes, needed=needed)
     there = _the_one(source, name, {entry.site: entry.site for entry in entries})
     (data,) = load_entries(
@@ -121,23 +149,23 @@ def npz_files(source: Path) -> list[Path]:
     return sorted(source.glob("*.npz")) if source.is_dir() else []
 
 
-def _load_arrays(path: Path, size: int, classes: Sequence[str], needed: Sequence[Split]) -> SiteData:
+def _load_arrays(
+    path: Path, size: int, classes: Sequence[str], needed: Sequence[Split]
+) -> tuple[SiteData, list[int]]:
+    """Return a site, and the shorter side of each of its images as it is stored."""
     _check_zip(path)
     if not is_plain_name(path.stem):
         raise DataError(f"{path}: '{path.stem}' is no plain name of a site; rename the file")
-    parts = {
-        split: _examples(
-            f"{path}, {split}",
-            _read_array(path, f"{STEMS[split]}_images"),
-            _read_array(path, f"{STEMS[split]}_labels"),
-            size,
-            classes,
-        )
-        for split in needed
-    }
+    parts: dict[Split, Examples] = {}
+    sides: list[int] = []
+    for split in needed:
+        images = _read_array(path, f"{STEMS[split]}_images")
+        labels = _read_array(path, f"{STEMS[split]}_labels")
+        parts[split] = _examples(f"{path}, {split}", images, labels, size, classes)
+        sides += len(images) * [min(images.shape[1:3])]
     if "train" in parts:
         check_training(str(path), parts["train"].labels.tolist(), classes)
-    return SiteData(path.stem, *(parts.get(split, no_examples(size)) for split in SPLITS))
+    return SiteData(path.stem, *(parts.get(split, no_examples(size)) for split in SPLITS)), sides
 
 
 def _check_zip(path: Path) -> None:

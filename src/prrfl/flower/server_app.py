@@ -90,7 +90,7 @@ def run_federation(grid: Grid, federation: Federation, folder: Path) -> Iterator
     algorithm, recipe = config.algorithm(), make_recipe(config)
     fleet = Fleet(grid, federation, algorithm, recipe)
     sites = federation.sites
-    yield from run_engine(config, algorithm, recipe, fleet, sites, fleet.keep, folder, LINGERS)
+    yield from run_engine(config, algorithm, recipe, fleet, sites, fleet.keep, folder, patience=LINGERS)
 
 
 @dataclass(frozen=True)

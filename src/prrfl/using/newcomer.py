@@ -1,7 +1,7 @@
 """A hospital that took no part: how the federation's networks do there, and how it gets one of its own."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ from prrfl.algorithms import Algorithm, Local
 from prrfl.config import TrainConfig
 from prrfl.engine.in_process import read_client
 from prrfl.errors import ConfigError, StateMismatchError
-from prrfl.evaluation import score
+from prrfl.evaluation import predictions, score
+from prrfl.kept import Kept, Which, judged, read_kept, sites_of
+from prrfl.reports.judgement import Judgement, judge
 from prrfl.tensors import WeightedMean, norm_keys
 from prrfl.training import Recipe, Site, predict, reestimate_norms
 from prrfl.types import ClientId, RoundContext, Scores, SiteData, Tensors
@@ -31,17 +33,9 @@ class Federation:
     states: Mapping[ClientId, Any]
 
     @property
-    def deployed(self) -> dict[ClientId, Tensors]:
-        """Each site's deployed network."""
-        return {site: self._networks(state)[0] for site, state in self.states.items()}
-
-    @property
-    def agrees(self) -> bool:
-        """Whether there is one network, the same at every site, as after a plain average."""
-        first, *others = (self._networks(state) for state in self.states.values())
-        return len(first) == 1 and all(
-            torch.equal(other[0][key], tensor) for other in others for key, tensor in first[0].items()
-        )
+    def one_each(self) -> bool:
+        """Whether the method has one network at each site, which is deployed and travels."""
+        return all(len(self._networks(state)) == 1 for state in self.states.values())
 
     @property
     def mean(self) -> Tensors:
@@ -82,21 +76,37 @@ def read_federation(folder: Path) -> Federation:
     return Federation(config, algorithm, recipe, states)
 
 
-def evaluate(federation: Federation, site: SiteData) -> dict[str, Scores]:
-    """Score on a site's test images: every deployed network, their ensemble, and the mean network.
+def read_deployed(folder: Path, which: Which, device: str) -> dict[ClientId, Kept]:
+    """Read each site's network as the run kept it.
+
+    Raises:
+        ConfigError: if the folder keeps none of that round.
+        StateMismatchError: if a network's file is torn.
+    """
+    return {name: read_kept(folder, name, which, device=device) for name in sites_of(folder)}
+
+
+def evaluate(
+    federation: Federation, deployed: Mapping[ClientId, Kept], site: SiteData
+) -> dict[str, Judgement]:
+    """Judge on a site's test images every deployed network, their ensemble, and the last round's mean.
 
     The ensemble is the mean of the networks' softmax outputs. Where all sites have one and the same network,
-    it is scored once, for ensemble and mean are that network too.
+    as after a plain average, it is scored once, for the ensemble is that network too. All in float32.
     """
-    deployed = federation.deployed
-    if federation.agrees:
-        (logits,) = predict([next(iter(deployed.values()))], site.test, federation.recipe)
-        return {"network of all sites": score(logits, site.test.labels)}
-    *each, mean = predict([*deployed.values(), federation.mean], site.test, federation.recipe)
-    outputs = {f"network of {name}": output for name, output in zip(deployed, each, strict=True)}
-    outputs["ensemble of all"] = torch.stack([output.double().softmax(1) for output in each]).mean(0).log()
-    outputs[federation.mean_name] = mean
-    return {name: score(output, site.test.labels) for name, output in outputs.items()}
+    first, *others = deployed.values()
+    if federation.one_each and all(_same(first.weights, other.weights) for other in others):
+        return {"network of all sites": judge(judged(first, site.test))}
+    found = {f"network of {name}": judged(kept, site.test) for name, kept in deployed.items()}
+    ensemble = torch.stack([one.probabilities for one in found.values()]).mean(0)
+    (mean,) = predict([federation.mean], site.test, replace(federation.recipe, precision="float32"))
+    found["ensemble of all"] = replace(next(iter(found.values())), probabilities=ensemble)
+    found[f"{federation.mean_name}, last round"] = predictions(mean, site.test)
+    return {name: judge(one) for name, one in found.items()}
+
+
+def _same(one: Tensors, other: Tensors) -> bool:
+    return all(torch.equal(other[key], tensor) for key, tensor in one.items())
 
 
 @dataclass(frozen=True, eq=False)
