@@ -10,16 +10,16 @@ from importlib.metadata import version
 
 import pytest
 import torch
-from flwr.app import Context, RecordDict
+from flwr.app import Context, Message, RecordDict
 
 from prrfl.algorithms import ALGORITHMS
 from prrfl.engine.store import read_tensors
-from prrfl.errors import ConfigError, ParticipationError, StateMismatchError
-from prrfl.flower import server_app
+from prrfl.errors import ConfigError, ParticipationError
+from prrfl.flower import client_app, server_app
 from prrfl.flower.certs import make_certs
 from prrfl.flower.federation import federate
 from prrfl.flower.participant import Local, carry_out
-from prrfl.flower.records import Answer, Order, from_records, to_records
+from prrfl.flower.records import Answer, Order, OrderRefusedError, from_records, to_records
 from prrfl.flower.server_app import run_federation
 from prrfl.flower.wire import measure
 from prrfl.records import read_records
@@ -121,6 +121,49 @@ def test_what_travels_is_what_the_records_say_and_nothing_else(data, tmp_path):
             assert sum(t.numel() for t in answer.share.values()) > 0
         else:
             assert not answer.share
+
+
+def a_missing_image(folder):
+    next(folder.glob("data/clientA/*/clientA_train_3.png")).unlink()
+    return "1 of 9 images", "clientA_train_3"
+
+
+def a_bad_label(folder):
+    table = folder / "csv_folder/clientA/train_clientA.csv"
+    table.write_text(table.read_text().replace(",1\n", ",SMITH-JOHN-1962\n"))
+    return "SMITH-JOHN-1962", "train_clientA.csv"
+
+
+@pytest.mark.parametrize("spoil", [a_missing_image, a_bad_label])
+@pytest.mark.parametrize("secure", [False, True])
+def test_why_data_cannot_be_used_stays_at_the_site(certs, tmp_path, capfd, spoil, secure):
+    folder = write_layout(tmp_path / "sites", sites=1)
+    secrets = *spoil(folder), str(tmp_path)
+    grid = grid_of(folder, tmp_path, certs if secure else None)
+    order = Order("train", "e", "clientA", 0, json.dumps(SETTINGS), version("prrfl"), secure)
+    reply = asked(grid, order)
+    assert not any(secret in str(reply.content) for secret in secrets)
+    assert "site clientA: its data cannot be used; the reason stands at the site" in str(reply.content)
+    said = capfd.readouterr().err
+    assert all(secret in said for secret in secrets)
+
+
+def test_what_nobody_foresaw_stays_at_the_site_too(data, tmp_path, capfd, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("GEN_A_000009 is in the way")
+
+    monkeypatch.setattr(client_app, "carry_out", fail)
+    order = Order("train", "e", "clientA", 0, json.dumps(SETTINGS), version("prrfl"))
+    reply = asked(grid_of(data, tmp_path), order)
+    assert "site clientA: its process failed" in reply.error.reason
+    assert "GEN_A" not in reply.error.reason
+    assert "GEN_A_000009" in capfd.readouterr().err
+
+
+def asked(grid, order):
+    """Return the reply to one order."""
+    (sent,) = grid.push_messages([Message(to_records(order), NAMES.index(order.site), "train.train")])
+    return grid.pull_messages([sent])[0]
 
 
 @pytest.mark.parametrize("secure", [False, True])
@@ -267,10 +310,10 @@ def test_a_site_far_ahead_of_the_server_is_not_led_back(data, tmp_path):
     local = Local("clientA", data, home, "cpu", 1)
     with pytest.raises(Exception, match="is in round 2 of experiment"):
         carry_out(replace(order, version=version("prrfl")), local)
-    with pytest.raises(ConfigError, match="install the same"):
+    with pytest.raises(OrderRefusedError, match="install the same"):
         carry_out(replace(order, version="0.0"), local)
     other = json.dumps({**SETTINGS, "rounds": 9}, sort_keys=True)
-    with pytest.raises(ConfigError, match=r"began experiment .* with rounds = 2"):
+    with pytest.raises(OrderRefusedError, match=r"began experiment .* with rounds = 2"):
         carry_out(replace(order, version=version("prrfl"), settings=other), local)
 
 
@@ -431,7 +474,7 @@ def test_a_mask_is_never_put_on_a_second_share(data, certs, tmp_path):
     carry_out(next(o for o in grid.orders if o.round == 1 and o.site == "clientA"), local)
     shouted = [key | {"key": key["key"].upper(), "more": "x"} for key in json.loads(again.cohort)]
     for cohort in (again.cohort, json.dumps(shouted)):
-        with pytest.raises(StateMismatchError, match="sent another share of round 2"):
+        with pytest.raises(OrderRefusedError, match="sent another share of round 2"):
             carry_out(replace(again, cohort=cohort), local)
     assert first.round == 0
 

@@ -236,14 +236,19 @@ def keep_connected(node: Node, say: Callable[[str], None]) -> None:
 
     Args:
         node: the site's end.
-        say: is told of every end.
+        say: is told of every order that the site could not carry out, and why; and of every end.
     """
     log = node.log
     while True:
-        began = log.stat().st_size if log.is_file() else 0
+        began = read = log.stat().st_size if log.is_file() else 0
         process = node.supernode().start(log)
         try:
-            process.wait()
+            while process.poll() is None:
+                time.sleep(1)
+                lines, read = _new_lines(log, read)
+                for line in lines:
+                    if line.startswith(start := f"site {node.config['name']}: "):
+                        say(line.removeprefix(start))
         finally:
             _end(process)
         with log.open("rb") as file:
@@ -251,6 +256,16 @@ def keep_connected(node: Node, say: Callable[[str], None]) -> None:
             words = _reason(file.read().decode(errors="replace"))
         say(f"the node ended with exit code {process.returncode}{words}; trying again in {RETRY} s")
         time.sleep(RETRY)
+
+
+def _new_lines(log: Path, read: int) -> tuple[list[str], int]:
+    """Return the whole lines of a log after its first bytes, and how many bytes are read then."""
+    with log.open("rb") as file:
+        # Whoever rotates it by copying begins it anew.
+        file.seek(min(read, log.stat().st_size))
+        at = file.tell()
+        whole, end, _ = file.read().rpartition(b"\n")
+    return whole.decode(errors="replace").splitlines(), at + len(whole + end)
 
 
 def _reason(output: str) -> str:

@@ -44,9 +44,9 @@ from prrfl.engine.store import (
     write_state,
     write_text,
 )
-from prrfl.errors import ConfigError, ParticipationError, StateMismatchError
+from prrfl.errors import ConfigError, DataError, NonFiniteShareError, StateMismatchError
 from prrfl.files import parse_json, read_bytes, read_text
-from prrfl.flower.records import Answer, Order
+from prrfl.flower.records import Answer, Order, OrderRefusedError
 from prrfl.flower.secure_sum import Identity, SignedKey, mask_of, masked, read_cohort, read_roster
 from prrfl.kept import kept_path, predictions_path, read_about
 from prrfl.machine import prepared
@@ -67,6 +67,18 @@ STEP = 6 * "[0-9]" + "-[12]-*ed"
 
 KEPT = 3
 """States that a site keeps: enough to go back to where a server's last complete round ended."""
+
+
+KINDS: Mapping[type[Exception], str] = {
+    DataError: "its data cannot be used",
+    ConfigError: "a setting or a key cannot be used there",
+    StateMismatchError: "what it keeps of the run cannot be used",
+    NonFiniteShareError: "its training gives NaN or infinity; lower the learning rate, or have it look for "
+    "broken inputs",
+    OSError: "a file cannot be read or written there",
+    MemoryError: "its memory is too small",
+}
+"""What the server is told of an error at a site, by its kind."""
 
 
 @dataclass(frozen=True)
@@ -99,17 +111,18 @@ def carry_out(order: Order, local: Local) -> Answer:
     """Do as an order says, and return the answer.
 
     Raises:
-        PRRFLError: if the order is not for this site, or cannot be carried out.
+        OrderRefusedError: if the order is not for this site, or the site does not agree to it.
+        PRRFLError: if it cannot be carried out.
         OSError: if the site's disk is full or cannot be written.
     """
     if order.site != local.name:
-        raise ParticipationError(f"an order for site {order.site} came to site {local.name}")
+        raise OrderRefusedError(f"an order for site {order.site} came to site {local.name}")
     if order.version != version("prrfl"):
-        raise ConfigError(
+        raise OrderRefusedError(
             f"site {local.name} has prrfl {version('prrfl')}, the server {order.version}; install the same"
         )
     if order.secure != (local.roster is not None):
-        raise ParticipationError(
+        raise OrderRefusedError(
             f"site {local.name} has a roster, so it takes part under secure summation alone; the server did "
             "not ask for that (--secure)"
             if local.roster
@@ -203,7 +216,7 @@ class Participant:
         )
         kept = read_about(last[0]).round
         if kept != self.order.round:
-            raise StateMismatchError(
+            raise OrderRefusedError(
                 f"site {name} has the network of another round, not that of round {self.order.round + 1}"
             )
         for path, copy in zip(last, best, strict=True):
@@ -260,7 +273,7 @@ class Participant:
             write_json(path, given)
         elif (begun := _object(_kept(path), str(path))) != given:
             key = next(k for k in sorted(begun | given) if begun.get(k) != given.get(k))
-            raise ConfigError(
+            raise OrderRefusedError(
                 f"site {self.local.name} began experiment {self.order.experiment} with {key} = "
                 f"{begun.get(key)!r}, the server now says {given.get(key)!r}; begin another one for that"
             )
@@ -273,7 +286,7 @@ class Participant:
         mask = f"{self.order.round} {hashlib.sha256(json.dumps(about).encode()).hexdigest()}"
         digest = hashlib.sha256(to_bytes(share)).hexdigest()
         if masks.setdefault(mask, digest) != digest:
-            raise StateMismatchError(
+            raise OrderRefusedError(
                 f"site {self.local.name} sent another share of round {self.order.round + 1} to the same "
                 "sites before; under secure summation a round gives one share alone: begin another experiment"
             )
@@ -295,13 +308,11 @@ class Participant:
         """Return what the site has of the round's training.
 
         Raises:
-            StateMismatchError: if it has none.
+            OrderRefusedError: if it has none.
         """
         done = self._done("trained")
         if done is None:
-            raise StateMismatchError(
-                f"site {self.local.name} has not trained in round {self.order.round + 1}"
-            )
+            raise OrderRefusedError(f"site {self.local.name} has not trained in round {self.order.round + 1}")
         return done
 
     def _state_before(self) -> Any:
@@ -316,7 +327,7 @@ class Participant:
                 )
             return read_state(earlier[-1] / "state.safetensors", self._kind)
         if states:
-            raise StateMismatchError(
+            raise OrderRefusedError(
                 f"site {self.local.name} is in round {int(states[-1].name[:6]) + 1} of experiment "
                 f"{self.order.experiment}, the server in round {self.order.round + 1}, of which the site "
                 "keeps nothing any more; begin another experiment, or restore the server's folder"
@@ -378,8 +389,20 @@ class Participant:
 
 
 def refused(order: Order, local: Local, why: Exception) -> Answer:
-    """Return the answer that says why an order is not carried out."""
-    return Answer(order.experiment, local.name, order.round, error=" ".join(str(why).split()))
+    """Return the answer that says that an order is not carried out, and of why what may leave the site."""
+    return Answer(order.experiment, local.name, order.round, error=told(why, local.name))
+
+
+def told(why: Exception, name: ClientId) -> str:
+    """Return what the server may know of an error at a site.
+
+    An error can quote files: names of images, cells of tables, paths, numbers of rows. So of all but an order
+    that is refused, only the kind is told.
+    """
+    if isinstance(why, OrderRefusedError):
+        return str(why)
+    kind = next((words for kind, words in KINDS.items() if isinstance(why, kind)), "its process failed")
+    return f"site {name}: {kind}; the reason stands at the site, in HOME/flower/supernode.log"
 
 
 def _object(text: str, what: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pydantic import Field, TypeAdapter
 from torch import Tensor
 
 from prrfl.engine.store import adapter
-from prrfl.errors import StateMismatchError
+from prrfl.errors import ParticipationError, StateMismatchError
 from prrfl.types import ClientId, Tensors
 
 Step = Literal["train", "share", "receive", "keep"]
@@ -24,6 +24,14 @@ T = TypeVar("T")
 _LAYOUT: TypeAdapter[list[tuple[str, str, list[Annotated[int, Field(ge=0)]]]]] = TypeAdapter(
     list[tuple[str, str, list[Annotated[int, Field(ge=0)]]]]
 )
+
+
+class OrderRefusedError(ParticipationError):
+    """A site does not do what the server asks of it.
+
+    The only error whose words go to the server: they are made of what the order says and of how `prrfl site`
+    was started, never of what the site's files hold.
+    """
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +63,8 @@ class Answer:
     """What a site answers: all that ever leaves it.
 
     Attributes:
-        error: why it does not do as it was told; the rest is empty then.
+        error: why it does not do as it was told, without a word of what its files hold; the rest is empty
+            then.
         records: losses and scores, one JSON record a line; no image, no name of one, no prediction.
         share: what the method shares, such as the low-band amplitudes of PRR-FL's deputy; under secure
             summation the masked sum's part, in which weight and share cannot be told from noise.

@@ -35,8 +35,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prrfl.engine.store import replacing
-from prrfl.errors import ConfigError, NonFiniteShareError, ParticipationError, StateMismatchError
+from prrfl.errors import ConfigError, NonFiniteShareError, StateMismatchError
 from prrfl.files import parse_json, read_bytes, read_text
+from prrfl.flower.records import OrderRefusedError
 from prrfl.types import ClientId, Share, Tensors
 
 SCALE = 2.0**32
@@ -102,30 +103,30 @@ class Identity:
         """Return the keys of all sites of a cohort, which the roster vouches for.
 
         Raises:
-            ParticipationError: if it is too small or lacks this site, or a key is not signed by who is named.
+            OrderRefusedError: if it is too small or lacks this site, or a key is not signed by who is named.
         """
         keys: dict[ClientId, X25519PublicKey] = {}
         for one in cohort:
             try:
                 name, key, signature = one["site"], bytes.fromhex(one["key"]), bytes.fromhex(one["signature"])
                 if name in keys:
-                    raise ParticipationError(f"site {self.site}: the cohort names site {name} twice")
+                    raise OrderRefusedError(f"site {self.site}: the cohort names site {name} twice")
                 self.roster[name].verify(signature, _statement(self.experiment, name, key))
                 keys[name] = X25519PublicKey.from_public_bytes(key)
                 # A key that some numbers make useless gives no secret with anybody's.
                 self.private.exchange(keys[name])
             except (KeyError, TypeError, ValueError, InvalidSignature):
                 whose = one.get("site", "?") if isinstance(one, Mapping) else "?"
-                raise ParticipationError(
+                raise OrderRefusedError(
                     f"site {self.site}: the key of site {whose} is not signed as the roster asks, or no key; "
                     "the share is not sent"
                 ) from None
         if len(keys) < FEWEST:
-            raise ParticipationError(
+            raise OrderRefusedError(
                 f"site {self.site}: {len(keys)} sites are too few for secure summation; expected {FEWEST}"
             )
         if keys.get(self.site) != self.private.public_key():
-            raise ParticipationError(f"site {self.site}: the cohort does not hold this site's own key")
+            raise OrderRefusedError(f"site {self.site}: the cohort does not hold this site's own key")
         return keys
 
 
@@ -133,14 +134,14 @@ def read_cohort(text: str, site: ClientId) -> list[SignedKey]:
     """Return the cohort that an order names.
 
     Raises:
-        ParticipationError: if it names none.
+        OrderRefusedError: if it names none.
     """
     try:
         cohort = parse_json(text)
     except ValueError:
         cohort = None
     if not isinstance(cohort, list) or not all(isinstance(one, dict) for one in cohort):
-        raise ParticipationError(f"site {site}: the order names no cohort; the share is not sent")
+        raise OrderRefusedError(f"site {site}: the order names no cohort; the share is not sent")
     return cohort
 
 
@@ -184,7 +185,7 @@ def masked(share: Share, identity: Identity, cohort: Sequence[SignedKey], index:
         One number for each of the share's, in order of the tensors' names, then the weight. (N + 1,)
 
     Raises:
-        ParticipationError: as :meth:`Identity.peers`.
+        OrderRefusedError: as :meth:`Identity.peers`.
         NonFiniteShareError: if a number is too large for fixed point.
     """
     peers = identity.peers(cohort)

@@ -18,7 +18,7 @@ from flwr.serverapp import Grid, ServerApp
 from prrfl.algorithms import Algorithm
 from prrfl.engine import Arrival, Deployed
 from prrfl.engine.site import packed
-from prrfl.errors import ParticipationError, PRRFLError, StateMismatchError
+from prrfl.errors import ParticipationError, PRRFLError, StateMismatchError, one_line
 from prrfl.files import parse_json
 from prrfl.flower.federation import Federation, as_json, federate, read_federation, read_settings
 from prrfl.flower.records import Answer, Order, Step, from_records, to_records
@@ -159,7 +159,10 @@ class Fleet:
             for name, answer in self._ask("keep", index, self._sharing):
                 if answer.error:
                     log.warning(
-                        "site %s keeps no best network of round %d: %s", name, index + 1, answer.error
+                        "site %s keeps no best network of round %d: %s",
+                        name,
+                        index + 1,
+                        one_line(answer.error),
                     )
 
     def deployed(self) -> Iterator[Deployed]:
@@ -289,7 +292,7 @@ class Fleet:
                 if reply.has_error():
                     del sent[name]
                     failed[name] += 1
-                    log.info("site %s, %s: %s", name, step, reply.error.reason)
+                    log.info("site %s, %s: %s", name, step, one_line(str(reply.error.reason)))
                     if failed[name] < TRIES:
                         continue
                 answers[name] = self._read(reply, name, index)
