@@ -91,11 +91,27 @@ def test_the_sites_command_can_be_printed_for_a_supervisor(certs, prrfl, tmp_pat
         (["server", "--sites", "north,south", "--method", "fedavgg"], "did you mean 'fedavg'"),
         (["site", "--name", "north", "--certs", "nowhere"], "ca.crt is not there"),
         (["site", "--name", "north", "--certs", "my certs/sites/north"], "data DIR is not there"),
+        (
+            [
+                "site",
+                "--name",
+                "north",
+                "--certs",
+                "my certs/sites/north",
+                "--data",
+                ".",
+                "--methods",
+                "prfl",
+            ],
+            "methods: 'prfl' is none (did you mean 'prrfl'?)",
+        ),
     ],
 )
 def test_what_cannot_start_says_why_in_a_line(certs, prrfl, tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
-    more = ["--out", "run"] if arguments[0] == "server" else ["--data", "DIR", "--superlink", "here:1"]
+    more = ["--out", "run"] if arguments[0] == "server" else ["--superlink", "here:1"]
+    if arguments[0] == "site" and "--data" not in arguments:
+        more += ["--data", "DIR"]
     if "--certs" not in arguments:
         more += ["--certs", "my certs/server"]
     code, _, err = prrfl(*arguments, *more)

@@ -56,9 +56,10 @@ def quick(monkeypatch):
     monkeypatch.setattr(server_app, "POLL", 0.01)
 
 
-def grid_of(data, home, certs=None, **more):
+def grid_of(data, home, certs=None, methods="prrfl", **more):
     def config(name):
         own = {"name": name, "data": str(data), "home": str(home / name), "threads": 1, "device": "cpu"}
+        own |= {"methods": methods}
         if certs:
             own |= {
                 "roster": str(certs / name / "roster.txt"),
@@ -327,7 +328,7 @@ def test_every_method_runs_over_sites_as_it_does_in_one_process(data, tmp_path, 
     from prrfl.config import checked
     from prrfl.run import load_data, train
 
-    records = run(grid_of(data, tmp_path), tmp_path / "run", method=method)
+    records = run(grid_of(data, tmp_path, methods=method), tmp_path / "run", method=method)
     config = checked({**SETTINGS, "method": method, "data": data, "workers": 1, "threads": 1}, "here")
     there = list(train(config, load_data(config), tmp_path / "simulated"))
     assert [r for r in records if isinstance(r, ExchangeRecord)] == [
@@ -336,6 +337,23 @@ def test_every_method_runs_over_sites_as_it_does_in_one_process(data, tmp_path, 
     for name, ours in networks(tmp_path).items():
         theirs = read_tensors(tmp_path / "simulated" / "models" / name / "last.safetensors")
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+@pytest.mark.parametrize(
+    ("settings", "asked"),
+    [
+        ({"method": "fedavg"}, "fedavg"),
+        ({"aggregation": "mean"}, "prrfl-ablated"),
+        ({"transfer": "off"}, "prrfl-ablated"),
+    ],
+)
+def test_a_site_sends_nothing_by_a_method_that_it_did_not_agree_to(data, tmp_path, capfd, settings, asked):
+    words = f"site clientA does not agree to method {asked}, only to prrfl"
+    with pytest.raises(ParticipationError, match=f"0 of 3 sites .*clientA: {words}"):
+        run(grid_of(data, tmp_path), tmp_path / "run", **settings)
+    assert f"site clientA: {words}" in capfd.readouterr().err
+    assert not list(tmp_path.glob("*/*/state"))
+    run(grid_of(data, tmp_path, methods=f"ida, {asked}"), tmp_path / "agreed", rounds=1, **settings)
 
 
 @pytest.mark.parametrize(

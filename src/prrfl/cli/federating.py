@@ -108,6 +108,13 @@ def site(
     secure: Annotated[
         bool, typer.Option("--secure", help="share under secure summation alone; needs sign.key, roster.txt")
     ] = False,
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="what the site agrees to, separated by commas; all but prrfl send weights themselves: "
+            "prrfl-ablated, fedavg, fedbn, fedprox, fml, ida, silobn"
+        ),
+    ] = "prrfl",
     device: Annotated[str, typer.Option(help="where to train: auto, cpu, cuda, cuda:1, ...")] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="threads of its arithmetic; 0 picks")] = 0,
     allow_missing: Annotated[
@@ -122,6 +129,7 @@ def site(
 ) -> None:
     """Take part in a federation, until stopped. Images and the personalised model never leave."""
     needs_flower()
+    from prrfl.flower.federation import parse_methods
     from prrfl.flower.launch import Node, keep_connected
 
     needed = ["ca.crt", "node.key", *(["sign.key", "roster.txt"] if secure else [])]
@@ -137,6 +145,7 @@ def site(
         "device": device,
         "threads": threads,
         "allow-missing": allow_missing,
+        "methods": ",".join(parse_methods(methods)),
     }
     if secure:
         told |= {"roster": str((certs / "roster.txt").absolute())}

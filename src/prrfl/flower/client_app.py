@@ -11,6 +11,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from prrfl.errors import PRRFLError, one_line
+from prrfl.flower.federation import parse_methods
 from prrfl.flower.participant import Local, carry_out, refused, told
 from prrfl.flower.records import STEPS, Order, from_records, to_records
 
@@ -58,6 +59,7 @@ def local_of(node: Mapping[str, Any]) -> Local:
         allow_missing=bool(node.get("allow-missing", False)),
         roster=Path(str(node["roster"])) if "roster" in node else None,
         signing_key=Path(str(node["signing-key"])) if "signing-key" in node else None,
+        methods=parse_methods(str(node.get("methods", "prrfl"))),
     )
 
 

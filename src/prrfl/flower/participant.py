@@ -46,6 +46,7 @@ from prrfl.engine.store import (
 )
 from prrfl.errors import ConfigError, DataError, NonFiniteShareError, StateMismatchError
 from prrfl.files import parse_json, read_bytes, read_text
+from prrfl.flower.federation import agreed_as
 from prrfl.flower.records import Answer, Order, OrderRefusedError
 from prrfl.flower.secure_sum import Identity, SignedKey, mask_of, masked, read_cohort, read_roster
 from prrfl.kept import kept_path, predictions_path, read_about
@@ -95,6 +96,7 @@ class Local:
         roster: the consortium's public signing keys. A site that has one takes part under secure summation
             alone: it never sends a share without a mask.
         signing_key: its own private signing key.
+        methods: those of :data:`prrfl.flower.federation.METHODS` that it agrees to; others send more.
     """
 
     name: ClientId
@@ -105,6 +107,7 @@ class Local:
     allow_missing: bool = False
     roster: Path | None = None
     signing_key: Path | None = None
+    methods: tuple[str, ...] = ("prrfl",)
 
 
 def carry_out(order: Order, local: Local) -> Answer:
@@ -142,6 +145,7 @@ class Participant:
 
         Raises:
             ConfigError: if they do not hold here.
+            OrderRefusedError: if the site does not agree to the method.
         """
         self.given = _object(order.settings, "the server's settings")
         own = {
@@ -154,6 +158,11 @@ class Participant:
             {**self.given, **own, "workers": 1, "threads": local.threads}, "the server's settings"
         )
         self.order, self.local = order, local
+        if (asked := agreed_as(config)) not in local.methods:
+            raise OrderRefusedError(
+                f"site {local.name} does not agree to method {asked}, only to {', '.join(local.methods)}; "
+                "what it agrees to says prrfl site --methods"
+            )
         self.config: TrainConfig = resolved(config, 1)
         self.algorithm = self.config.algorithm()
         self.folder = local.home / _as_folder(order.experiment)

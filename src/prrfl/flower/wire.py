@@ -14,7 +14,7 @@ from prrfl.config import checked
 from prrfl.data.synthetic import GeneratedData, write_generated
 from prrfl.engine.store import read_state
 from prrfl.flower.certs import make_certs
-from prrfl.flower.federation import as_json, check_method
+from prrfl.flower.federation import METHODS, as_json, check_method
 from prrfl.flower.participant import Local, carry_out
 from prrfl.flower.records import Answer, Order, Step, to_records
 from prrfl.types import ClientId, Share
@@ -65,6 +65,7 @@ def _round(folder: Path, settings: str, secure: bool) -> Iterator[Item]:
             threads=1,
             roster=own / "roster.txt" if secure else None,
             signing_key=own / "sign.key" if secure else None,
+            methods=METHODS,
         )
         order = Order(step, "wire", name, 0, settings, version("prrfl"), secure, **more)
         return order, carry_out(order, local)
