@@ -198,7 +198,12 @@ def test_inspect_lists_each_field_of_both_messages_and_no_other(prrfl, secure):
         ({"site": "clientA"}, "calls itself 'clientA'"),
         ({"weight": 5.0}, "the weight is 5.0, expected 1.0"),
         ({"records": "no json"}, "its records are none"),
-        ({"records": '{"round": 0, "client": "x", "reason": "", "kind": "absence"}'}, "not its own"),
+        (
+            {"records": '{"round": 0, "client": "x", "reason": "", "kind": "absence"}'},
+            "not those of this site",
+        ),
+        ({"records": ""}, "not those of this site"),
+        ({"records": " " * 10**6}, "characters, expected"),
     ],
 )
 def test_a_bad_share_is_refused_by_name_and_the_others_go_on(data, tmp_path, change, reason):
@@ -223,6 +228,89 @@ def test_a_bad_share_is_refused_by_name_and_the_others_go_on(data, tmp_path, cha
     assert reason in words
     shared = [set(r.bytes_up) for r in records if isinstance(r, ExchangeRecord)]
     assert shared == [{"clientA", "clientC"}, set(NAMES)]
+
+
+def changed_records(order, reply, step, change):
+    """Return a reply whose records, each as its JSON says, a function changes."""
+    if (order.site, order.step) != ("clientB", step):
+        return reply
+    answer = from_records(Answer, reply.content)
+    records = [change(json.loads(line)) for line in answer.records.splitlines()]
+    return GridReply(replace(answer, records="".join(json.dumps(r) + "\n" for r in records if r)), reply)
+
+
+def a_class_more(record):
+    if record["kind"] == "score":
+        scores = record["scores"]
+        scores["recall"].append(None)
+        scores["confusion"] = [[*row, 0] for row in scores["confusion"]] + [[0] * 4]
+    return record
+
+
+@pytest.mark.parametrize(
+    ("step", "change", "reason"),
+    [
+        ("train", a_class_more, "of 3 classes"),
+        ("receive", a_class_more, "of 3 classes"),
+        ("train", lambda r: r | {"epoch": 10**9}, "not those of this site"),
+        ("train", lambda r: r | ({"model": "<b>x"} if "model" in r else {}), "not those of this site"),
+        ("train", lambda r: r if r["kind"] == "train" else None, "not those of this site"),
+        (
+            "train",
+            lambda r: r | ({"metrics": {"<b>": 1.0}} if "metrics" in r else {}),
+            "measures of training",
+        ),
+        (
+            "train",
+            lambda r: r | ({"metrics": {"stage": 9.0}} if "metrics" in r else {}),
+            "measures of training",
+        ),
+        ("receive", lambda r: None, "not those of this site"),
+        ("receive", lambda r: r | {"moment": "before"}, "not those of this site"),
+    ],
+)
+def test_records_that_no_reader_could_use_are_refused(data, tmp_path, step, change, reason):
+    grid = grid_of(data, tmp_path, spoil=lambda order, reply: changed_records(order, reply, step, change))
+    records = run(grid, tmp_path / "run", quorum=2, rounds=1)
+    ((_, client, words),) = absences(records)
+    assert client == "clientB"
+    assert reason in words
+    assert len(read_records(tmp_path / "run" / "metrics.jsonl", classes=3)) == len(records)
+
+
+def test_without_a_quorum_at_the_mean_the_run_ends_as_without_one_at_the_shares(data, tmp_path):
+    def silent(order, reply):
+        return None if order.step == "receive" else reply
+
+    with pytest.raises(ParticipationError, match=r"round 1: 0 of 3 .* quorum is 2 \(clientA: no answer"):
+        run(grid_of(data, tmp_path, spoil=silent), tmp_path / "run", quorum=2, deadline=5, rounds=1)
+    run(grid_of(data, tmp_path), tmp_path / "run", quorum=2, deadline=5, rounds=1)
+
+
+def test_what_is_lost_on_the_way_is_sent_again_as_often_as_it_takes(data, tmp_path):
+    lost = []
+
+    def lose(order, reply):
+        if (order.site, order.step, order.round) == ("clientB", "train", 0) and len(lost) < 7:
+            lost.append(order)
+            return failure(reply.metadata.reply_to_message_id, "lost", (3, 4, 5)[len(lost) % 3])
+        return reply
+
+    assert not absences(run(grid_of(data, tmp_path, spoil=lose), tmp_path / "run", rounds=1))
+    assert len(lost) == 7
+
+
+@pytest.mark.parametrize("code", [1, 2, 8])
+def test_a_process_that_fails_is_asked_three_times(data, tmp_path, code):
+    def fail(order, reply):
+        return (
+            failure(reply.metadata.reply_to_message_id, "it died", code) if order.site == "clientB" else reply
+        )
+
+    grid = grid_of(data, tmp_path, spoil=fail)
+    records = run(grid, tmp_path / "run", quorum=2, rounds=1)
+    assert absences(records) == [(0, "clientB", "its process failed 3 times: it died")]
+    assert len([o for o in grid.orders if o.site == "clientB"]) == 3
 
 
 class GridReply:

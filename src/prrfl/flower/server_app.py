@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import re
 import sys
 import time
 from collections import Counter
@@ -13,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from flwr.app import Context, Message
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid, ServerApp
 
 from prrfl.algorithms import Algorithm
+from prrfl.det import Stage
 from prrfl.engine import Arrival, Deployed
 from prrfl.engine.site import packed
 from prrfl.errors import ParticipationError, PRRFLError, StateMismatchError, one_line
@@ -32,10 +35,14 @@ from prrfl.types import (
     AbsenceRecord,
     ClientId,
     ExchangeRecord,
+    Moment,
     RoundContext,
     RoundRecord,
+    ScoreRecord,
     Share,
+    Split,
     Tensors,
+    TrainRecord,
 )
 
 log = logging.getLogger("prrfl")
@@ -51,6 +58,18 @@ REMIND = 60.0
 
 TRIES = 3
 """How often a step is sent to a site whose process fails at it."""
+
+LOST = {
+    ErrorCode.MESSAGE_UNAVAILABLE,
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
+    ErrorCode.NODE_UNAVAILABLE,
+}
+"""Flower's errors in place of what was lost on the way, or became too old: no fault of the site's process."""
+
+LONGEST_RECORD, LONGEST_NUMBER = 2000, 30
+"""Characters of a record of few numbers, and of each number more."""
+
+MOST_IMAGES, MOST_METRICS = 10**9, 20
 
 app = ServerApp()
 
@@ -113,6 +132,7 @@ class Fleet:
         self._federation = federation
         self._algorithm = algorithm
         self._start = algorithm.start(recipe.network.state_dict())
+        self._models = list(algorithm.models(self._start))
         self._share_dtype = share_dtype(federation.config)
         self._sharing: list[ClientId] = []
         self._missing: dict[ClientId, str] = {}
@@ -128,7 +148,7 @@ class Fleet:
         self._sharing, self._missing = [], {}
         for name, answer in self._ask("train", ctx.round, self._federation.sites):
             try:
-                records = self._records(answer, ctx)
+                records = self._records(answer, "train", ctx)
                 if self._federation.secure:
                     keys.append(_key(answer))
                 else:
@@ -146,12 +166,22 @@ class Fleet:
             yield from self._sum(ctx, keys, expected)
 
     def receive(self, mean: Tensors, ctx: RoundContext) -> Iterator[RoundRecord]:
-        """Hand the mean to every site that shared in this round."""
+        """Hand the mean to every site that shared in this round; go on if a quorum takes it.
+
+        Raises:
+            ParticipationError: if they are fewer.
+        """
+        received = []
         for name, answer in self._ask("receive", ctx.round, self._sharing, mean=mean):
             try:
-                yield from self._records(answer, ctx)
+                records = self._records(answer, "receive", ctx)
             except PRRFLError as fault:
                 yield self._absent(ctx.round, name, str(fault))
+                continue
+            yield from records
+            received.append(name)
+        self._sharing = received
+        self._check_quorum(ctx.round)
 
     def keep(self, names: Sequence[str], index: int) -> None:
         """Have the sites keep their networks as the best, if they are; the last they keep by themselves."""
@@ -223,20 +253,11 @@ class Fleet:
         """Return a share of this round as it must look: names, shapes, types, weight."""
         return packed(self._algorithm.share(self._start, ctx), self._share_dtype)
 
-    def _records(self, answer: Answer, ctx: RoundContext) -> list[RoundRecord]:
-        """Return an answer's records, which are the site's own, of this round."""
+    def _records(self, answer: Answer, step: Step, ctx: RoundContext) -> list[RoundRecord]:
+        """Return an answer's records, which are those that a visitor yields at the site in this step."""
         self._check(answer, ctx.round)
-        try:
-            records = [from_line(line) for line in answer.records.splitlines()]
-        except ValueError as cause:
-            raise StateMismatchError(f"its records are none: {cause}") from None
-        for record in records:
-            if isinstance(record, ExchangeRecord | AbsenceRecord) or (record.client, record.round) != (
-                answer.site,
-                ctx.round,
-            ):
-                raise StateMismatchError("its records are not its own, of this round")
-        return records
+        classes = len(self._federation.config.classes)
+        return parse_records(answer.records, expected_records(step, ctx, answer.site, self._models), classes)
 
     def _check(self, answer: Answer, index: int) -> None:
         if answer.error:
@@ -252,8 +273,9 @@ class Fleet:
     ) -> Iterator[tuple[ClientId, Answer]]:
         """Send each site an order; yield the answers in order of name, an error in place of what lacks.
 
-        An order is sent again to a node that went and came back, or whose process failed at it: a site
-        carries out each order once, however often it comes.
+        An order is sent again to a node that went and came back, or where it was lost on the way, until the
+        deadline; and to one whose process failed at it, :data:`TRIES` times. A site carries out each order
+        once, however often it comes.
         """
         federation = self._federation
         order = Order(
@@ -291,7 +313,7 @@ class Fleet:
                 name = pending[reply.metadata.reply_to_message_id]
                 if reply.has_error():
                     del sent[name]
-                    failed[name] += 1
+                    failed[name] += reply.error.code not in LOST
                     log.info("site %s, %s: %s", name, step, one_line(str(reply.error.reason)))
                     if failed[name] < TRIES:
                         continue
@@ -342,6 +364,77 @@ def _check_share(answer: Answer, expected: Share) -> None:
         raise StateMismatchError(f"its share: tensor '{broken[0]}' holds NaN or infinity")
     if answer.weight != expected.weight:
         raise StateMismatchError(f"its share: the weight is {answer.weight}, expected {expected.weight}")
+
+
+def expected_records(
+    step: Step, ctx: RoundContext, site: ClientId, models: Sequence[str]
+) -> list[tuple[object, ...]]:
+    """Return what tells the records of a step apart, in order, as :class:`~prrfl.engine.site.Visitor` has them.
+
+    Args:
+        step: ``train`` or ``receive``.
+        ctx: the round.
+        site: whose they are.
+        models: names of the method's networks, the deployed one first.
+    """
+    last = ctx.epochs - 1
+
+    def scores(epoch: int, names: Sequence[str], split: Split, moment: Moment) -> list[tuple[object, ...]]:
+        return [("score", site, ctx.round, epoch, name, name == models[0], split, moment) for name in names]
+
+    if step == "receive":
+        return [*scores(last, models, "test", "after"), *scores(last, models[:1], "valid", "after")]
+    epochs = [
+        one
+        for epoch in range(ctx.epochs)
+        for one in (("train", site, ctx.round, epoch), *scores(epoch, models[:1], "test", "epoch"))
+    ]
+    return [*epochs, *scores(last, models, "test", "before")]
+
+
+def parse_records(text: str, expected: Sequence[tuple[object, ...]], classes: int) -> list[RoundRecord]:
+    """Return the records that a site sent, one a line of JSON.
+
+    Args:
+        text: what it sent.
+        expected: as :func:`expected_records` gives them.
+        classes: how many the run has.
+
+    Raises:
+        StateMismatchError: if they are other ones, or a reader of the run's records could not use them.
+    """
+    most = len(expected) * (LONGEST_RECORD + LONGEST_NUMBER * (classes + 1) ** 2)
+    if len(text) > most:
+        raise StateMismatchError(f"its records have {len(text):,} characters, expected {most:,} at most")
+    try:
+        records = [from_line(line) for line in text.splitlines()]
+    except ValueError as cause:
+        raise StateMismatchError(f"its records are none: {cause}") from None
+    if [_told_apart(record) for record in records] != list(expected):
+        raise StateMismatchError("its records are not those of this site, step and round")
+    for record in records:
+        if isinstance(record, ScoreRecord) and (
+            len(record.scores.recall) != classes or not 1 <= record.scores.n <= MOST_IMAGES
+        ):
+            raise StateMismatchError(f"its scores are not those of images of {classes} classes")
+        if isinstance(record, TrainRecord) and not _are_metrics(record.metrics):
+            raise StateMismatchError("its measures of training are none")
+    return records
+
+
+def _told_apart(record: RoundRecord) -> tuple[object, ...]:
+    match record:
+        case TrainRecord(round=index, epoch=epoch, client=client):
+            return ("train", client, index, epoch)
+        case ScoreRecord(round=index, epoch=epoch, client=client):
+            seen = (record.model, record.deployed, record.split, record.moment)
+            return ("score", client, index, epoch, *seen)
+    return ()
+
+
+def _are_metrics(metrics: Mapping[str, float]) -> bool:
+    plain = all(re.fullmatch(r"[a-z0-9_]{1,40}", name) for name in metrics)
+    return plain and len(metrics) <= MOST_METRICS and metrics.get("stage", Stage.RECOVER) in set(Stage)
 
 
 def _key(answer: Answer) -> Mapping[str, str]:
