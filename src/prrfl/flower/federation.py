@@ -1,6 +1,7 @@
 """What a consortium agrees on before a run, kept in the run's folder at the server."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -87,6 +88,8 @@ def federate(
     quorum = quorum or len(names)
     if not fewest <= quorum <= len(names):
         raise ConfigError(f"quorum is {quorum}; expected {fewest} to {len(names)}, the number of sites")
+    if not 0 <= deadline < math.inf:
+        raise ConfigError(f"deadline is {deadline:g}; expected seconds, or 0 for ever")
     for key in OF_THE_SITE:
         if key in settings:
             raise ConfigError(f"'{key}' is not for the server to set: each site has its own, by prrfl site")

@@ -369,7 +369,7 @@ def _check_share(answer: Answer, expected: Share) -> None:
 def expected_records(
     step: Step, ctx: RoundContext, site: ClientId, models: Sequence[str]
 ) -> list[tuple[object, ...]]:
-    """Return what tells the records of a step apart, in order, as :class:`~prrfl.engine.site.Visitor` has them.
+    """Return what tells the records of a step apart, in the order in which a visitor yields them at a site.
 
     Args:
         step: ``train`` or ``receive``.
