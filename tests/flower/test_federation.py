@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import tomllib
 from dataclasses import replace
 from functools import partial
@@ -56,7 +57,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(server_app, "POLL", 0.01)
 
 
-def grid_of(data, home, certs=None, methods="prrfl", **more):
+def grid_of(data, home, certs=None, methods="prrfl", names=NAMES, **more):
     def config(name):
         own = {"name": name, "data": str(data), "home": str(home / name), "threads": 1, "device": "cpu"}
         own |= {"methods": methods}
@@ -67,7 +68,7 @@ def grid_of(data, home, certs=None, methods="prrfl", **more):
             }
         return own
 
-    return GridHere({name: config(name) for name in NAMES}, **more)
+    return GridHere({name: config(name) for name in names}, **more)
 
 
 def run(grid, folder, secure=False, quorum=0, deadline=0.0, names=NAMES, **settings):
@@ -110,7 +111,7 @@ def test_what_travels_is_what_the_records_say_and_nothing_else(data, tmp_path):
     for order, content in seen:
         assert set(content) == {"plain", "arrays"}
         assert set(content["plain"]) == {
-            *("experiment", "site", "round", "error", "records", "share.layout", "weight", "key")
+            *("experiment", "site", "round", "error", "records", "share.layout", "weight", "key", "seed")
         }
         text = " ".join(map(str, content["plain"].values()))
         assert not any(name in text for name in images), "an image's name left the site"
@@ -505,7 +506,11 @@ def test_secure_summation_gives_the_mean_and_hides_the_shares(data, certs, tmp_p
 def test_a_site_that_drops_out_voids_the_sum_which_is_redone_without_it(data, certs, tmp_path):
     grid = None
 
+    late = []
+
     def drop(order, reply):
+        if order.step == "share" and len(json.loads(order.cohort)) == 4:
+            late.append(from_records(Answer, reply.content).share["masked"])
         return None if order.site == "clientD" and order.step == "share" else reply
 
     four = write_layout(tmp_path / "four", sites=4)
@@ -524,6 +529,10 @@ def test_a_site_that_drops_out_voids_the_sum_which_is_redone_without_it(data, ce
     assert absences(records) == [(0, "clientD", "no answer within 5 s")]
     (exchange,) = [r for r in records if isinstance(r, ExchangeRecord)]
     assert set(exchange.bytes_up) == set(NAMES)
+    # What comes late from the fourth is of no use: the sum of all four stays uniform over 64 bits.
+    bits = (sum(late)[:, None] >> torch.arange(64)) & 1
+    assert len(late) == 4
+    assert (bits.double().mean(0) - 0.5).abs().max() < 0.05
     plain = run(grid_of(four, tmp_path / "plain"), tmp_path / "plain" / "run", rounds=1)
     means = [
         next(o.mean for o in g.orders if o.step == "receive")
@@ -583,6 +592,58 @@ def test_a_mask_is_never_put_on_a_second_share(data, certs, tmp_path):
         with pytest.raises(OrderRefusedError, match="sent another share of round 2"):
             carry_out(replace(again, cohort=cohort), local)
     assert first.round == 0
+
+
+def test_a_share_goes_into_one_sum_a_round(data, certs, tmp_path):
+    def lose(order, reply):
+        return None if (order.step, order.site) == ("reveal", "clientC") else reply
+
+    lost = grid_of(data, tmp_path, certs, spoil=lose)
+    words = r"round 1: the sum of the shares of clientA, clientB, clientC was begun and lacks clientC"
+    with pytest.raises(ParticipationError, match=words):
+        run(lost, tmp_path / "run", secure=True, deadline=5, rounds=1)
+    own = certs / "clientA"
+    local = Local(
+        *("clientA", data, tmp_path / "clientA", "cpu", 1, False, own / "roster.txt", own / "sign.key")
+    )
+    reveal = next(o for o in lost.orders if o.step == "reveal" and o.site == "clientA")
+    assert carry_out(reveal, local).seed == carry_out(reveal, local).seed
+    # The same site under another key, as after its folder was lost, makes another cohort.
+    shutil.rmtree(tmp_path / "clientB")
+    key = carry_out_at(lost, "clientB", "train")
+    cohort = [one for one in json.loads(reveal.cohort) if one["site"] != "clientB"] + [json.loads(key)]
+    with pytest.raises(
+        OrderRefusedError, match=r"into the sum of other sites before; .* a round has one sum"
+    ):
+        carry_out(replace(reveal, cohort=json.dumps(cohort)), local)
+
+
+def test_a_sum_that_lacked_a_mask_is_gone_on_with_by_the_same_sites(certs, tmp_path):
+    data, names = write_layout(tmp_path / "four", sites=4), [*NAMES, "clientD"]
+    make_certs(tmp_path / "keys", names, ["localhost"])
+    run_of = partial(run, folder=tmp_path / "run", secure=True, quorum=3, deadline=5, names=names, rounds=1)
+
+    def grid_without(name, step, site):
+        def lose(order, reply):
+            return None if (order.step, order.site) == (step, site) else reply
+
+        grid = grid_of(data, tmp_path, tmp_path / "keys" / "sites", names=names, spoil=lose)
+        grid.online[name] = "away"
+        return grid
+
+    with pytest.raises(ParticipationError, match="was begun and lacks clientC"):
+        run_of(grid_without("clientD", "reveal", "clientC"))
+    with pytest.raises(ParticipationError, match="clientC: no answer"):
+        run_of(grid_without("clientC", "", ""))
+    # The fourth is there again, but three sites have revealed what their sum without it needs.
+    records = run_of(grid_without("", "", ""))
+    assert absences(records) == [(0, "clientD", "the sum of this round was begun without it")]
+
+
+def carry_out_at(grid, name, step):
+    """Carry out the first order of a step at a site again; return the key that it answers with."""
+    order = next(o for o in grid.orders if o.step == step and o.site == name)
+    return carry_out(order, client_app.local_of(grid.configs[name])).key
 
 
 def test_a_site_with_a_roster_shares_under_masks_alone(data, certs, tmp_path):

@@ -6,8 +6,9 @@ Every order comes to a new process, so all that a site remembers is in its folde
     state/<round>-<n>-<done>/       the site's state, its share and its records after training (n = 1) and
                                     after the mean (n = 2); the last three of them
     models/<site>/{best,last}.safetensors, predictions/<site>/{best,last}.csv
-    sum.key, masked.json            under secure summation, the experiment's own private key, and on which
-                                    share each mask was put
+    sum.key                         under secure summation, the experiment's own private key
+    masked.json, revealed.json      on which share each mask was put; for which sites' sum of each round the
+                                    site's own mask was revealed
 
 An order that was carried out already is answered from the folder, so that a message that comes twice, a node
 or a server that was killed never train a round twice into the state.
@@ -48,7 +49,7 @@ from prrfl.errors import ConfigError, DataError, NonFiniteShareError, StateMisma
 from prrfl.files import parse_json, read_bytes, read_text
 from prrfl.flower.federation import agreed_as
 from prrfl.flower.records import Answer, Order, OrderRefusedError
-from prrfl.flower.secure_sum import Identity, SignedKey, mask_of, masked, read_cohort, read_roster
+from prrfl.flower.secure_sum import Identity, SignedKey, mask_of, masked, own_seed, read_cohort, read_roster
 from prrfl.kept import kept_path, predictions_path, read_about
 from prrfl.machine import prepared
 from prrfl.records import to_line
@@ -199,6 +200,13 @@ class Participant:
         self._check_mask_is_new(share, cohort)
         return self._answer(share={"masked": torch.from_numpy(sums)})
 
+    def reveal(self) -> Answer:
+        """Answer with the seed of the site's own mask, for the one cohort of the round that gets it."""
+        cohort = read_cohort(self.order.cohort, self.local.name)
+        seed = own_seed(self._identity, cohort, self.order.round)
+        self._check_one_sum(cohort)
+        return self._answer(seed=seed.hex())
+
     def receive(self) -> Answer:
         """Take the round's mean, unless that is done; answer with the records."""
         digest = hashlib.sha256(to_bytes(Share(self.order.mean))).hexdigest()
@@ -289,17 +297,30 @@ class Participant:
 
     def _check_mask_is_new(self, share: Share, cohort: Sequence[SignedKey]) -> None:
         """Refuse to put a mask on a second share: the difference of the two would be bare."""
-        path = self.folder / "masked.json"
-        masks = _object(_kept(path), str(path)) if path.exists() else {}
-        about = mask_of(cohort, self.order.round)
-        mask = f"{self.order.round} {hashlib.sha256(json.dumps(about).encode()).hexdigest()}"
-        digest = hashlib.sha256(to_bytes(share)).hexdigest()
-        if masks.setdefault(mask, digest) != digest:
+        mask = f"{self.order.round} {_digest(mask_of(cohort, self.order.round))}"
+        if not self._first("masked.json", mask, hashlib.sha256(to_bytes(share)).hexdigest()):
             raise OrderRefusedError(
                 f"site {self.local.name} sent another share of round {self.order.round + 1} to the same "
                 "sites before; under secure summation a round gives one share alone: begin another experiment"
             )
-        write_json(path, masks)
+
+    def _check_one_sum(self, cohort: Sequence[SignedKey]) -> None:
+        """Refuse a second sum of one round: the difference of the two would be the shares of a few sites."""
+        about = mask_of(cohort, self.order.round)
+        if not self._first("revealed.json", str(self.order.round), _digest(about)):
+            raise OrderRefusedError(
+                f"site {self.local.name} put its share of round {self.order.round + 1} into the sum of other "
+                "sites before; under secure summation a round has one sum: start the server again when those "
+                "are all there, or begin another experiment"
+            )
+
+    def _first(self, file: str, what: str, digest: str) -> bool:
+        """Keep what something was done with; return whether it was never done with anything else."""
+        path = self.folder / file
+        kept = _object(_kept(path), str(path)) if path.exists() else {}
+        same = kept.setdefault(what, digest) == digest
+        write_json(path, kept)
+        return same
 
     def _path(self, done: str) -> Path:
         number = {"trained": 1, "received": 2}[done]
@@ -422,6 +443,10 @@ def _object(text: str, what: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ConfigError(f"{what} cannot be read: expected names and values in JSON")
     return found
+
+
+def _digest(about: object) -> str:
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
 
 def _kept(path: Path) -> str:

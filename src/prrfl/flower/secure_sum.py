@@ -2,17 +2,23 @@
 
 As in Bonawitz et al. (CCS 2017, https://doi.org/10.1145/3133956.3133982), without recovery of dropped sites:
 every two sites agree on a mask, which one of them adds and the other subtracts, so that masks vanish in the
-sum of all. Numbers are in fixed point modulo 2^64, where a masked one is uniformly distributed.
+sum of all. Each site adds a mask of its own as well, whose seed it is asked for once all of the cohort have
+sent their parts, and which it reveals for one cohort in a round alone. Numbers are in fixed point modulo
+2^64, where a masked one is uniformly distributed.
+
+So a site that drops out voids the sum, which is asked for again from the others, and what comes late from it
+is of no use: the sum that it belongs to stays under masks whose seeds are never revealed. A site that drops
+out after others have revealed theirs is waited for: its share goes into that sum, or the round into none.
 
 Keys: each site signs, with the key that the consortium's roster holds (Ed25519), a key of its own for the
-experiment (X25519). A pair's secret, through HKDF with experiment, round, names and keys of the whole cohort,
-is the key of ChaCha20, whose stream is the mask. So another cohort has other masks.
+experiment (X25519). A pair's secret, through HKDF with experiment, round, names and keys of the whole
+cohort, is the key of ChaCha20, whose stream is the mask; a site's own mask comes from its private key in the
+same way. So another cohort has other masks.
 
-Limits. The server is taken to be honest but curious: it may look at everything, but follows the protocol. A
-site that drops out voids the sum, which is asked for again from the others; a server that kept what came late
-from the dropped one, or that asks for the sums of different cohorts, can subtract them and learn single
-shares. If all sites but one collude with the server, nothing protects that one. Scores and losses are not
-masked. The code has been tested, not reviewed by a cryptographer.
+Limits. The server is taken to be honest but curious: it may look at everything, but follows the protocol.
+Sums of two rounds whose cohorts differ by a site tell about that site's share, as far as the other shares
+changed little. If all sites but one collude with the server, nothing protects that one. Scores and losses
+are not masked. The code has been tested, not reviewed by a cryptographer.
 """
 
 import json
@@ -45,6 +51,9 @@ SCALE = 2.0**32
 
 FEWEST = 3
 """Sites in a sum; of two, each would learn the other's share."""
+
+SEED = 32
+"""Bytes of a mask's seed, the key of ChaCha20."""
 
 SignedKey = Mapping[str, str]
 """A site's public key for one experiment: ``site``, ``key`` and ``signature``, the latter two in hex."""
@@ -197,9 +206,20 @@ def masked(share: Share, identity: Identity, cohort: Sequence[SignedKey], index:
         secret = identity.private.exchange(key)
         pair = sorted((name, identity.site))
         info = json.dumps(["prrfl secure sum", *about, pair]).encode()
-        stream = _stream(HKDF(SHA256(), 32, salt=None, info=info).derive(secret), len(total))
+        stream = _stream(HKDF(SHA256(), SEED, salt=None, info=info).derive(secret), len(total))
         total = total + stream if identity.site == pair[0] else total - stream
+    total = total + _stream(_seed(identity, about), len(total))
     return total.view(np.int64)
+
+
+def own_seed(identity: Identity, cohort: Sequence[SignedKey], index: int) -> bytes:
+    """Return the seed of the mask that a site puts on its part of a round's sum beside those of pairs.
+
+    Raises:
+        OrderRefusedError: as :meth:`Identity.peers`.
+    """
+    identity.peers(cohort)
+    return _seed(identity, [identity.experiment, *mask_of(cohort, index)])
 
 
 def mask_of(cohort: Sequence[SignedKey], index: int) -> list[Any]:
@@ -210,16 +230,19 @@ def mask_of(cohort: Sequence[SignedKey], index: int) -> list[Any]:
     return [index, sorted([one["site"], bytes.fromhex(one["key"]).hex()] for one in cohort)]
 
 
-def unmasked(parts: Sequence[Tensor], like: Tensors) -> Share:
+def unmasked(parts: Sequence[Tensor], seeds: Sequence[bytes], like: Tensors) -> Share:
     """Return the mean of a cohort's shares, its weight being the sum of theirs.
 
     Args:
         parts: of all its sites, as :func:`masked` gives them, (N + 1,) int64 each.
+        seeds: of all its sites, as :func:`own_seed` gives them.
         like: names, shapes and types of a share.
     """
     total = np.zeros(sum(t.numel() for t in like.values()) + 1, np.uint64)
     for part in parts:
         total += part.numpy().view(np.uint64)
+    for seed in seeds:
+        total -= _stream(seed, len(total))
     sums = torch.from_numpy(total.view(np.int64).astype(np.float64) / SCALE)
     weight = sums[-1].item() or math.nan  # nothing is no weight; what is divided by it says so
     mean, at = {}, 0
@@ -252,6 +275,11 @@ def _to_fixed(share: Share, sites: int, whose: str) -> NDArray[np.uint64]:
             f"site {whose}: its share holds {largest:.3g}, too large for the fixed point of secure summation"
         )
     return cast(NDArray[np.uint64], (values * SCALE).round().to(torch.int64).numpy().view(np.uint64))
+
+
+def _seed(identity: Identity, about: Sequence[Any]) -> bytes:
+    info = json.dumps(["prrfl secure sum own mask", *about, identity.site]).encode()
+    return HKDF(SHA256(), SEED, salt=None, info=info).derive(identity.private.private_bytes_raw())
 
 
 def _stream(key: bytes, count: int) -> NDArray[np.uint64]:

@@ -8,7 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,18 @@ from typing import Any
 from flwr.app import Context, Message
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid, ServerApp
+from pydantic import TypeAdapter, ValidationError
 
 from prrfl.algorithms import Algorithm
 from prrfl.det import Stage
 from prrfl.engine import Arrival, Deployed
 from prrfl.engine.site import packed
+from prrfl.engine.store import write_json
 from prrfl.errors import ParticipationError, PRRFLError, StateMismatchError, one_line
-from prrfl.files import parse_json
+from prrfl.files import parse_json, read_bytes
 from prrfl.flower.federation import Federation, as_json, federate, read_federation, read_settings
 from prrfl.flower.records import Answer, Order, Step, from_records, to_records
-from prrfl.flower.secure_sum import FEWEST, check_part, unmasked
+from prrfl.flower.secure_sum import FEWEST, SEED, check_part, unmasked
 from prrfl.records import from_line
 from prrfl.run import make_recipe, run_engine, share_dtype
 from prrfl.run_folder import is_finished
@@ -107,7 +109,7 @@ def run_federation(grid: Grid, federation: Federation, folder: Path) -> Iterator
     """
     config = federation.config
     algorithm, recipe = config.algorithm(), make_recipe(config)
-    fleet = Fleet(grid, federation, algorithm, recipe)
+    fleet = Fleet(grid, federation, algorithm, recipe, folder)
     sites = federation.sites
     yield from run_engine(config, algorithm, recipe, fleet, sites, fleet.keep, folder, LINGERS)
 
@@ -120,15 +122,34 @@ class _Sent:
     activated: str
 
 
+@dataclass(frozen=True)
+class _Sum:
+    """A masked sum: its round and sites."""
+
+    round: int
+    sites: tuple[ClientId, ...]
+
+
 class Fleet:
     """An engine whose sites are nodes, each known by the name under which its key is registered.
 
     Answers are taken in order of name, so that sums come out to the bit as they do in one process.
     """
 
-    def __init__(self, grid: Grid, federation: Federation, algorithm: Algorithm[Any], recipe: Recipe) -> None:
-        """Speak to a federation's sites over a grid, in the method and recipe that its settings describe."""
+    def __init__(
+        self,
+        grid: Grid,
+        federation: Federation,
+        algorithm: Algorithm[Any],
+        recipe: Recipe,
+        folder: Path,
+    ) -> None:
+        """Speak to a federation's sites over a grid, in the method and recipe that its settings describe.
+
+        The run's folder keeps whose masked sum was begun last, see :meth:`_begun`.
+        """
         self._grid = grid
+        self._sum_begun = folder / "sum.json"
         self._federation = federation
         self._algorithm = algorithm
         self._start = algorithm.start(recipe.network.state_dict())
@@ -146,7 +167,11 @@ class Fleet:
         expected = self._expected(ctx)
         keys: list[Mapping[str, str]] = []
         self._sharing, self._missing = [], {}
-        for name, answer in self._ask("train", ctx.round, self._federation.sites):
+        asked = self._begun(ctx.round) or self._federation.sites
+        for name in self._federation.sites:
+            if name not in asked:
+                yield self._absent(ctx.round, name, "the sum of this round was begun without it")
+        for name, answer in self._ask("train", ctx.round, asked):
             try:
                 records = self._records(answer, "train", ctx)
                 if self._federation.secure:
@@ -163,6 +188,7 @@ class Fleet:
                 yield Arrival(share, {name: count_bytes(share.tensors)})
         self._check_quorum(ctx.round)
         if self._federation.secure:
+            self._check_begun(ctx.round)
             yield from self._sum(ctx, keys, expected)
 
     def receive(self, mean: Tensors, ctx: RoundContext) -> Iterator[RoundRecord]:
@@ -209,7 +235,11 @@ class Fleet:
     def _sum(
         self, ctx: RoundContext, keys: Sequence[Mapping[str, str]], expected: Share
     ) -> Iterator[RoundRecord | Arrival]:
-        """Ask for masked shares until all of a cohort answer; whoever does not is left out of the next."""
+        """Ask for masked shares until all of a cohort answer; whoever does not is left out of the next.
+
+        Raises:
+            ParticipationError: if they are no quorum; or one is lost after others have revealed their masks.
+        """
         while True:
             cohort = [key for key in keys if key["site"] in self._sharing]
             parts, lost = {}, False
@@ -223,9 +253,10 @@ class Fleet:
                     yield self._absent(ctx.round, name, str(fault))
             self._sharing = list(parts)
             self._check_quorum(ctx.round)
+            self._check_begun(ctx.round)
             if not lost:
                 size = {name: part.numel() * part.element_size() for name, part in parts.items()}
-                summed = unmasked(list(parts.values()), expected.tensors)
+                summed = unmasked(list(parts.values()), self._seeds(ctx, cohort), expected.tensors)
                 if not math.isclose(summed.weight, len(parts) * expected.weight, abs_tol=1e-6):
                     raise StateMismatchError(
                         f"round {ctx.round + 1}: masks are left in the sum of the shares of "
@@ -234,6 +265,47 @@ class Fleet:
                     )
                 yield Arrival(summed, size)
                 return
+
+    def _seeds(self, ctx: RoundContext, cohort: Sequence[Mapping[str, str]]) -> list[bytes]:
+        """Return the seeds of the sites' own masks, of which none can be done without from here on."""
+        write_json(self._sum_begun, asdict(_Sum(ctx.round, tuple(self._sharing))))
+        seeds = []
+        for name, answer in self._ask("reveal", ctx.round, self._sharing, cohort=json.dumps(cohort)):
+            try:
+                self._check(answer, ctx.round)
+                seeds.append(_seed(answer))
+            except PRRFLError as fault:
+                self._missing[name] = str(fault)
+        self._sharing = [name for name in self._sharing if name not in self._missing]
+        self._check_begun(ctx.round)
+        return seeds
+
+    def _begun(self, index: int) -> tuple[ClientId, ...]:
+        """Return the sites whose sum of a round was begun: they may have revealed their masks for it.
+
+        They do so for no other sum of the round, so that the round needs all of them, and takes nobody else.
+        """
+        if not self._sum_begun.is_file():
+            return ()
+        try:
+            begun = TypeAdapter(_Sum).validate_json(read_bytes(self._sum_begun))
+        except (OSError, ValidationError) as cause:
+            raise StateMismatchError(
+                f"{self._sum_begun} cannot be read: {' '.join(str(cause).split())}; restore it from a copy, "
+                "or begin another run"
+            ) from None
+        return begun.sites if begun.round == index else ()
+
+    def _check_begun(self, index: int) -> None:
+        """Raise if a site is missing whose sum was begun."""
+        begun = self._begun(index)
+        if missing := [name for name in begun if name not in self._sharing]:
+            why = "; ".join(f"{name}: {self._missing.get(name, 'no answer')}" for name in missing)
+            raise ParticipationError(
+                f"round {index + 1}: the sum of the shares of {', '.join(begun)} was begun and lacks "
+                f"{', '.join(missing)} ({why}); mend that, and start the server again when all are there, or "
+                "begin another run"
+            )
 
     def _check_quorum(self, index: int) -> None:
         least = max(self._federation.quorum, FEWEST if self._federation.secure else 1)
@@ -435,6 +507,16 @@ def _told_apart(record: RoundRecord) -> tuple[object, ...]:
 def _are_metrics(metrics: Mapping[str, float]) -> bool:
     plain = all(re.fullmatch(r"[a-z0-9_]{1,40}", name) for name in metrics)
     return plain and len(metrics) <= MOST_METRICS and metrics.get("stage", Stage.RECOVER) in set(Stage)
+
+
+def _seed(answer: Answer) -> bytes:
+    try:
+        seed = bytes.fromhex(answer.seed)
+    except ValueError:
+        seed = b""
+    if len(seed) != SEED:
+        raise StateMismatchError(f"it sent no seed of {SEED} bytes")
+    return seed
 
 
 def _key(answer: Answer) -> Mapping[str, str]:
