@@ -318,7 +318,7 @@ class Participant:
         """Keep what something was done with; return whether it was never done with anything else."""
         path = self.folder / file
         kept = _object(_kept(path), str(path)) if path.exists() else {}
-        same = kept.setdefault(what, digest) == digest
+        same: bool = kept.setdefault(what, digest) == digest
         write_json(path, kept)
         return same
 
