@@ -15,7 +15,7 @@ from prrfl.errors import ConfigError
 from prrfl.files import read_bytes
 from prrfl.flower.certs import check_valid, make_certs
 from prrfl.flower.federation import federate
-from prrfl.flower.launch import Node, Server, _reason
+from prrfl.flower.launch import Command, Node, Server, _new_lines, _reason, keep_connected
 from tests.sites_on_disk import write_layout
 
 NAMES = ["north", "south", "east"]
@@ -119,7 +119,7 @@ def test_a_site_says_which_of_its_files_it_cannot_read(certs, prrfl, monkeypatch
     if file.endswith(".key"):
         monkeypatch.undo()
         (where / file).write_text("no key")
-        assert "holds no private key in OpenSSH's format" in prrfl(*asked)[2]
+        assert "is no private key in OpenSSH's format" in prrfl(*asked)[2]
 
 
 def test_the_servers_commands_can_be_printed_for_a_supervisor(certs, prrfl, tmp_path):
@@ -227,6 +227,28 @@ def test_without_flower_the_extra_is_named(prrfl, monkeypatch, tmp_path):
 def test_the_rest_of_the_package_does_without_flower():
     code = "import sys, prrfl, prrfl.cli, prrfl.run, prrfl.compare; assert 'flwr' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_a_site_could_not_do_is_said_again_where_it_was_started(tmp_path, monkeypatch):
+    node = Node("here:1", tmp_path, tmp_path / "home", 9, {"name": "north"})
+    log = tmp_path / "home/flower/supernode.log"
+    first, rest = "INFO: x\\nsite north: 1 of 6 images missing\\nsite n", "orth: half\\n"
+    words = f"printf '{first}'; sleep 2; printf '{rest}'; sleep 2"
+    monkeypatch.setattr(Node, "supernode", lambda _: Command(["sh", "-c", words], {}))
+    monkeypatch.setattr("prrfl.flower.launch._program", lambda name: f"/bin/{name}")
+    said = []
+
+    def say(line):
+        said.append(line)
+        if "ended" in line:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        keep_connected(node, say)
+    assert said[:2] == ["1 of 6 images missing", "half"]
+    assert said[2].startswith("the node ended with exit code 0")
+    assert _new_lines(log, 10**6) == ([], log.stat().st_size)  # rotated meanwhile
+    assert _new_lines(tmp_path / "moved", 5) == ([], 0)
 
 
 def test_why_a_node_ended_is_said_in_plain_words(tmp_path):

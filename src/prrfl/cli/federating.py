@@ -81,8 +81,8 @@ def server(
         commands = [ours.superlink(), *map(ours.register, federation.sites), ours.run()]
         print("\n".join(map(str, commands)))
         return
-    _warn(ours.warnings(datetime.now(UTC)))
     if not is_finished(folder):
+        _warn(ours.warnings(datetime.now(UTC)))
         console.print(
             f"{federation.config.method}, experiment {federation.experiment}: waiting for "
             f"{', '.join(federation.sites)} at {host}:{port}"

@@ -151,7 +151,7 @@ def check_private_key(path: Path) -> None:
         load_ssh_private_key(check_readable(path), password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
         raise ConfigError(
-            f"{path} holds no private key in OpenSSH's format, without passphrase; ssh-keygen -N '' does"
+            f"{path} is no private key in OpenSSH's format without passphrase; make it by ssh-keygen -N ''"
         ) from None
 
 

@@ -278,15 +278,15 @@ def keep_connected(node: Node, say: Callable[[str], None]) -> None:
                         say(line.removeprefix(start))
         finally:
             _end(process)
-        with log.open("rb") as file:
-            file.seek(began)
-            words = _reason(file.read().decode(errors="replace"))
+        words = _reason("\n".join(_new_lines(log, began)[0]) + "\n")
         say(f"the node ended with exit code {process.returncode}{words}; trying again in {RETRY} s")
         time.sleep(RETRY)
 
 
 def _new_lines(log: Path, read: int) -> tuple[list[str], int]:
     """Return the whole lines of a log after its first bytes, and how many bytes are read then."""
+    if not log.is_file():  # somebody moved it away
+        return [], 0
     with log.open("rb") as file:
         # Whoever rotates it by copying begins it anew.
         file.seek(min(read, log.stat().st_size))
