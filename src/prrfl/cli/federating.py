@@ -113,7 +113,7 @@ def site(
     methods: Annotated[
         str,
         typer.Option(
-            help="what the site agrees to, separated by commas; all but prrfl send weights themselves: "
+            help="what the site agrees to, separated by commas; all others send more than prrfl: "
             "prrfl-ablated, fedavg, fedbn, fedprox, fml, ida, silobn"
         ),
     ] = "prrfl",
