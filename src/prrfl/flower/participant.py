@@ -75,8 +75,8 @@ KINDS: Mapping[type[Exception], str] = {
     DataError: "its data cannot be used",
     ConfigError: "a setting or a key cannot be used there",
     StateMismatchError: "what it keeps of the run cannot be used",
-    NonFiniteShareError: "its training gives NaN or infinity; lower the learning rate, or have it look for "
-    "broken inputs",
+    NonFiniteShareError: "its training gives NaN, infinity or numbers too large to share; lower the learning "
+    "rate, or have it look for broken inputs",
     OSError: "a file cannot be read or written there",
     MemoryError: "its memory is too small",
 }
