@@ -2,14 +2,20 @@
 
 import importlib.util
 import shlex
+import socket
 import stat
 import subprocess
 import sys
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from prrfl.errors import ConfigError
+from prrfl.files import read_bytes
+from prrfl.flower.certs import check_valid, make_certs
 from prrfl.flower.federation import federate
-from prrfl.flower.launch import Node, _reason
+from prrfl.flower.launch import Command, Node, Server, _new_lines, _reason, keep_connected
 from tests.sites_on_disk import write_layout
 
 NAMES = ["north", "south", "east"]
@@ -26,7 +32,8 @@ def certs(prrfl, tmp_path):
 
 def test_certificates_go_where_they_belong_and_secrets_are_nobody_elses(certs, prrfl):
     files = {path.relative_to(certs).as_posix() for path in certs.rglob("*") if path.is_file()}
-    of_the_server = {f"server/{name}" for name in ("ca.crt", "ca.key", "server.crt", "server.key")}
+    of_the_server = {f"server/{name}" for name in ("ca.crt", "server.crt", "server.key")}
+    of_the_server |= {"ca/ca.key", "ca/ca.crt"}
     nodes = {f"server/nodes/{name}.pub" for name in NAMES}
     own = {
         f"sites/{name}/{file}" for name in NAMES for file in ("ca.crt", "node.key", "sign.key", "roster.txt")
@@ -39,6 +46,80 @@ def test_certificates_go_where_they_belong_and_secrets_are_nobody_elses(certs, p
     code, _, err = prrfl("certs", certs, "--sites", "west")
     assert code == 2
     assert "keys are never overwritten" in err
+
+
+def test_the_servers_certificate_is_renewed_and_sites_believe_it(certs, prrfl, tmp_path):
+    code, out, err = prrfl("certs", tmp_path / "new", "--ca", certs / "ca", "--hosts", "fed.example.org")
+    assert (code, err) == (0, "")
+    assert "new key and certificate" in out
+    new = tmp_path / "new" / "server"
+    assert {path.name for path in new.iterdir()} == {"ca.crt", "server.crt", "server.key"}
+    verify = ["openssl", "verify", "-CAfile", certs / "sites/north/ca.crt", new / "server.crt"]
+    assert subprocess.run(verify, capture_output=True, check=False).returncode == 0
+    for arguments, words in {
+        ("--ca", certs / "server"): "ca.key is not there",
+        ("--ca", certs / "ca", "--sites", "west"): "leave out --sites",
+        ("--ca", certs / "ca", "--days", 9999): "before the 9999 days are over",
+    }.items():
+        code, _, err = prrfl("certs", tmp_path / "other", *arguments)
+        assert (code, words in err, err.count("\n")) == (2, True, 1), err
+        assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    "host", ["https://fed.example.org", "fed.example.org:443", "a/b", "a b", "fd00::x", "ä.de"]
+)
+def test_what_cannot_be_a_host_is_refused(prrfl, tmp_path, host):
+    code, _, err = prrfl("certs", tmp_path / "certs", "--sites", "a,b", "--hosts", f"ok.example.org,{host}")
+    assert code == 2
+    assert f"host '{host}' cannot be one" in err
+    assert not (tmp_path / "certs").exists()
+    make_certs(tmp_path / "others", ["a"], ["fd00::1", "10.0.0.1", "fed", "*.example.org"])
+
+
+def test_the_end_of_a_certificate_is_told_in_time(certs):
+    crt, now = certs / "server/server.crt", datetime.now(UTC)
+    assert check_valid(crt, now) is None
+    assert "in 9 days; have it renewed" in check_valid(crt, now + timedelta(days=355))
+    for days in (-1, 366):
+        with pytest.raises(
+            ConfigError, match=r"server.crt holds from .* to .* set the clock, or have it renew"
+        ):
+            check_valid(crt, now + timedelta(days=days))
+    at = Server(certs, certs / "server", "10.0.0.1")
+    assert "whoever reaches it there can run code" in " ".join(at.warnings(now))
+    assert not replace(at, host="127.0.0.1").warnings(now)
+    assert not replace(at, host="localhost").warnings(now)
+
+
+def test_a_port_that_is_taken_is_not_taken_for_the_superlink(certs, prrfl, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, _, err = prrfl(
+            *("server", "--sites", "north,south", "--certs", certs / "server", "--out", tmp_path / "run"),
+            *("--port", port),
+        )
+    assert code == 2
+    assert f"another program listens at 127.0.0.1:{port}" in err
+
+
+@pytest.mark.parametrize("file", ["ca.crt", "node.key", "sign.key", "roster.txt"])
+def test_a_site_says_which_of_its_files_it_cannot_read(certs, prrfl, monkeypatch, file):
+    def closed(path, *_):
+        if path.name == file:
+            raise PermissionError(13, "Permission denied", str(path))
+        return read_bytes(path)
+
+    monkeypatch.setattr("prrfl.flower.certs.read_bytes", closed)
+    where = certs / "sites" / "north"
+    asked = ("site", "--name", "north", "--data", certs, "--superlink", "x:1", "--certs", where, "--secure")
+    code, _, err = prrfl(*asked)
+    assert code == 2
+    assert f"{where / file} cannot be read: Permission denied" in err
+    if file.endswith(".key"):
+        monkeypatch.undo()
+        (where / file).write_text("no key")
+        assert "is no private key in OpenSSH's format" in prrfl(*asked)[2]
 
 
 def test_the_servers_commands_can_be_printed_for_a_supervisor(certs, prrfl, tmp_path):
@@ -86,16 +167,34 @@ def test_the_sites_command_can_be_printed_for_a_supervisor(certs, prrfl, tmp_pat
         (["server", "--sites", "north,north"], "each must be named once"),
         (["server", "--sites", "north,south", "--secure"], "secure summation needs at least 3"),
         (["server", "--sites", "north,south", "--quorum", 3], "quorum is 3; expected 2 to 2"),
+        (["server", "--sites", "north,south", "--deadline", "nan"], "deadline is nan; expected seconds"),
+        (["server", "--sites", "north,south", "--deadline", "inf"], "deadline is inf; expected seconds"),
         (["server", "--sites", "north,west", "--certs", "my certs/server"], "west.pub is not there"),
         (["server", "--sites", "north,south", "--certs", "nowhere"], "ca.crt is not there"),
         (["server", "--sites", "north,south", "--method", "fedavgg"], "did you mean 'fedavg'"),
         (["site", "--name", "north", "--certs", "nowhere"], "ca.crt is not there"),
         (["site", "--name", "north", "--certs", "my certs/sites/north"], "data DIR is not there"),
+        (
+            [
+                "site",
+                "--name",
+                "north",
+                "--certs",
+                "my certs/sites/north",
+                "--data",
+                ".",
+                "--methods",
+                "prfl",
+            ],
+            "methods: 'prfl' is none (did you mean 'prrfl'?)",
+        ),
     ],
 )
 def test_what_cannot_start_says_why_in_a_line(certs, prrfl, tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
-    more = ["--out", "run"] if arguments[0] == "server" else ["--data", "DIR", "--superlink", "here:1"]
+    more = ["--out", "run"] if arguments[0] == "server" else ["--superlink", "here:1"]
+    if arguments[0] == "site" and "--data" not in arguments:
+        more += ["--data", "DIR"]
     if "--certs" not in arguments:
         more += ["--certs", "my certs/server"]
     code, _, err = prrfl(*arguments, *more)
@@ -130,12 +229,42 @@ def test_the_rest_of_the_package_does_without_flower():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_what_a_site_could_not_do_is_said_again_where_it_was_started(tmp_path, monkeypatch):
+    node = Node("here:1", tmp_path, tmp_path / "home", 9, {"name": "north"})
+    log = tmp_path / "home/flower/supernode.log"
+    first, rest = "INFO: x\\nsite north: 1 of 6 images missing\\nsite n", "orth: half\\n"
+    words = f"printf '{first}'; sleep 2; printf '{rest}'; sleep 2"
+    monkeypatch.setattr(Node, "supernode", lambda _: Command(["sh", "-c", words], {}))
+    monkeypatch.setattr("prrfl.flower.launch._program", lambda name: f"/bin/{name}")
+    said = []
+
+    def say(line):
+        said.append(line)
+        if "ended" in line:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        keep_connected(node, say)
+    assert said[:2] == ["1 of 6 images missing", "half"]
+    assert said[2].startswith("the node ended with exit code 0")
+    assert _new_lines(log, 10**6) == ([], log.stat().st_size)  # rotated meanwhile
+    assert _new_lines(tmp_path / "moved", 5) == ([], 0)
+
+
 def test_why_a_node_ended_is_said_in_plain_words(tmp_path):
     start = (
         "INFO: started\nERROR :     Exit Code: 305\nFailed to initialize the connection to the SuperLink.\n"
     )
     assert "does not know this site's key" in _reason(f"{start}[code: 2004] Failed to activate.\n")
-    assert "not one of ca.crt's" in _reason(f"{start}[SSL: CERTIFICATE_VERIFY_FAILED] certificate\n")
+    failed = f"{start}[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: "
+    for cause, words in {
+        "unable to get local issuer certificate": "not one of ca.crt's",
+        "certificate has expired": "has expired",
+        "certificate is not yet valid": "does not hold yet",
+        "Hostname mismatch, certificate is not valid for 'x'": "for other names",
+        "IP address mismatch, certificate is not valid for '10.0.0.1'": "for other names",
+    }.items():
+        assert words in _reason(f"{failed}{cause} (_ssl.c:1006)\n")
     assert _reason(f"{start}no route to host\n") == (
         ": Failed to initialize the connection to the SuperLink. no route to host"
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import tomllib
 from dataclasses import replace
 from functools import partial
@@ -10,16 +11,16 @@ from importlib.metadata import version
 
 import pytest
 import torch
-from flwr.app import Context, RecordDict
+from flwr.app import Context, Message, RecordDict
 
 from prrfl.algorithms import ALGORITHMS
 from prrfl.engine.store import read_tensors
-from prrfl.errors import ConfigError, ParticipationError, StateMismatchError
-from prrfl.flower import server_app
+from prrfl.errors import ConfigError, ParticipationError
+from prrfl.flower import client_app, server_app
 from prrfl.flower.certs import make_certs
 from prrfl.flower.federation import federate
 from prrfl.flower.participant import Local, carry_out
-from prrfl.flower.records import Answer, Order, from_records, to_records
+from prrfl.flower.records import Answer, Order, OrderRefusedError, from_records, to_records
 from prrfl.flower.server_app import run_federation
 from prrfl.flower.wire import measure
 from prrfl.records import read_records
@@ -56,9 +57,10 @@ def quick(monkeypatch):
     monkeypatch.setattr(server_app, "POLL", 0.01)
 
 
-def grid_of(data, home, certs=None, **more):
+def grid_of(data, home, certs=None, methods="prrfl", names=NAMES, **more):
     def config(name):
         own = {"name": name, "data": str(data), "home": str(home / name), "threads": 1, "device": "cpu"}
+        own |= {"methods": methods}
         if certs:
             own |= {
                 "roster": str(certs / name / "roster.txt"),
@@ -66,7 +68,7 @@ def grid_of(data, home, certs=None, **more):
             }
         return own
 
-    return GridHere({name: config(name) for name in NAMES}, **more)
+    return GridHere({name: config(name) for name in names}, **more)
 
 
 def run(grid, folder, secure=False, quorum=0, deadline=0.0, names=NAMES, **settings):
@@ -109,7 +111,7 @@ def test_what_travels_is_what_the_records_say_and_nothing_else(data, tmp_path):
     for order, content in seen:
         assert set(content) == {"plain", "arrays"}
         assert set(content["plain"]) == {
-            *("experiment", "site", "round", "error", "records", "share.layout", "weight", "key")
+            *("experiment", "site", "round", "error", "records", "share.layout", "weight", "key", "seed")
         }
         text = " ".join(map(str, content["plain"].values()))
         assert not any(name in text for name in images), "an image's name left the site"
@@ -121,6 +123,49 @@ def test_what_travels_is_what_the_records_say_and_nothing_else(data, tmp_path):
             assert sum(t.numel() for t in answer.share.values()) > 0
         else:
             assert not answer.share
+
+
+def a_missing_image(folder):
+    next(folder.glob("data/clientA/*/clientA_train_3.png")).unlink()
+    return "1 of 9 images", "clientA_train_3"
+
+
+def a_bad_label(folder):
+    table = folder / "csv_folder/clientA/train_clientA.csv"
+    table.write_text(table.read_text().replace(",1\n", ",SMITH-JOHN-1962\n"))
+    return "SMITH-JOHN-1962", "train_clientA.csv"
+
+
+@pytest.mark.parametrize("spoil", [a_missing_image, a_bad_label])
+@pytest.mark.parametrize("secure", [False, True])
+def test_why_data_cannot_be_used_stays_at_the_site(certs, tmp_path, capfd, spoil, secure):
+    folder = write_layout(tmp_path / "sites", sites=1)
+    secrets = *spoil(folder), str(tmp_path)
+    grid = grid_of(folder, tmp_path, certs if secure else None)
+    order = Order("train", "e", "clientA", 0, json.dumps(SETTINGS), version("prrfl"), secure)
+    reply = asked(grid, order)
+    assert not any(secret in str(reply.content) for secret in secrets)
+    assert "site clientA: its data cannot be used; the reason stands at the site" in str(reply.content)
+    said = capfd.readouterr().err
+    assert all(secret in said for secret in secrets)
+
+
+def test_what_nobody_foresaw_stays_at_the_site_too(data, tmp_path, capfd, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("GEN_A_000009 is in the way")
+
+    monkeypatch.setattr(client_app, "carry_out", fail)
+    order = Order("train", "e", "clientA", 0, json.dumps(SETTINGS), version("prrfl"))
+    reply = asked(grid_of(data, tmp_path), order)
+    assert "site clientA: its process failed" in reply.error.reason
+    assert "GEN_A" not in reply.error.reason
+    assert "GEN_A_000009" in capfd.readouterr().err
+
+
+def asked(grid, order):
+    """Return the reply to one order."""
+    (sent,) = grid.push_messages([Message(to_records(order), NAMES.index(order.site), "train.train")])
+    return grid.pull_messages([sent])[0]
 
 
 @pytest.mark.parametrize("secure", [False, True])
@@ -154,7 +199,12 @@ def test_inspect_lists_each_field_of_both_messages_and_no_other(prrfl, secure):
         ({"site": "clientA"}, "calls itself 'clientA'"),
         ({"weight": 5.0}, "the weight is 5.0, expected 1.0"),
         ({"records": "no json"}, "its records are none"),
-        ({"records": '{"round": 0, "client": "x", "reason": "", "kind": "absence"}'}, "not its own"),
+        (
+            {"records": '{"round": 0, "client": "x", "reason": "", "kind": "absence"}'},
+            "not those of this site",
+        ),
+        ({"records": ""}, "not those of this site"),
+        ({"records": " " * 10**6}, "characters, expected"),
     ],
 )
 def test_a_bad_share_is_refused_by_name_and_the_others_go_on(data, tmp_path, change, reason):
@@ -179,6 +229,89 @@ def test_a_bad_share_is_refused_by_name_and_the_others_go_on(data, tmp_path, cha
     assert reason in words
     shared = [set(r.bytes_up) for r in records if isinstance(r, ExchangeRecord)]
     assert shared == [{"clientA", "clientC"}, set(NAMES)]
+
+
+def changed_records(order, reply, step, change):
+    """Return a reply whose records, each as its JSON says, a function changes."""
+    if (order.site, order.step) != ("clientB", step):
+        return reply
+    answer = from_records(Answer, reply.content)
+    records = [change(json.loads(line)) for line in answer.records.splitlines()]
+    return GridReply(replace(answer, records="".join(json.dumps(r) + "\n" for r in records if r)), reply)
+
+
+def a_class_more(record):
+    if record["kind"] == "score":
+        scores = record["scores"]
+        scores["recall"].append(None)
+        scores["confusion"] = [[*row, 0] for row in scores["confusion"]] + [[0] * 4]
+    return record
+
+
+@pytest.mark.parametrize(
+    ("step", "change", "reason"),
+    [
+        ("train", a_class_more, "of 3 classes"),
+        ("receive", a_class_more, "of 3 classes"),
+        ("train", lambda r: r | {"epoch": 10**9}, "not those of this site"),
+        ("train", lambda r: r | ({"model": "<b>x"} if "model" in r else {}), "not those of this site"),
+        ("train", lambda r: r if r["kind"] == "train" else None, "not those of this site"),
+        (
+            "train",
+            lambda r: r | ({"metrics": {"<b>": 1.0}} if "metrics" in r else {}),
+            "measures of training",
+        ),
+        (
+            "train",
+            lambda r: r | ({"metrics": {"stage": 9.0}} if "metrics" in r else {}),
+            "measures of training",
+        ),
+        ("receive", lambda r: None, "not those of this site"),
+        ("receive", lambda r: r | {"moment": "before"}, "not those of this site"),
+    ],
+)
+def test_records_that_no_reader_could_use_are_refused(data, tmp_path, step, change, reason):
+    grid = grid_of(data, tmp_path, spoil=lambda order, reply: changed_records(order, reply, step, change))
+    records = run(grid, tmp_path / "run", quorum=2, rounds=1)
+    ((_, client, words),) = absences(records)
+    assert client == "clientB"
+    assert reason in words
+    assert len(read_records(tmp_path / "run" / "metrics.jsonl", classes=3)) == len(records)
+
+
+def test_without_a_quorum_at_the_mean_the_run_ends_as_without_one_at_the_shares(data, tmp_path):
+    def silent(order, reply):
+        return None if order.step == "receive" else reply
+
+    with pytest.raises(ParticipationError, match=r"round 1: 0 of 3 .* quorum is 2 \(clientA: no answer"):
+        run(grid_of(data, tmp_path, spoil=silent), tmp_path / "run", quorum=2, deadline=5, rounds=1)
+    run(grid_of(data, tmp_path), tmp_path / "run", quorum=2, deadline=5, rounds=1)
+
+
+def test_what_is_lost_on_the_way_is_sent_again_as_often_as_it_takes(data, tmp_path):
+    lost = []
+
+    def lose(order, reply):
+        if (order.site, order.step, order.round) == ("clientB", "train", 0) and len(lost) < 7:
+            lost.append(order)
+            return failure(reply.metadata.reply_to_message_id, "lost", (3, 4, 5)[len(lost) % 3])
+        return reply
+
+    assert not absences(run(grid_of(data, tmp_path, spoil=lose), tmp_path / "run", rounds=1))
+    assert len(lost) == 7
+
+
+@pytest.mark.parametrize("code", [1, 2, 8])
+def test_a_process_that_fails_is_asked_three_times(data, tmp_path, code):
+    def fail(order, reply):
+        return (
+            failure(reply.metadata.reply_to_message_id, "it died", code) if order.site == "clientB" else reply
+        )
+
+    grid = grid_of(data, tmp_path, spoil=fail)
+    records = run(grid, tmp_path / "run", quorum=2, rounds=1)
+    assert absences(records) == [(0, "clientB", "its process failed 3 times: it died")]
+    assert len([o for o in grid.orders if o.site == "clientB"]) == 3
 
 
 class GridReply:
@@ -267,10 +400,10 @@ def test_a_site_far_ahead_of_the_server_is_not_led_back(data, tmp_path):
     local = Local("clientA", data, home, "cpu", 1)
     with pytest.raises(Exception, match="is in round 2 of experiment"):
         carry_out(replace(order, version=version("prrfl")), local)
-    with pytest.raises(ConfigError, match="install the same"):
+    with pytest.raises(OrderRefusedError, match="install the same"):
         carry_out(replace(order, version="0.0"), local)
     other = json.dumps({**SETTINGS, "rounds": 9}, sort_keys=True)
-    with pytest.raises(ConfigError, match=r"began experiment .* with rounds = 2"):
+    with pytest.raises(OrderRefusedError, match=r"began experiment .* with rounds = 2"):
         carry_out(replace(order, version=version("prrfl"), settings=other), local)
 
 
@@ -284,7 +417,7 @@ def test_every_method_runs_over_sites_as_it_does_in_one_process(data, tmp_path, 
     from prrfl.config import checked
     from prrfl.run import load_data, train
 
-    records = run(grid_of(data, tmp_path), tmp_path / "run", method=method)
+    records = run(grid_of(data, tmp_path, methods=method), tmp_path / "run", method=method)
     config = checked({**SETTINGS, "method": method, "data": data, "workers": 1, "threads": 1}, "here")
     there = list(train(config, load_data(config), tmp_path / "simulated"))
     assert [r for r in records if isinstance(r, ExchangeRecord)] == [
@@ -293,6 +426,23 @@ def test_every_method_runs_over_sites_as_it_does_in_one_process(data, tmp_path, 
     for name, ours in networks(tmp_path).items():
         theirs = read_tensors(tmp_path / "simulated" / "models" / name / "last.safetensors")
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+@pytest.mark.parametrize(
+    ("settings", "asked"),
+    [
+        ({"method": "fedavg"}, "fedavg"),
+        ({"aggregation": "mean"}, "prrfl-ablated"),
+        ({"transfer": "off"}, "prrfl-ablated"),
+    ],
+)
+def test_a_site_sends_nothing_by_a_method_that_it_did_not_agree_to(data, tmp_path, capfd, settings, asked):
+    words = f"site clientA does not agree to method {asked}, only to prrfl"
+    with pytest.raises(ParticipationError, match=f"0 of 3 sites .*clientA: {words}"):
+        run(grid_of(data, tmp_path), tmp_path / "run", **settings)
+    assert f"site clientA: {words}" in capfd.readouterr().err
+    assert not list(tmp_path.glob("*/*/state"))
+    run(grid_of(data, tmp_path, methods=f"ida, {asked}"), tmp_path / "agreed", rounds=1, **settings)
 
 
 @pytest.mark.parametrize(
@@ -356,7 +506,11 @@ def test_secure_summation_gives_the_mean_and_hides_the_shares(data, certs, tmp_p
 def test_a_site_that_drops_out_voids_the_sum_which_is_redone_without_it(data, certs, tmp_path):
     grid = None
 
+    late = []
+
     def drop(order, reply):
+        if order.step == "share" and len(json.loads(order.cohort)) == 4:
+            late.append(from_records(Answer, reply.content).share["masked"])
         return None if order.site == "clientD" and order.step == "share" else reply
 
     four = write_layout(tmp_path / "four", sites=4)
@@ -375,6 +529,10 @@ def test_a_site_that_drops_out_voids_the_sum_which_is_redone_without_it(data, ce
     assert absences(records) == [(0, "clientD", "no answer within 5 s")]
     (exchange,) = [r for r in records if isinstance(r, ExchangeRecord)]
     assert set(exchange.bytes_up) == set(NAMES)
+    # What comes late from the fourth is of no use: the sum of all four stays uniform over 64 bits.
+    bits = (sum(late)[:, None] >> torch.arange(64)) & 1
+    assert len(late) == 4
+    assert (bits.double().mean(0) - 0.5).abs().max() < 0.05
     plain = run(grid_of(four, tmp_path / "plain"), tmp_path / "plain" / "run", rounds=1)
     means = [
         next(o.mean for o in g.orders if o.step == "receive")
@@ -431,9 +589,61 @@ def test_a_mask_is_never_put_on_a_second_share(data, certs, tmp_path):
     carry_out(next(o for o in grid.orders if o.round == 1 and o.site == "clientA"), local)
     shouted = [key | {"key": key["key"].upper(), "more": "x"} for key in json.loads(again.cohort)]
     for cohort in (again.cohort, json.dumps(shouted)):
-        with pytest.raises(StateMismatchError, match="sent another share of round 2"):
+        with pytest.raises(OrderRefusedError, match="sent another share of round 2"):
             carry_out(replace(again, cohort=cohort), local)
     assert first.round == 0
+
+
+def test_a_share_goes_into_one_sum_a_round(data, certs, tmp_path):
+    def lose(order, reply):
+        return None if (order.step, order.site) == ("reveal", "clientC") else reply
+
+    lost = grid_of(data, tmp_path, certs, spoil=lose)
+    words = r"round 1: the sum of the shares of clientA, clientB, clientC was begun and lacks clientC"
+    with pytest.raises(ParticipationError, match=words):
+        run(lost, tmp_path / "run", secure=True, deadline=5, rounds=1)
+    own = certs / "clientA"
+    local = Local(
+        *("clientA", data, tmp_path / "clientA", "cpu", 1, False, own / "roster.txt", own / "sign.key")
+    )
+    reveal = next(o for o in lost.orders if o.step == "reveal" and o.site == "clientA")
+    assert carry_out(reveal, local).seed == carry_out(reveal, local).seed
+    # The same site under another key, as after its folder was lost, makes another cohort.
+    shutil.rmtree(tmp_path / "clientB")
+    key = carry_out_at(lost, "clientB", "train")
+    cohort = [one for one in json.loads(reveal.cohort) if one["site"] != "clientB"] + [json.loads(key)]
+    with pytest.raises(
+        OrderRefusedError, match=r"into the sum of other sites before; .* a round has one sum"
+    ):
+        carry_out(replace(reveal, cohort=json.dumps(cohort)), local)
+
+
+def test_a_sum_that_lacked_a_mask_is_gone_on_with_by_the_same_sites(certs, tmp_path):
+    data, names = write_layout(tmp_path / "four", sites=4), [*NAMES, "clientD"]
+    make_certs(tmp_path / "keys", names, ["localhost"])
+    run_of = partial(run, folder=tmp_path / "run", secure=True, quorum=3, deadline=5, names=names, rounds=1)
+
+    def grid_without(name, step, site):
+        def lose(order, reply):
+            return None if (order.step, order.site) == (step, site) else reply
+
+        grid = grid_of(data, tmp_path, tmp_path / "keys" / "sites", names=names, spoil=lose)
+        grid.online[name] = "away"
+        return grid
+
+    with pytest.raises(ParticipationError, match="was begun and lacks clientC"):
+        run_of(grid_without("clientD", "reveal", "clientC"))
+    with pytest.raises(ParticipationError, match="clientC: no answer"):
+        run_of(grid_without("clientC", "", ""))
+    # The fourth is there again, but three sites have revealed what their sum without it needs.
+    records = run_of(grid_without("", "", ""))
+    assert absences(records) == [(0, "clientD", "the sum of this round was begun without it")]
+
+
+def carry_out_at(grid, name, step):
+    """Carry out the first order of a step at a site again; return the key that it answers with."""
+    order = next(o for o in grid.orders if o.step == step and o.site == name)
+    return carry_out(order, client_app.local_of(grid.configs[name])).key
 
 
 def test_a_site_with_a_roster_shares_under_masks_alone(data, certs, tmp_path):

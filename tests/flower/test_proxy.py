@@ -28,7 +28,7 @@ def proxy(tmp_path):
         folder.mkdir()
         text = (ROOT / "deploy" / "nginx" / "prrfl-fleet.conf").read_text("utf-8")
         for shipped, here in {
-            "listen 443 ssl": f"listen 127.0.0.1:{port} ssl",
+            "listen 443 ssl": f"listen localhost:{port} ssl",
             "127.0.0.1:9092": deployed.address,
             "fed.example.org": "localhost",
             "/etc/prrfl/server": str(deployed.folder / "certs" / "server"),
@@ -45,7 +45,7 @@ def proxy(tmp_path):
             f"events {{}}\nhttp {{\n{temporary}{text}\n}}\n"
         )
         started.append(subprocess.Popen([nginx, "-p", folder, "-c", folder / "nginx.conf"]))
-        return f"127.0.0.1:{port}"
+        return f"localhost:{port}"
 
     yield start
     for process in started:
@@ -54,7 +54,7 @@ def proxy(tmp_path):
 
 
 def post(address, path, certs, scheme="https"):
-    """Return the HTTP status of a request, or how it failed."""
+    """Return the HTTP status of a request, its path sent as it is, or how it failed."""
     command = [
         "curl",
         "-sS",
@@ -66,6 +66,7 @@ def post(address, path, certs, scheme="https"):
         certs / "ca.crt",
         "-X",
         "POST",
+        "--path-as-is",
     ]
     done = subprocess.run(
         [*command, f"{scheme}://{address}{path}"], capture_output=True, text=True, check=False
@@ -94,7 +95,22 @@ def test_behind_the_proxy_strangers_are_refused_and_killed_sites_and_servers_com
             "/",
         ):
             assert post(outside, path, certs) == "404", path
-        assert post(outside, "/v1/fleet/../control/list-runs", certs) == "404"
+        for path in (
+            "/v1/fleet/../control/list-runs",
+            "/v1/control/../fleet/pull-messages",
+            "/v1/fleet/%2e%2e/control/list-runs",
+            "/v1/control%2flist-runs/../../fleet/pull-messages",
+            "/v1/control/%252e%252e/fleet/pull-messages",
+            "/v1/fleet%252fpull-messages",
+            "//v1/fleet/pull-messages",
+            "/v1/fleet/pull-messages/",
+            "/v1/fleet/pull-messages?a=/v1/control/list-runs",
+        ):
+            assert post(outside, path, certs) == "404", path
+        # Another name than the server's gets no answer at all.
+        assert "Empty reply" in post(
+            outside.replace("localhost", "127.0.0.1"), "/v1/fleet/pull-messages", certs
+        )
         fleet = "/v1/fleet/pull-messages"
         assert post(outside, fleet, certs) == post(inside, fleet, certs) not in ("200", "404")
         assert post(outside, fleet, certs, "http") == "400"

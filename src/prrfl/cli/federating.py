@@ -1,7 +1,8 @@
 """``prrfl server``, ``site`` and ``certs``: a federation over real sites, on Flower."""
 
 import time
-from datetime import datetime
+from collections.abc import Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -81,6 +82,7 @@ def server(
         print("\n".join(map(str, commands)))
         return
     if not is_finished(folder):
+        _warn(ours.warnings(datetime.now(UTC)))
         console.print(
             f"{federation.config.method}, experiment {federation.experiment}: waiting for "
             f"{', '.join(federation.sites)} at {host}:{port}"
@@ -108,6 +110,13 @@ def site(
     secure: Annotated[
         bool, typer.Option("--secure", help="share under secure summation alone; needs sign.key, roster.txt")
     ] = False,
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="what the site agrees to, separated by commas; all others send more than prrfl: "
+            "prrfl-ablated, fedavg, fedbn, fedprox, fml, ida, silobn"
+        ),
+    ] = "prrfl",
     device: Annotated[str, typer.Option(help="where to train: auto, cpu, cuda, cuda:1, ...")] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="threads of its arithmetic; 0 picks")] = 0,
     allow_missing: Annotated[
@@ -122,12 +131,15 @@ def site(
 ) -> None:
     """Take part in a federation, until stopped. Images and the personalised model never leave."""
     needs_flower()
+    from prrfl.flower.certs import check_private_key, check_readable, check_valid
+    from prrfl.flower.federation import parse_methods
     from prrfl.flower.launch import Node, keep_connected
 
-    needed = ["ca.crt", "node.key", *(["sign.key", "roster.txt"] if secure else [])]
-    for file in needed:
-        if not (certs / file).is_file():
-            raise ConfigError(f"{certs / file} is not there; `prrfl certs` makes one for a pilot")
+    ends = check_valid(certs / "ca.crt", datetime.now(UTC))
+    for key in ["node.key", *(["sign.key"] if secure else [])]:
+        check_private_key(certs / key)
+    if secure:
+        check_readable(certs / "roster.txt")
     if not data.exists():
         raise ConfigError(f"data {data} is not there; give a folder, a manifest .csv or an .npz file")
     told: dict[str, str | int | bool] = {
@@ -137,6 +149,7 @@ def site(
         "device": device,
         "threads": threads,
         "allow-missing": allow_missing,
+        "methods": ",".join(parse_methods(methods)),
     }
     if secure:
         told |= {"roster": str((certs / "roster.txt").absolute())}
@@ -145,27 +158,48 @@ def site(
     if show:
         print(node.supernode())
         return
+    _warn([ends] if ends else [])
     console.print(f"site {name}: {superlink}; Flower's output is in {node.log}", soft_wrap=True)
     keep_connected(node, lambda words: console.print(f"site {name}: {words}", soft_wrap=True))
 
 
 def certs(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="folder to make")],
-    sites: Annotated[str, typer.Option(help="names of the sites, separated by commas")],
+    sites: Annotated[str, typer.Option(help="names of the sites, separated by commas")] = "",
     hosts: Annotated[
         str, typer.Option(help="names and addresses of the server, separated by commas")
     ] = "localhost,127.0.0.1",
-    days: Annotated[int, typer.Option(min=1, help="how long the certificates hold")] = 365,
+    days: Annotated[int, typer.Option(min=1, help="how long the server's certificate holds")] = 365,
+    ca: Annotated[
+        Path | None,
+        typer.Option(help="folder ca/ made before: renew the server's certificate, which sites then believe"),
+    ] = None,
 ) -> None:
-    """Make certificates and keys for a pilot: server/ stays, each folder of sites/ goes to its site."""
+    """Make certificates and keys for a pilot, a folder for each machine; or renew the server's."""
     needs_flower()
-    from prrfl.flower.certs import make_certs
+    from prrfl.flower.certs import make_certs, renew_certs
 
     names, where = ([part.strip() for part in text.split(",") if part.strip()] for text in (sites, hosts))
+    if ca is not None:
+        if names:
+            raise ConfigError("--ca renews what the server has, sites keep their keys: leave out --sites")
+        renew_certs(folder, ca, where, days)
+        console.print(f"{folder / 'server'} has the server's new key and certificate", soft_wrap=True)
+        return
     make_certs(folder, names, where, days)
-    console.print(f"{folder / 'server'} stays with the server", soft_wrap=True)
+    console.print(
+        f"{folder / 'ca'} is kept offline: ca.key renews the server's certificate, and makes others "
+        "that every site believes",
+        soft_wrap=True,
+    )
+    console.print(f"{folder / 'server'} goes to the server", soft_wrap=True)
     for name in names:
         console.print(f"{folder / 'sites' / name} goes to site {name}, and nobody else", soft_wrap=True)
+
+
+def _warn(warnings: Iterable[str]) -> None:
+    for words in warnings:
+        console.print(f"warning: {words}", soft_wrap=True)
 
 
 def _follow(folder: Path, rounds: int, outcome: Any) -> None:

@@ -59,6 +59,7 @@ WHAT = {
     "share.layout": "names and shapes of the share's tensors",
     "weight": "of the share in the mean",
     "key": "the site's signed public key for this run",
+    "seed": "of the site's own mask on its part of the sum, once all parts are there",
 }
 """What the fields of orders and answers are, for people."""
 

@@ -1,6 +1,7 @@
 """What a consortium agrees on before a run, kept in the run's folder at the server."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,14 +10,20 @@ from uuid import uuid4
 
 from pydantic import TypeAdapter, ValidationError
 
+from prrfl.algorithms import ALGORITHMS
 from prrfl.config import LARGEST_FILE, TrainConfig, checked, parse_toml
 from prrfl.engine.store import write_json
-from prrfl.errors import ConfigError, ParticipationError
+from prrfl.errors import ConfigError, ParticipationError, nearest
 from prrfl.files import read_bytes, read_text
 from prrfl.flower.certs import check_names
 from prrfl.flower.secure_sum import FEWEST
 from prrfl.run_folder import begin, check_folder_is_free
 from prrfl.types import ClientId, RoundContext
+
+ABLATED = "prrfl-ablated"
+
+METHODS = ("prrfl", ABLATED, *sorted(set(ALGORITHMS) - {"prrfl", "centralised", "local"}))
+"""What a site can agree to; :data:`ABLATED` is ``prrfl`` where it sends weights, or has a single network."""
 
 OF_THE_SITE = ("data", "device", "threads", "workers", "allow_missing", "sites", "images")
 """Settings of training that are each site's own, or of the simulation alone."""
@@ -81,6 +88,8 @@ def federate(
     quorum = quorum or len(names)
     if not fewest <= quorum <= len(names):
         raise ConfigError(f"quorum is {quorum}; expected {fewest} to {len(names)}, the number of sites")
+    if not 0 <= deadline < math.inf:
+        raise ConfigError(f"deadline is {deadline:g}; expected seconds, or 0 for ever")
     for key in OF_THE_SITE:
         if key in settings:
             raise ConfigError(f"'{key}' is not for the server to set: each site has its own, by prrfl site")
@@ -151,6 +160,28 @@ def check_method(config: TrainConfig, secure: bool) -> None:
             f"method {config.method} needs every single share, which secure summation hides from the server; "
             "choose another method, or go without --secure"
         )
+
+
+def agreed_as(config: TrainConfig) -> str:
+    """Return the name in :data:`METHODS` under which a site agrees to what the settings have it send."""
+    ablated = config.method == "prrfl" and (config.aggregation != "pfa" or config.transfer == "off")
+    return ABLATED if ablated else config.method
+
+
+def parse_methods(text: str) -> tuple[str, ...]:
+    """Return the methods that a site agrees to, as ``prrfl site --methods`` names them.
+
+    Raises:
+        ConfigError: if one is none.
+    """
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    for name in names:
+        if name not in METHODS:
+            hint = nearest(name, METHODS)
+            raise ConfigError(f"methods: '{name}' is none{hint}; expected of {', '.join(METHODS)}")
+    if not names:
+        raise ConfigError(f"methods names none; expected of {', '.join(METHODS)}")
+    return names
 
 
 def as_json(settings: Mapping[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """Flower's own programs, configured for a federation: what ``prrfl server`` and ``site`` start or print."""
 
+import ipaddress
 import json
 import os
 import re
@@ -12,12 +13,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from prrfl.engine.store import write_text
 from prrfl.errors import ConfigError, PRRFLError
+from prrfl.flower.certs import check_readable, check_valid
 from prrfl.types import ClientId
 
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
@@ -140,17 +143,29 @@ class Server:
         return self._flwr("stop", run, "prrfl")
 
     def check(self, sites: Sequence[ClientId]) -> None:
-        """Raise unless certificates, and the public key of each site, are there.
+        """Raise unless certificates, and the public key of each site, can be read.
 
         Raises:
-            ConfigError: naming the file that is not.
+            ConfigError: naming the file that cannot.
         """
         for name in ("ca.crt", "server.crt", "server.key"):
-            if not (self.certs / name).is_file():
-                raise ConfigError(f"{self.certs / name} is not there; `prrfl certs` makes one for a pilot")
+            check_readable(self.certs / name)
         for site in sites:
             if not (key := self.certs / "nodes" / f"{site}.pub").is_file():
                 raise ConfigError(f"{key} is not there; expected the public node key of site {site}")
+
+    def warnings(self, now: datetime) -> list[str]:
+        """Return what there is to know before a start: certificates that end soon, an address others reach.
+
+        Raises:
+            ConfigError: if a certificate does not hold now.
+        """
+        ends = [check_valid(self.certs / name, now) for name in ("ca.crt", "server.crt")]
+        open_door = (
+            f"the SuperLink will listen at {self.host}, not at this machine alone: whoever reaches it there "
+            "can run code at every site; leave --host out, and let sites come in by a reverse proxy"
+        )
+        return [*filter(None, ends), *([] if _is_loopback(self.host) else [open_door])]
 
     def configure(self) -> None:
         """Write the connection that the commands of ``flwr`` use."""
@@ -164,13 +179,25 @@ class Server:
         return Command(["flwr", *arguments, "--format", "json"], self._environment)
 
 
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 @contextmanager
 def serving(server: Server, sites: Sequence[ClientId]) -> Iterator[str]:
     """Start the SuperLink, make the sites' keys known and begin the run; give its id; end all of it at last.
 
     Raises:
-        FlowerError: if the SuperLink does not start, with where its output is.
+        FlowerError: if the SuperLink does not start, or another program has its port.
     """
+    if _listens(server.host, server.port):
+        raise FlowerError(
+            f"another program listens at {server.host}:{server.port}; end it, a flower-superlink that was "
+            "left over perhaps, or choose another --port"
+        )
     server.configure()
     log = server.folder / "flower" / "superlink.log"
     process = server.superlink().start(log)
@@ -236,21 +263,36 @@ def keep_connected(node: Node, say: Callable[[str], None]) -> None:
 
     Args:
         node: the site's end.
-        say: is told of every end.
+        say: is told of every order that the site could not carry out, and why; and of every end.
     """
     log = node.log
     while True:
-        began = log.stat().st_size if log.is_file() else 0
+        began = read = log.stat().st_size if log.is_file() else 0
         process = node.supernode().start(log)
         try:
-            process.wait()
+            while process.poll() is None:
+                time.sleep(1)
+                lines, read = _new_lines(log, read)
+                for line in lines:
+                    if line.startswith(start := f"site {node.config['name']}: "):
+                        say(line.removeprefix(start))
         finally:
             _end(process)
-        with log.open("rb") as file:
-            file.seek(began)
-            words = _reason(file.read().decode(errors="replace"))
+        words = _reason("\n".join(_new_lines(log, began)[0]) + "\n")
         say(f"the node ended with exit code {process.returncode}{words}; trying again in {RETRY} s")
         time.sleep(RETRY)
+
+
+def _new_lines(log: Path, read: int) -> tuple[list[str], int]:
+    """Return the whole lines of a log after its first bytes, and how many bytes are read then."""
+    if not log.is_file():  # somebody moved it away
+        return [], 0
+    with log.open("rb") as file:
+        # Whoever rotates it by copying begins it anew.
+        file.seek(min(read, log.stat().st_size))
+        at = file.tell()
+        whole, end, _ = file.read().rpartition(b"\n")
+    return whole.decode(errors="replace").splitlines(), at + len(whole + end)
 
 
 def _reason(output: str) -> str:
@@ -261,6 +303,12 @@ def _reason(output: str) -> str:
     known = {
         "[code: 2004]": "the server does not know this site's key, or takes it to be connected still, "
         "as for a minute after a node was killed",
+        "certificate has expired": "the server's certificate, or ca.crt, has expired, or this machine's "
+        "clock is wrong; the server's operator renews it (prrfl certs --ca)",
+        "not yet valid": "the server's certificate, or ca.crt, does not hold yet: a clock is wrong, this "
+        "machine's or that of the one where it was made",
+        "mismatch": "the server's certificate is for other names than the one in --superlink; take one of "
+        "them, or have it made anew (prrfl certs --ca, --hosts)",
         "CERTIFICATE_VERIFY_FAILED": "the server's certificate is not one of ca.crt's",
     }
     words = next((text for mark, text in known.items() if mark in found[2]), " ".join(found.groups()))
@@ -270,12 +318,19 @@ def _reason(output: str) -> str:
 def _wait_for(host: str, port: int, process: "subprocess.Popen[bytes]", log: Path) -> None:
     until = time.monotonic() + 120
     while time.monotonic() < until and process.poll() is None:
-        with socket.socket() as probe:
-            probe.settimeout(1)
-            if probe.connect_ex((host, port)) == 0:
-                return
+        # Had another program taken the port meanwhile, the SuperLink would end.
+        if _listens(host, port) and process.poll() is None:
+            return
         time.sleep(0.2)
     raise FlowerError(f"the SuperLink does not listen at {host}:{port}; its words are in {log}")
+
+
+def _listens(host: str, port: int) -> bool:
+    try:
+        with socket.create_connection((host, port), timeout=1):
+            return True
+    except OSError:
+        return False
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

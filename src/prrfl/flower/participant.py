@@ -6,8 +6,9 @@ Every order comes to a new process, so all that a site remembers is in its folde
     state/<round>-<n>-<done>/       the site's state, its share and its records after training (n = 1) and
                                     after the mean (n = 2); the last three of them
     models/<site>/{best,last}.safetensors, predictions/<site>/{best,last}.csv
-    sum.key, masked.json            under secure summation, the experiment's own private key, and on which
-                                    share each mask was put
+    sum.key                         under secure summation, the experiment's own private key
+    masked.json, revealed.json      on which share each mask was put; for which sites' sum of each round the
+                                    site's own mask was revealed
 
 An order that was carried out already is answered from the folder, so that a message that comes twice, a node
 or a server that was killed never train a round twice into the state.
@@ -44,10 +45,11 @@ from prrfl.engine.store import (
     write_state,
     write_text,
 )
-from prrfl.errors import ConfigError, ParticipationError, StateMismatchError
+from prrfl.errors import ConfigError, DataError, NonFiniteShareError, StateMismatchError
 from prrfl.files import parse_json, read_bytes, read_text
-from prrfl.flower.records import Answer, Order
-from prrfl.flower.secure_sum import Identity, SignedKey, mask_of, masked, read_cohort, read_roster
+from prrfl.flower.federation import agreed_as
+from prrfl.flower.records import Answer, Order, OrderRefusedError
+from prrfl.flower.secure_sum import Identity, SignedKey, mask_of, masked, own_seed, read_cohort, read_roster
 from prrfl.kept import kept_path, predictions_path, read_about
 from prrfl.machine import prepared
 from prrfl.records import to_line
@@ -69,6 +71,18 @@ KEPT = 3
 """States that a site keeps: enough to go back to where a server's last complete round ended."""
 
 
+KINDS: Mapping[type[Exception], str] = {
+    DataError: "its data cannot be used",
+    ConfigError: "a setting or a key cannot be used there",
+    StateMismatchError: "what it keeps of the run cannot be used",
+    NonFiniteShareError: "its training gives NaN, infinity or numbers too large to share; lower the learning "
+    "rate, or have it look for broken inputs",
+    OSError: "a file cannot be read or written there",
+    MemoryError: "its memory is too small",
+}
+"""What the server is told of an error at a site, by its kind."""
+
+
 @dataclass(frozen=True)
 class Local:
     """What a site decides itself, whatever the server says.
@@ -83,6 +97,7 @@ class Local:
         roster: the consortium's public signing keys. A site that has one takes part under secure summation
             alone: it never sends a share without a mask.
         signing_key: its own private signing key.
+        methods: those of :data:`prrfl.flower.federation.METHODS` that it agrees to; others send more.
     """
 
     name: ClientId
@@ -93,23 +108,25 @@ class Local:
     allow_missing: bool = False
     roster: Path | None = None
     signing_key: Path | None = None
+    methods: tuple[str, ...] = ("prrfl",)
 
 
 def carry_out(order: Order, local: Local) -> Answer:
     """Do as an order says, and return the answer.
 
     Raises:
-        PRRFLError: if the order is not for this site, or cannot be carried out.
+        OrderRefusedError: if the order is not for this site, or the site does not agree to it.
+        PRRFLError: if it cannot be carried out.
         OSError: if the site's disk is full or cannot be written.
     """
     if order.site != local.name:
-        raise ParticipationError(f"an order for site {order.site} came to site {local.name}")
+        raise OrderRefusedError(f"an order for site {order.site} came to site {local.name}")
     if order.version != version("prrfl"):
-        raise ConfigError(
+        raise OrderRefusedError(
             f"site {local.name} has prrfl {version('prrfl')}, the server {order.version}; install the same"
         )
     if order.secure != (local.roster is not None):
-        raise ParticipationError(
+        raise OrderRefusedError(
             f"site {local.name} has a roster, so it takes part under secure summation alone; the server did "
             "not ask for that (--secure)"
             if local.roster
@@ -129,6 +146,7 @@ class Participant:
 
         Raises:
             ConfigError: if they do not hold here.
+            OrderRefusedError: if the site does not agree to the method.
         """
         self.given = _object(order.settings, "the server's settings")
         own = {
@@ -141,6 +159,11 @@ class Participant:
             {**self.given, **own, "workers": 1, "threads": local.threads}, "the server's settings"
         )
         self.order, self.local = order, local
+        if (asked := agreed_as(config)) not in local.methods:
+            raise OrderRefusedError(
+                f"site {local.name} does not agree to method {asked}, only to {', '.join(local.methods)}; "
+                "what it agrees to says prrfl site --methods"
+            )
         self.config: TrainConfig = resolved(config, 1)
         self.algorithm = self.config.algorithm()
         self.folder = local.home / _as_folder(order.experiment)
@@ -177,6 +200,13 @@ class Participant:
         self._check_mask_is_new(share, cohort)
         return self._answer(share={"masked": torch.from_numpy(sums)})
 
+    def reveal(self) -> Answer:
+        """Answer with the seed of the site's own mask, for the one cohort of the round that gets it."""
+        cohort = read_cohort(self.order.cohort, self.local.name)
+        seed = own_seed(self._identity, cohort, self.order.round)
+        self._check_one_sum(cohort)
+        return self._answer(seed=seed.hex())
+
     def receive(self) -> Answer:
         """Take the round's mean, unless that is done; answer with the records."""
         digest = hashlib.sha256(to_bytes(Share(self.order.mean))).hexdigest()
@@ -203,7 +233,7 @@ class Participant:
         )
         kept = read_about(last[0]).round
         if kept != self.order.round:
-            raise StateMismatchError(
+            raise OrderRefusedError(
                 f"site {name} has the network of another round, not that of round {self.order.round + 1}"
             )
         for path, copy in zip(last, best, strict=True):
@@ -260,24 +290,37 @@ class Participant:
             write_json(path, given)
         elif (begun := _object(_kept(path), str(path))) != given:
             key = next(k for k in sorted(begun | given) if begun.get(k) != given.get(k))
-            raise ConfigError(
+            raise OrderRefusedError(
                 f"site {self.local.name} began experiment {self.order.experiment} with {key} = "
                 f"{begun.get(key)!r}, the server now says {given.get(key)!r}; begin another one for that"
             )
 
     def _check_mask_is_new(self, share: Share, cohort: Sequence[SignedKey]) -> None:
         """Refuse to put a mask on a second share: the difference of the two would be bare."""
-        path = self.folder / "masked.json"
-        masks = _object(_kept(path), str(path)) if path.exists() else {}
-        about = mask_of(cohort, self.order.round)
-        mask = f"{self.order.round} {hashlib.sha256(json.dumps(about).encode()).hexdigest()}"
-        digest = hashlib.sha256(to_bytes(share)).hexdigest()
-        if masks.setdefault(mask, digest) != digest:
-            raise StateMismatchError(
+        mask = f"{self.order.round} {_digest(mask_of(cohort, self.order.round))}"
+        if not self._first("masked.json", mask, hashlib.sha256(to_bytes(share)).hexdigest()):
+            raise OrderRefusedError(
                 f"site {self.local.name} sent another share of round {self.order.round + 1} to the same "
                 "sites before; under secure summation a round gives one share alone: begin another experiment"
             )
-        write_json(path, masks)
+
+    def _check_one_sum(self, cohort: Sequence[SignedKey]) -> None:
+        """Refuse a second sum of one round: the difference of the two would be the shares of a few sites."""
+        about = mask_of(cohort, self.order.round)
+        if not self._first("revealed.json", str(self.order.round), _digest(about)):
+            raise OrderRefusedError(
+                f"site {self.local.name} put its share of round {self.order.round + 1} into the sum of other "
+                "sites before; under secure summation a round has one sum: start the server again when those "
+                "are all there, or begin another experiment"
+            )
+
+    def _first(self, file: str, what: str, digest: str) -> bool:
+        """Keep what something was done with; return whether it was never done with anything else."""
+        path = self.folder / file
+        kept = _object(_kept(path), str(path)) if path.exists() else {}
+        same: bool = kept.setdefault(what, digest) == digest
+        write_json(path, kept)
+        return same
 
     def _path(self, done: str) -> Path:
         number = {"trained": 1, "received": 2}[done]
@@ -295,13 +338,11 @@ class Participant:
         """Return what the site has of the round's training.
 
         Raises:
-            StateMismatchError: if it has none.
+            OrderRefusedError: if it has none.
         """
         done = self._done("trained")
         if done is None:
-            raise StateMismatchError(
-                f"site {self.local.name} has not trained in round {self.order.round + 1}"
-            )
+            raise OrderRefusedError(f"site {self.local.name} has not trained in round {self.order.round + 1}")
         return done
 
     def _state_before(self) -> Any:
@@ -316,7 +357,7 @@ class Participant:
                 )
             return read_state(earlier[-1] / "state.safetensors", self._kind)
         if states:
-            raise StateMismatchError(
+            raise OrderRefusedError(
                 f"site {self.local.name} is in round {int(states[-1].name[:6]) + 1} of experiment "
                 f"{self.order.experiment}, the server in round {self.order.round + 1}, of which the site "
                 "keeps nothing any more; begin another experiment, or restore the server's folder"
@@ -378,8 +419,20 @@ class Participant:
 
 
 def refused(order: Order, local: Local, why: Exception) -> Answer:
-    """Return the answer that says why an order is not carried out."""
-    return Answer(order.experiment, local.name, order.round, error=" ".join(str(why).split()))
+    """Return the answer that says that an order is not carried out, and of why what may leave the site."""
+    return Answer(order.experiment, local.name, order.round, error=told(why, local.name))
+
+
+def told(why: Exception, name: ClientId) -> str:
+    """Return what the server may know of an error at a site.
+
+    An error can quote files: names of images, cells of tables, paths, numbers of rows. So of all but an order
+    that is refused, only the kind is told.
+    """
+    if isinstance(why, OrderRefusedError):
+        return str(why)
+    kind = next((words for kind, words in KINDS.items() if isinstance(why, kind)), "its process failed")
+    return f"site {name}: {kind}; the reason stands at the site, in HOME/flower/supernode.log"
 
 
 def _object(text: str, what: str) -> dict[str, Any]:
@@ -390,6 +443,10 @@ def _object(text: str, what: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ConfigError(f"{what} cannot be read: expected names and values in JSON")
     return found
+
+
+def _digest(about: object) -> str:
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
 
 def _kept(path: Path) -> str:

@@ -12,18 +12,26 @@ from pydantic import Field, TypeAdapter
 from torch import Tensor
 
 from prrfl.engine.store import adapter
-from prrfl.errors import StateMismatchError
+from prrfl.errors import ParticipationError, StateMismatchError
 from prrfl.types import ClientId, Tensors
 
-Step = Literal["train", "share", "receive", "keep"]
+Step = Literal["train", "share", "reveal", "receive", "keep"]
 STEPS: tuple[Step, ...] = get_args(Step)
-"""Train and answer with the share; under secure summation share in a step of its own; take the mean; keep the
-network as the best."""
+"""Train and answer with the share; under secure summation share in a step of its own, and reveal the site's
+own mask in another; take the mean; keep the network as the best."""
 
 T = TypeVar("T")
 _LAYOUT: TypeAdapter[list[tuple[str, str, list[Annotated[int, Field(ge=0)]]]]] = TypeAdapter(
     list[tuple[str, str, list[Annotated[int, Field(ge=0)]]]]
 )
+
+
+class OrderRefusedError(ParticipationError):
+    """A site does not do what the server asks of it.
+
+    The only error whose words go to the server: they are made of what the order says and of how `prrfl site`
+    was started, never of what the site's files hold.
+    """
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +43,7 @@ class Order:
         settings: the training's settings as JSON, as far as the consortium gave any.
         version: of the server's prrfl, which the site's must equal.
         secure: whether shares are summed under masks.
-        cohort: for ``share``: the signed keys of all whose shares are in the sum, as JSON.
+        cohort: for ``share`` and ``reveal``: the signed keys of all whose shares are in the sum, as JSON.
         mean: for ``receive``: the round's mean.
     """
 
@@ -55,12 +63,14 @@ class Answer:
     """What a site answers: all that ever leaves it.
 
     Attributes:
-        error: why it does not do as it was told; the rest is empty then.
+        error: why it does not do as it was told, without a word of what its files hold; the rest is empty
+            then.
         records: losses and scores, one JSON record a line; no image, no name of one, no prediction.
         share: what the method shares, such as the low-band amplitudes of PRR-FL's deputy; under secure
             summation the masked sum's part, in which weight and share cannot be told from noise.
         weight: the share's weight.
         key: under secure summation the site's signed public key for the experiment.
+        seed: for ``reveal``: the seed of the site's own mask, in hex.
     """
 
     experiment: str
@@ -71,6 +81,7 @@ class Answer:
     share: Tensors = field(default_factory=dict)
     weight: float = 1.0
     key: str = ""
+    seed: str = ""
 
 
 def to_records(value: Order | Answer) -> RecordDict:

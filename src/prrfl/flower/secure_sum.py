@@ -2,17 +2,23 @@
 
 As in Bonawitz et al. (CCS 2017, https://doi.org/10.1145/3133956.3133982), without recovery of dropped sites:
 every two sites agree on a mask, which one of them adds and the other subtracts, so that masks vanish in the
-sum of all. Numbers are in fixed point modulo 2^64, where a masked one is uniformly distributed.
+sum of all. Each site adds a mask of its own as well, whose seed it is asked for once all of the cohort have
+sent their parts, and which it reveals for one cohort in a round alone. Numbers are in fixed point modulo
+2^64, where a masked one is uniformly distributed.
+
+So a site that drops out voids the sum, which is asked for again from the others, and what comes late from it
+is of no use: the sum that it belongs to stays under masks whose seeds are never revealed. A site that drops
+out after others have revealed theirs is waited for: its share goes into that sum, or the round into none.
 
 Keys: each site signs, with the key that the consortium's roster holds (Ed25519), a key of its own for the
-experiment (X25519). A pair's secret, through HKDF with experiment, round, names and keys of the whole cohort,
-is the key of ChaCha20, whose stream is the mask. So another cohort has other masks.
+experiment (X25519). A pair's secret, through HKDF with experiment, round, names and keys of the whole
+cohort, is the key of ChaCha20, whose stream is the mask; a site's own mask comes from its private key in the
+same way. So another cohort has other masks.
 
-Limits. The server is taken to be honest but curious: it may look at everything, but follows the protocol. A
-site that drops out voids the sum, which is asked for again from the others; a server that kept what came late
-from the dropped one, or that asks for the sums of different cohorts, can subtract them and learn single
-shares. If all sites but one collude with the server, nothing protects that one. Scores and losses are not
-masked. The code has been tested, not reviewed by a cryptographer.
+Limits. The server is taken to be honest but curious: it may look at everything, but follows the protocol.
+Sums of two rounds whose cohorts differ by a site tell about that site's share, as far as the other shares
+changed little. If all sites but one collude with the server, nothing protects that one. Scores and losses
+are not masked. The code has been tested, not reviewed by a cryptographer.
 """
 
 import json
@@ -35,8 +41,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prrfl.engine.store import replacing
-from prrfl.errors import ConfigError, NonFiniteShareError, ParticipationError, StateMismatchError
+from prrfl.errors import ConfigError, NonFiniteShareError, StateMismatchError
 from prrfl.files import parse_json, read_bytes, read_text
+from prrfl.flower.records import OrderRefusedError
 from prrfl.types import ClientId, Share, Tensors
 
 SCALE = 2.0**32
@@ -44,6 +51,9 @@ SCALE = 2.0**32
 
 FEWEST = 3
 """Sites in a sum; of two, each would learn the other's share."""
+
+SEED = 32
+"""Bytes of a mask's seed, the key of ChaCha20."""
 
 SignedKey = Mapping[str, str]
 """A site's public key for one experiment: ``site``, ``key`` and ``signature``, the latter two in hex."""
@@ -102,30 +112,30 @@ class Identity:
         """Return the keys of all sites of a cohort, which the roster vouches for.
 
         Raises:
-            ParticipationError: if it is too small or lacks this site, or a key is not signed by who is named.
+            OrderRefusedError: if it is too small or lacks this site, or a key is not signed by who is named.
         """
         keys: dict[ClientId, X25519PublicKey] = {}
         for one in cohort:
             try:
                 name, key, signature = one["site"], bytes.fromhex(one["key"]), bytes.fromhex(one["signature"])
                 if name in keys:
-                    raise ParticipationError(f"site {self.site}: the cohort names site {name} twice")
+                    raise OrderRefusedError(f"site {self.site}: the cohort names site {name} twice")
                 self.roster[name].verify(signature, _statement(self.experiment, name, key))
                 keys[name] = X25519PublicKey.from_public_bytes(key)
                 # A key that some numbers make useless gives no secret with anybody's.
                 self.private.exchange(keys[name])
             except (KeyError, TypeError, ValueError, InvalidSignature):
                 whose = one.get("site", "?") if isinstance(one, Mapping) else "?"
-                raise ParticipationError(
+                raise OrderRefusedError(
                     f"site {self.site}: the key of site {whose} is not signed as the roster asks, or no key; "
                     "the share is not sent"
                 ) from None
         if len(keys) < FEWEST:
-            raise ParticipationError(
+            raise OrderRefusedError(
                 f"site {self.site}: {len(keys)} sites are too few for secure summation; expected {FEWEST}"
             )
         if keys.get(self.site) != self.private.public_key():
-            raise ParticipationError(f"site {self.site}: the cohort does not hold this site's own key")
+            raise OrderRefusedError(f"site {self.site}: the cohort does not hold this site's own key")
         return keys
 
 
@@ -133,14 +143,14 @@ def read_cohort(text: str, site: ClientId) -> list[SignedKey]:
     """Return the cohort that an order names.
 
     Raises:
-        ParticipationError: if it names none.
+        OrderRefusedError: if it names none.
     """
     try:
         cohort = parse_json(text)
     except ValueError:
         cohort = None
     if not isinstance(cohort, list) or not all(isinstance(one, dict) for one in cohort):
-        raise ParticipationError(f"site {site}: the order names no cohort; the share is not sent")
+        raise OrderRefusedError(f"site {site}: the order names no cohort; the share is not sent")
     return cohort
 
 
@@ -184,7 +194,7 @@ def masked(share: Share, identity: Identity, cohort: Sequence[SignedKey], index:
         One number for each of the share's, in order of the tensors' names, then the weight. (N + 1,)
 
     Raises:
-        ParticipationError: as :meth:`Identity.peers`.
+        OrderRefusedError: as :meth:`Identity.peers`.
         NonFiniteShareError: if a number is too large for fixed point.
     """
     peers = identity.peers(cohort)
@@ -196,9 +206,20 @@ def masked(share: Share, identity: Identity, cohort: Sequence[SignedKey], index:
         secret = identity.private.exchange(key)
         pair = sorted((name, identity.site))
         info = json.dumps(["prrfl secure sum", *about, pair]).encode()
-        stream = _stream(HKDF(SHA256(), 32, salt=None, info=info).derive(secret), len(total))
+        stream = _stream(HKDF(SHA256(), SEED, salt=None, info=info).derive(secret), len(total))
         total = total + stream if identity.site == pair[0] else total - stream
+    total = total + _stream(_seed(identity, about), len(total))
     return total.view(np.int64)
+
+
+def own_seed(identity: Identity, cohort: Sequence[SignedKey], index: int) -> bytes:
+    """Return the seed of the mask that a site puts on its part of a round's sum beside those of pairs.
+
+    Raises:
+        OrderRefusedError: as :meth:`Identity.peers`.
+    """
+    identity.peers(cohort)
+    return _seed(identity, [identity.experiment, *mask_of(cohort, index)])
 
 
 def mask_of(cohort: Sequence[SignedKey], index: int) -> list[Any]:
@@ -209,16 +230,19 @@ def mask_of(cohort: Sequence[SignedKey], index: int) -> list[Any]:
     return [index, sorted([one["site"], bytes.fromhex(one["key"]).hex()] for one in cohort)]
 
 
-def unmasked(parts: Sequence[Tensor], like: Tensors) -> Share:
+def unmasked(parts: Sequence[Tensor], seeds: Sequence[bytes], like: Tensors) -> Share:
     """Return the mean of a cohort's shares, its weight being the sum of theirs.
 
     Args:
         parts: of all its sites, as :func:`masked` gives them, (N + 1,) int64 each.
+        seeds: of all its sites, as :func:`own_seed` gives them.
         like: names, shapes and types of a share.
     """
     total = np.zeros(sum(t.numel() for t in like.values()) + 1, np.uint64)
     for part in parts:
         total += part.numpy().view(np.uint64)
+    for seed in seeds:
+        total -= _stream(seed, len(total))
     sums = torch.from_numpy(total.view(np.int64).astype(np.float64) / SCALE)
     weight = sums[-1].item() or math.nan  # nothing is no weight; what is divided by it says so
     mean, at = {}, 0
@@ -251,6 +275,11 @@ def _to_fixed(share: Share, sites: int, whose: str) -> NDArray[np.uint64]:
             f"site {whose}: its share holds {largest:.3g}, too large for the fixed point of secure summation"
         )
     return cast(NDArray[np.uint64], (values * SCALE).round().to(torch.int64).numpy().view(np.uint64))
+
+
+def _seed(identity: Identity, about: Sequence[Any]) -> bytes:
+    info = json.dumps(["prrfl secure sum own mask", *about, identity.site]).encode()
+    return HKDF(SHA256(), SEED, salt=None, info=info).derive(identity.private.private_bytes_raw())
 
 
 def _stream(key: bytes, count: int) -> NDArray[np.uint64]:

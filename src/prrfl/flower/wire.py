@@ -14,10 +14,12 @@ from prrfl.config import checked
 from prrfl.data.synthetic import GeneratedData, write_generated
 from prrfl.engine.store import read_state
 from prrfl.flower.certs import make_certs
-from prrfl.flower.federation import as_json, check_method
+from prrfl.flower.federation import METHODS, as_json, check_method
 from prrfl.flower.participant import Local, carry_out
 from prrfl.flower.records import Answer, Order, Step, to_records
 from prrfl.types import ClientId, Share
+
+SECURE_STEPS: tuple[Step, ...] = ("share", "reveal")
 
 NAMES = ("clientA", "clientB", "clientC")
 
@@ -65,6 +67,7 @@ def _round(folder: Path, settings: str, secure: bool) -> Iterator[Item]:
             threads=1,
             roster=own / "roster.txt" if secure else None,
             signing_key=own / "sign.key" if secure else None,
+            methods=METHODS,
         )
         order = Order(step, "wire", name, 0, settings, version("prrfl"), secure, **more)
         return order, carry_out(order, local)
@@ -73,7 +76,8 @@ def _round(folder: Path, settings: str, secure: bool) -> Iterator[Item]:
     talks = [ask("train", first)]
     if secure:
         answers = [talks[0][1], *(ask("train", name)[1] for name in others)]
-        talks.append(ask("share", first, cohort=json.dumps([json.loads(a.key) for a in answers])))
+        cohort = json.dumps([json.loads(a.key) for a in answers])
+        talks += [ask(step, first, cohort=cohort) for step in SECURE_STEPS]
     # One site's share is as large as the mean.
     (path,) = (folder / first).glob("wire/state/*-trained/share.safetensors")
     talks.append(ask("receive", first, mean=read_state(path, Share).tensors))
