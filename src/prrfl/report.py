@@ -13,7 +13,6 @@ from prrfl.errors import ConfigError, DataError, ParticipationError
 from prrfl.kept import Which, predictions_path
 from prrfl.records import read_predictions, read_records
 from prrfl.reports.page import Sample, run_page
-from prrfl.reports.scores import to_csv
 from prrfl.run import load_data
 from prrfl.run_folder import finish, is_federation, last_fifth, settings_of
 from prrfl.types import Predictions, SiteData, Split
@@ -61,8 +60,6 @@ def report(folder: Path) -> dict[str, Any]:
             for sample in samples(site, predictions[site.name], settings.classes)
         ],
     )
-    scores = to_csv([(settings.method, settings.seed, records)], settings.classes)
-    write_text(folder / "scores.csv", scores)
     write_text(folder / "report.html", page)
     return summary
 

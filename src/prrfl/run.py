@@ -90,6 +90,8 @@ def make_recipe(config: TrainConfig) -> Recipe:
     network = build_network(config.network, len(config.classes), config.seed)
     if config.weights is not None:
         load_weights(network, str(config.weights))
+    if config.precision == "float64":
+        network.double()  # so that what a site starts from has the type of all that follows
     return Recipe(
         network=network,
         batch=config.batch,

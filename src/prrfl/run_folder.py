@@ -32,6 +32,7 @@ from prrfl.fingerprint import Fingerprint, Fingerprints, as_json, difference
 from prrfl.kept import Which, about, kept_path, predictions_path, write_kept
 from prrfl.records import parse_summary, predictions_to_csv, read_records
 from prrfl.reports.retrogress import draw_retrogress
+from prrfl.reports.scores import to_csv
 from prrfl.reports.summary import summarise
 from prrfl.types import ClientId, RoundRecord, SiteData, Split, Tensors
 
@@ -450,7 +451,7 @@ def write_deployed(
 def finish(
     records: Sequence[RoundRecord], config: TrainConfig, folder: Path, seconds: float | None = None
 ) -> dict[str, Any]:
-    """Write the summary and the pictures of a run from its records; return the summary.
+    """Write the summary, the table of scores and the picture of a run from its records; return the summary.
 
     Without the wall time in seconds, the one that an earlier summary holds is kept.
     """
@@ -460,6 +461,7 @@ def finish(
     if seconds is not None:
         summary["seconds"] = round(seconds, 1)
     write_json(folder / "summary.json", summary)
+    write_text(folder / "scores.csv", to_csv([(config.method, config.seed, records)], config.classes))
     draw_retrogress(records, folder / "retrogress.png", config.epochs)
     return summary
 

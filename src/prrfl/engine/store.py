@@ -55,7 +55,7 @@ def replacing(path: Path, mode: int = 0o644) -> Iterator[Path]:
     Raises:
         OSError: if what is there is no regular file, a device say.
     """
-    path = path.resolve()
+    path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file():
         raise FileExistsError(errno.EEXIST, "Is there, and is no regular file", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
