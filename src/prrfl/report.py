@@ -14,7 +14,7 @@ from prrfl.kept import Which, predictions_path
 from prrfl.records import read_predictions, read_records
 from prrfl.reports.page import Sample, run_page
 from prrfl.run import load_data
-from prrfl.run_folder import finish, is_federation, last_fifth, settings_of
+from prrfl.run_folder import finish, first_candidate, is_federation, settings_of
 from prrfl.types import Predictions, SiteData, Split
 
 log = logging.getLogger("prrfl")
@@ -37,7 +37,7 @@ def report(folder: Path) -> dict[str, Any]:
     # Over real sites, neither predictions nor images come to the server.
     there = [] if is_federation(folder) else list(summary["best"]["sites"])
     # Before the rounds that compete for the best, the last one is all there is.
-    which: Which = "last" if summary["rounds"] <= settings.rounds - last_fifth(settings.rounds) else "best"
+    which: Which = "last" if summary["rounds"] <= first_candidate(settings.rounds) else "best"
     predictions = {
         site: read_predictions(predictions_path(folder, site, which, "test"), settings.classes)
         for site in there

@@ -28,7 +28,7 @@ from prrfl.fingerprint import Fingerprints, fingerprints, short
 from prrfl.machine import prepared, system, usable_cores
 from prrfl.models import build_network
 from prrfl.records import append_records
-from prrfl.reports.summary import validation_f1
+from prrfl.reports.summary import best_round, validation_f1
 from prrfl.run_folder import (
     alone,
     begin,
@@ -36,7 +36,7 @@ from prrfl.run_folder import (
     check_folder_is_free,
     commit,
     finish,
-    in_last_fifth,
+    first_candidate,
     last_complete_round,
     note_environment,
     records_until,
@@ -238,7 +238,6 @@ def _rounds(
     elif data is not None:
         check_data(folder, data)
     note_environment(folder, environment(config.device, data), done.round + 1)
-    best = done.best
     history = records_until(folder, done)
     fresh: list[RoundRecord] = []
     for record in run_rounds(
@@ -253,16 +252,13 @@ def _rounds(
         history.append(record)
         fresh.append(record)
         if isinstance(record, ExchangeRecord):
-            candidate = validation_f1(fresh)
-            kept = ["last"]
-            if in_last_fifth(record.round, config.rounds) and candidate > best:
-                best = candidate
-                kept.append("best")
-            keep(kept, record.round)
+            first = first_candidate(config.rounds)
+            best = record.round >= first and best_round(history, first) == record.round
+            keep(["last", "best"] if best else ["last"], record.round)
             append_records(folder / "metrics.jsonl", fresh)
             seconds = done.seconds + time.monotonic() - started
-            commit(engine, config, folder, record.round, best, seconds)
-            log.info("round %d done: validation macro-F1 %.4f", record.round + 1, candidate)
+            commit(engine, config, folder, record.round, seconds)
+            log.info("round %d done: validation macro-F1 %.4f", record.round + 1, validation_f1(fresh))
             fresh = []
         yield record
     finish(history, config, folder, done.seconds + time.monotonic() - started)

@@ -179,7 +179,6 @@ class Progress:
 
     Attributes:
         round: the last complete round; -1 before the first.
-        best: the best mean macro-F1 on validation among the rounds that compete; -1 before them.
         seconds: wall time until then.
         settings: what was computed, by key.
         records_bytes: size of ``metrics.jsonl`` then.
@@ -189,7 +188,6 @@ class Progress:
     """
 
     round: int = -1
-    best: Annotated[float, Field(ge=-1, le=1)] = -1.0
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     settings: Mapping[str, Any] = field(default_factory=dict)
     records_bytes: Annotated[int, Field(ge=0)] = 0
@@ -198,9 +196,7 @@ class Progress:
     digest: str = ""
 
 
-def commit(
-    engine: Engine, config: TrainConfig, folder: Path, index: int, best: float, seconds: float
-) -> None:
+def commit(engine: Engine, config: TrainConfig, folder: Path, index: int, seconds: float) -> None:
     """Write every site's state and the progress as ``state/round-<n>``, whole or not at all.
 
     Args:
@@ -208,7 +204,6 @@ def commit(
         config: the run's settings.
         folder: the run's folder, whose records reach the round's end.
         index: of the round.
-        best: see :class:`Progress`.
         seconds: wall time of the run until now.
     """
     states = folder / "state"
@@ -219,7 +214,6 @@ def commit(
     records = folder / "metrics.jsonl"
     progress = Progress(
         index,
-        best,
         seconds,
         settings=_computed(config),
         records_bytes=records.stat().st_size,
@@ -457,7 +451,7 @@ def finish(
     """
     if seconds is None and (folder / "summary.json").is_file():
         seconds = read_summary(folder).get("seconds")
-    summary = summarise(records, first_candidate=config.rounds - last_fifth(config.rounds))
+    summary = summarise(records, first_candidate(config.rounds))
     if seconds is not None:
         summary["seconds"] = round(seconds, 1)
     write_json(folder / "summary.json", summary)
@@ -466,11 +460,6 @@ def finish(
     return summary
 
 
-def last_fifth(rounds: int) -> int:
-    """Return how many rounds at the end compete for the best model: the last 20 %, at least one."""
-    return max(1, rounds // 5)
-
-
-def in_last_fifth(index: int, rounds: int) -> bool:
-    """Return whether a round is among the last 20 %."""
-    return index >= rounds - last_fifth(rounds)
+def first_candidate(rounds: int) -> int:
+    """Return the first round that competes for the best model: of the last 20 %, at least of the last one."""
+    return rounds - max(1, rounds // 5)

@@ -67,6 +67,7 @@ def test_a_run_leaves_everything_that_was_promised(finished):
         "environment.json",
         "metrics.jsonl",
         "summary.json",
+        "scores.csv",
         "retrogress.png",
         "log.txt",
         "predictions",

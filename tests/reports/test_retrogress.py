@@ -5,7 +5,7 @@ from math import isnan
 from PIL import Image
 
 from prrfl.reports.retrogress import caption, curve, draw_retrogress
-from prrfl.reports.summary import summarise
+from prrfl.reports.summary import best_round, summarise
 from prrfl.types import ExchangeRecord, ScoreRecord, Scores
 
 
@@ -37,6 +37,15 @@ def test_the_summary_by_hand():
     assert abs(summary["last"]["mean"]["macro_f1"] - (0.6 + 0.005 - 0.25)) < 1e-12
     assert summary["last"]["mean"]["auc"] is None
     assert (summary["bytes_up_per_site_and_round"], summary["bytes_down_per_site_and_round"]) == (100, 50)
+
+
+def test_a_round_without_a_weak_site_is_not_the_best_for_that():
+    found = history(["a", "b"])
+    for t in range(3):
+        found.append(ScoreRecord(t, 1, "weak", "valid", "model", True, "after", scores(0.1)))
+    assert [best_round(found, first) for first in (0, 1, 2, 9)] == [0, 1, 2, 2]
+    without = [r for r in found if getattr(r, "client", "") != "weak" or r.round != 1]
+    assert best_round(without, 1) == 2  # though the mean of round 1 is the highest now
 
 
 def test_the_curve_of_many_sites_takes_more_rows(tmp_path):

@@ -24,10 +24,7 @@ def summarise(records: Sequence[RoundRecord], first_candidate: int = 0) -> dict[
     scores = [r for r in records if isinstance(r, ScoreRecord)]
     exchanges = [r for r in records if isinstance(r, ExchangeRecord)]
     last = exchanges[-1].round
-    best = max(
-        range(min(first_candidate, last), last + 1),
-        key=lambda t: (validation_f1(r for r in scores if r.round == t), -t),
-    )
+    best = best_round(records, first_candidate)
     return {
         "rounds": last + 1,
         "best_round": best,
@@ -39,6 +36,23 @@ def summarise(records: Sequence[RoundRecord], first_candidate: int = 0) -> dict[
         "absent": _absent(records),
         "local_epochs": sum(isinstance(r, TrainRecord) for r in records),
     }
+
+
+def best_round(records: Iterable[RoundRecord], first_candidate: int) -> int:
+    """Return the round of the highest mean macro-F1 on validation, the earliest of equal ones.
+
+    Only rounds compete at whose end most sites were there: a mean without a weak site is no better for that.
+
+    Args:
+        records: of the rounds so far, at least one.
+        first_candidate: the first round that competes; the last one does, should none have come so far.
+    """
+    found: dict[int, list[float]] = {}
+    for r in records:
+        if isinstance(r, ScoreRecord) and r.split == "valid" and r.deployed:
+            found.setdefault(r.round, []).append(r.scores.macro_f1)
+    candidates = [t for t in found if t >= min(first_candidate, max(found))]
+    return max(candidates, key=lambda t: (len(found[t]), fmean(found[t]), -t))
 
 
 def validation_f1(records: Iterable[RoundRecord]) -> float:
