@@ -11,6 +11,7 @@ import typer
 from prrfl.cli.flags import with_flags
 from prrfl.cli.screen import console, going_on, print_summary
 from prrfl.errors import ConfigError, ParticipationError, PRRFLError
+from prrfl.flower.consent import METHODS, parse_methods
 
 INCOMPLETE = 3
 """Exit code of a run that went on at times without some of its sites."""
@@ -114,7 +115,7 @@ def site(
         str,
         typer.Option(
             help="what the site agrees to, separated by commas; all others send more than prrfl: "
-            "prrfl-ablated, fedavg, fedbn, fedprox, fml, ida, silobn"
+            + ", ".join(METHODS[1:])
         ),
     ] = "prrfl",
     device: Annotated[str, typer.Option(help="where to train: auto, cpu, cuda, cuda:1, ...")] = "auto",
@@ -132,7 +133,6 @@ def site(
     """Take part in a federation, until stopped. Images and the personalised model never leave."""
     needs_flower()
     from prrfl.flower.certs import check_private_key, check_readable, check_valid
-    from prrfl.flower.federation import parse_methods
     from prrfl.flower.launch import Node, keep_connected
 
     ends = check_valid(certs / "ca.crt", datetime.now(UTC))

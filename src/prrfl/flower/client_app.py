@@ -11,7 +11,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from prrfl.errors import PRRFLError, one_line
-from prrfl.flower.federation import parse_methods
+from prrfl.flower.consent import parse_methods
 from prrfl.flower.participant import Local, carry_out, refused, told
 from prrfl.flower.records import STEPS, Order, from_records, to_records
 

@@ -10,20 +10,14 @@ from uuid import uuid4
 
 from pydantic import TypeAdapter, ValidationError
 
-from prrfl.algorithms import ALGORITHMS
 from prrfl.config import LARGEST_FILE, TrainConfig, checked, parse_toml
 from prrfl.engine.store import write_json
-from prrfl.errors import ConfigError, ParticipationError, nearest
+from prrfl.errors import ConfigError, ParticipationError
 from prrfl.files import read_bytes, read_text
 from prrfl.flower.certs import check_names
 from prrfl.flower.secure_sum import FEWEST
 from prrfl.run_folder import begin, check_folder_is_free
 from prrfl.types import ClientId, RoundContext
-
-ABLATED = "prrfl-ablated"
-
-METHODS = ("prrfl", ABLATED, *sorted(set(ALGORITHMS) - {"prrfl", "centralised", "local"}))
-"""What a site can agree to; :data:`ABLATED` is ``prrfl`` where it sends weights, or has a single network."""
 
 OF_THE_SITE = ("data", "device", "threads", "workers", "allow_missing", "sites", "images")
 """Settings of training that are each site's own, or of the simulation alone."""
@@ -160,28 +154,6 @@ def check_method(config: TrainConfig, secure: bool) -> None:
             f"method {config.method} needs every single share, which secure summation hides from the server; "
             "choose another method, or go without --secure"
         )
-
-
-def agreed_as(config: TrainConfig) -> str:
-    """Return the name in :data:`METHODS` under which a site agrees to what the settings have it send."""
-    ablated = config.method == "prrfl" and (config.aggregation != "pfa" or config.transfer == "off")
-    return ABLATED if ablated else config.method
-
-
-def parse_methods(text: str) -> tuple[str, ...]:
-    """Return the methods that a site agrees to, as ``prrfl site --methods`` names them.
-
-    Raises:
-        ConfigError: if one is none.
-    """
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
-    for name in names:
-        if name not in METHODS:
-            hint = nearest(name, METHODS)
-            raise ConfigError(f"methods: '{name}' is none{hint}; expected of {', '.join(METHODS)}")
-    if not names:
-        raise ConfigError(f"methods names none; expected of {', '.join(METHODS)}")
-    return names
 
 
 def as_json(settings: Mapping[str, Any]) -> str:

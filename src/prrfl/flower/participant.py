@@ -47,7 +47,7 @@ from prrfl.engine.store import (
 )
 from prrfl.errors import ConfigError, DataError, NonFiniteShareError, StateMismatchError
 from prrfl.files import parse_json, read_bytes, read_text
-from prrfl.flower.federation import agreed_as
+from prrfl.flower.consent import agreed_as
 from prrfl.flower.records import Answer, Order, OrderRefusedError
 from prrfl.flower.secure_sum import Identity, SignedKey, mask_of, masked, own_seed, read_cohort, read_roster
 from prrfl.kept import kept_path, predictions_path, read_about
@@ -97,7 +97,7 @@ class Local:
         roster: the consortium's public signing keys. A site that has one takes part under secure summation
             alone: it never sends a share without a mask.
         signing_key: its own private signing key.
-        methods: those of :data:`prrfl.flower.federation.METHODS` that it agrees to; others send more.
+        methods: those of :data:`prrfl.flower.consent.METHODS` that it agrees to; others send more.
     """
 
     name: ClientId

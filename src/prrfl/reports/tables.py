@@ -80,9 +80,12 @@ def tables(rows: Sequence[Row], classes: Sequence[str]) -> list[Table]:
     costs = ["method", "drop F1", "drop AUC", "worst drop at", "epochs to recover"]
     costs += ["MB up", "MB down", "minutes"]
     by_site = ["method", *(f"{name} {site}" for name in ("F1", "AUC") for site in sites)]
-    found = [
+    against = Table(
+        "Difference to PRR-FL (mean of sites)", differences, [_difference_cells(row) for row in rows]
+    )
+    return [
         Table("Scores (mean of sites)", scores, [_score_cells(row) for row in rows]),
-        Table("Difference to PRR-FL (mean of sites)", differences, [_difference_cells(row) for row in rows]),
+        *([against] if _are_compared(rows) else []),
         Table(
             "Per site",
             by_site,
@@ -90,7 +93,11 @@ def tables(rows: Sequence[Row], classes: Sequence[str]) -> list[Table]:
         ),
         Table("Retrogress and cost", costs, [_cost_cells(row) for row in rows]),
     ]
-    return found if any(row.tests for row in rows) else [found[0], *found[2:]]
+
+
+def _are_compared(rows: Sequence[Row]) -> bool:
+    """Return whether any method was held against PRR-FL."""
+    return any(row.tests for row in rows)
 
 
 def brief(rows: Sequence[Row]) -> Table:
@@ -201,7 +208,7 @@ def legend(rows: Sequence[Row]) -> str:
         f"Percent; {spread}.",
         "'95 % of images': bootstrap over test images, by lesion or patient where known, seeds averaged.",
     ]
-    compared = any(row.tests for row in rows)
+    compared = _are_compared(rows)
     if compared and seeds > 1:
         lines.append(
             "Difference: to PRR-FL, over the seeds that both ran; p, the larger of a paired bootstrap over "
