@@ -24,7 +24,7 @@ def first_step(started: float, folder: str, threads: str) -> float:
 
     from prrfl import PRRFL, InProcess, Recipe, norm_keys, run_rounds, vgg16_slim
     from prrfl.data.augment import Augmentation
-    from prrfl.data.dermoscopy import CLASSES
+    from prrfl.data.layout import CLASSES
     from prrfl.data.sources import load_sites
 
     class FirstStepError(Exception):

@@ -40,7 +40,7 @@ def paper_form(folder: Path, size: int, rounds: int, epochs: int, threads: int) 
 
     from benchmarks.paper_form import PaperForm, Plan
     from benchmarks.workload import paper_recipe
-    from prrfl.data.dermoscopy import CLASSES
+    from prrfl.data.layout import CLASSES
     from prrfl.data.sources import read_entries
 
     torch.set_num_threads(threads)
@@ -51,9 +51,9 @@ def paper_form(folder: Path, size: int, rounds: int, epochs: int, threads: int) 
 @contextmanager
 def package(folder: Path, size: int, rounds: int, epochs: int, precision: str) -> Iterator[Iterator[object]]:
     """Run the package as its users do, with the workers and threads that it picks."""
-    from prrfl import run
     from prrfl.config import load_config
     from prrfl.engine import run_rounds
+    from prrfl.runs import run
     from prrfl.tensors import norm_keys
     from prrfl.types import ExchangeRecord
 

@@ -12,8 +12,8 @@ from benchmarks.figures import Figure, Settings, absolute, ratio
 from benchmarks.paper_form import PaperForm, Plan
 from benchmarks.workload import paper_recipe, pictures
 from prrfl.algorithms import PRRFL
-from prrfl.data.dermoscopy import CLASSES
 from prrfl.data.images import Entry, load_entries
+from prrfl.data.layout import CLASSES
 from prrfl.engine import InProcess, run_rounds
 from prrfl.evaluation import score
 from prrfl.tensors import norm_keys

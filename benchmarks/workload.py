@@ -9,8 +9,8 @@ import torch
 
 from benchmarks.figures import Settings
 from prrfl.data.augment import Augmentation
-from prrfl.data.dermoscopy import CLASSES
 from prrfl.data.images import SPLITS, Entry
+from prrfl.data.layout import CLASSES
 from prrfl.data.manifest import manifest_csv
 from prrfl.data.sources import read_entries
 from prrfl.data.synthetic import GeneratedData, write_generated

@@ -15,9 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from prrfl.algorithms import ALGORITHMS, Algorithm
 from prrfl.errors import ConfigError, nearest
-from prrfl.files import read_text
 from prrfl.machine import best_device, multiplies_bfloat16
 from prrfl.models import NETWORKS
+from prrfl.storage.reading import read_text
 
 LARGEST_FILE = 2**14
 """Bytes of a settings file; the time that TOML's keys take can grow with the square of their length."""

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from prrfl import compare
 from prrfl.config import TrainConfig
 from prrfl.errors import ConfigError
+from prrfl.runs import compare
 from tests.sites_on_disk import write_layout
 
 SMALL = ["--image-size", 32, "--rounds", 1, "--epochs", 1, "--batch", 8, "--seeds", 0]

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from prrfl import doctor
+from prrfl import preflight as doctor
 from prrfl.cli.screen import console
 from prrfl.config import checked
-from prrfl.doctor import DataSet, Finding
-from prrfl.run import load_data, make_recipe, resolved
+from prrfl.preflight import DataSet, Finding
+from prrfl.runs.run import load_data, make_recipe, resolved
 from tests.sites_on_disk import write_layout
 
 SMALL = "image_size = 32\nbatch = 8\nworkers = 1\nthreads = 1\n"

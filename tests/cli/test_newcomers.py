@@ -8,10 +8,10 @@ import torch
 
 from prrfl.cli.newcomers import change
 from prrfl.data.sources import load_sites
-from prrfl.engine.store import read_notes, read_tensors, write_tensors
 from prrfl.evaluation import score
+from prrfl.inference.onboarding import read_federation
+from prrfl.storage.tensor_files import read_notes, read_tensors, write_tensors
 from prrfl.training import batches, forward, predict, reestimate_norms
-from prrfl.using.newcomer import read_federation
 from tests.sites_on_disk import write_layout
 
 SMALL = ["--image-size", 32, "--rounds", 1, "--epochs", 2, "--batch", 8, "--precision", "float32"]

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from prrfl import cli, run_folder
+from prrfl import cli
 from prrfl.config import TrainConfig
-from prrfl.engine.store import read_tensors
-from prrfl.records import read_records
+from prrfl.runs import folder as run_folder
+from prrfl.storage.records import read_records
+from prrfl.storage.tensor_files import read_tensors
 from tests.sites_on_disk import write_layout
 
 SMALL = ["--image-size", "32", "--rounds", "2", "--epochs", "2", "--batch", "8", "--precision", "float32"]

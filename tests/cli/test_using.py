@@ -16,12 +16,12 @@ from sklearn.metrics import f1_score, log_loss
 
 from prrfl.calibration import at_temperature, fit_temperature
 from prrfl.data.sources import load_sites
-from prrfl.engine.store import read_tensors
-from prrfl.kept import kept_path, read_about
 from prrfl.models import build_network
-from prrfl.records import read_predictions
 from prrfl.reports.calibration import calibration_error, chance_error, reliability
 from prrfl.reports.judgement import judge
+from prrfl.runs.deployed import kept_path, read_about
+from prrfl.storage.records import read_predictions
+from prrfl.storage.tensor_files import read_tensors
 from prrfl.types import Predictions
 from tests.sites_on_disk import write_layout
 
@@ -322,7 +322,7 @@ def test_export_refuses_and_leaves_nothing(prrfl, run, tmp_path, monkeypatch):
     (tmp_path / "run/predictions/clientA/best.csv").unlink()
     said = refused(prrfl("export", tmp_path / "run", "--site", "clientA", "--out", tmp_path / "ex"))
     assert "predictions/clientA/best.csv is not there" in said
-    monkeypatch.setattr("prrfl.using.export.TOLERANCE", -1.0)
+    monkeypatch.setattr("prrfl.inference.export.TOLERANCE", -1.0)
     said = refused(prrfl("export", run, "--site", "clientA", "--out", tmp_path / "ex"))
     assert "differ from the network's" in said
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "run"]

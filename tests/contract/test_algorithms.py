@@ -7,7 +7,7 @@ import torch
 
 from prrfl import PRRFL, InProcess, NonFiniteShareError, ParticipationError, Recipe, norm_keys, run_rounds
 from prrfl.algorithms import ALGORITHMS
-from prrfl.engine.store import read_state, write_state
+from prrfl.storage.tensor_files import read_state, write_state
 from prrfl.training import Site
 from prrfl.types import Examples, RoundContext, ScoreRecord, SiteData
 from tests.sites import tiny_network, tiny_sites

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from prrfl.data.dermoscopy import CLASSES, find_sites, read_table, site_entries
 from prrfl.data.images import load_entries
+from prrfl.data.layout import CLASSES, find_sites, read_table, site_entries
 from prrfl.data.sources import load_sites
 from prrfl.errors import DataError
 from tests.reference import DERMOSCOPY, needs_dermoscopy

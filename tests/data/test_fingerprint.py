@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from prrfl.fingerprint import difference, fingerprint, fingerprints, short
+from prrfl.data.fingerprint import difference, fingerprint, fingerprints, short
 from prrfl.types import Examples
 from tests.sites import tiny_examples, tiny_sites
 

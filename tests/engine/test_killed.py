@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from prrfl import cli, run_folder
-from prrfl.engine.store import read_tensors
-from prrfl.records import read_records
+from prrfl import cli
+from prrfl.runs import folder as run_folder
+from prrfl.storage.records import read_records
+from prrfl.storage.tensor_files import read_tensors
 from tests.engine.test_resume import files_of
 from tests.sites_on_disk import write_layout
 
@@ -53,7 +54,7 @@ def command(arguments, folder, kill_at, counted):
 def start():
     """Start commands in processes of their own, all forked from one that has imported what they need."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["prrfl.run", "prrfl.cli", "prrfl.report", __name__])
+    context.set_forkserver_preload(["prrfl.runs.run", "prrfl.cli", "prrfl.runs.report", __name__])
 
     def begin(*arguments, folder, kill_at=0):
         counted = context.Value("i", 0)

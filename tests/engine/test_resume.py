@@ -6,12 +6,12 @@ import shutil
 import pytest
 import torch
 
-from prrfl import run, run_folder
 from prrfl.config import load_config
-from prrfl.engine.store import read_state, read_tensors, write_state
+from prrfl.data.fingerprint import short
 from prrfl.errors import ConfigError, StateMismatchError
-from prrfl.fingerprint import short
-from prrfl.records import read_predictions
+from prrfl.runs import run, run_folder
+from prrfl.storage.records import read_predictions
+from prrfl.storage.tensor_files import read_state, read_tensors, write_state
 from prrfl.types import ExchangeRecord
 from tests.sites_on_disk import write_layout
 

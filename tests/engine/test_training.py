@@ -9,10 +9,11 @@ from sklearn.metrics import f1_score, roc_auc_score
 from torch import nn
 
 from prrfl import PRRFL, Examples, InProcess, Recipe, SiteData, norm_keys, run_rounds
-from prrfl.engine.store import read_tensors, write_json, write_tensors, write_text
 from prrfl.errors import StateMismatchError
 from prrfl.evaluation import score
-from prrfl.records import append_records, read_records
+from prrfl.storage.atomic import write_json, write_text
+from prrfl.storage.records import append_records, read_records
+from prrfl.storage.tensor_files import read_tensors, write_tensors
 from prrfl.tensors import WeightedMean
 from prrfl.training import Learner, Site, batches, generator, normalise, predict, scoring_batch, train_epoch
 from prrfl.types import ExchangeRecord, RoundContext, ScoreRecord, Scores, TrainRecord

@@ -11,10 +11,10 @@ import torch
 from prrfl import PRRFL, InProcess, NonFiniteShareError, PRRFLError, Recipe, run_rounds
 from prrfl.algorithms import FedAvg
 from prrfl.engine import Workers
-from prrfl.engine.store import StatesOnDisk, from_bytes, to_bytes
 from prrfl.engine.workers import shared_out
 from prrfl.errors import StateMismatchError
 from prrfl.evaluation import score
+from prrfl.storage.tensor_files import StatesOnDisk, from_bytes, to_bytes
 from prrfl.tensors import norm_keys
 from prrfl.training import predict
 from prrfl.types import ExchangeRecord, RoundContext, ScoreRecord, Share, SiteData

@@ -12,10 +12,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from prrfl.errors import ConfigError
-from prrfl.files import read_bytes
 from prrfl.flower.certs import check_valid, make_certs
 from prrfl.flower.federation import federate
 from prrfl.flower.launch import Command, Node, Server, _new_lines, _reason, keep_connected
+from prrfl.storage.reading import read_bytes
 from tests.sites_on_disk import write_layout
 
 NAMES = ["north", "south", "east"]
@@ -225,7 +225,9 @@ def test_without_flower_the_extra_is_named(prrfl, monkeypatch, tmp_path):
 
 
 def test_the_rest_of_the_package_does_without_flower():
-    code = "import sys, prrfl, prrfl.cli, prrfl.run, prrfl.compare; assert 'flwr' not in sys.modules"
+    code = (
+        "import sys, prrfl, prrfl.cli, prrfl.runs.run, prrfl.runs.compare; assert 'flwr' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from prrfl.engine.store import read_tensors
-from prrfl.records import read_records
-from prrfl.run_folder import read_summary
+from prrfl.runs.folder import read_summary
+from prrfl.storage.records import read_records
+from prrfl.storage.tensor_files import read_tensors
 from prrfl.types import ExchangeRecord, ScoreRecord
 from tests.flower.deployment import PRRFL, Deployment, simulate
 from tests.sites_on_disk import write_layout

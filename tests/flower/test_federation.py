@@ -14,7 +14,6 @@ import torch
 from flwr.app import Context, Message, RecordDict
 
 from prrfl.algorithms import ALGORITHMS
-from prrfl.engine.store import read_tensors
 from prrfl.errors import ConfigError, ParticipationError
 from prrfl.flower import client_app, server_app
 from prrfl.flower.certs import make_certs
@@ -23,7 +22,8 @@ from prrfl.flower.participant import Local, carry_out
 from prrfl.flower.records import Answer, Order, OrderRefusedError, from_records, to_records
 from prrfl.flower.server_app import run_federation
 from prrfl.flower.wire import measure
-from prrfl.records import read_records
+from prrfl.storage.records import read_records
+from prrfl.storage.tensor_files import read_tensors
 from prrfl.types import AbsenceRecord, ExchangeRecord
 from tests.flower.grid import GridHere, failure
 from tests.sites_on_disk import write_layout
@@ -415,7 +415,7 @@ def test_a_network_that_explodes_at_one_site_is_named(data, tmp_path):
 @pytest.mark.parametrize("method", sorted(set(ALGORITHMS) - {"centralised", "local"}))
 def test_every_method_runs_over_sites_as_it_does_in_one_process(data, tmp_path, method):
     from prrfl.config import checked
-    from prrfl.run import load_data, train
+    from prrfl.runs.run import load_data, train
 
     records = run(grid_of(data, tmp_path, methods=method), tmp_path / "run", method=method)
     config = checked({**SETTINGS, "method": method, "data": data, "workers": 1, "threads": 1}, "here")

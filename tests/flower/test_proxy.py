@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prrfl.engine.store import read_tensors
+from prrfl.storage.tensor_files import read_tensors
 from tests.flower.deployment import Deployment, free_port, simulate, until
 from tests.sites_on_disk import write_layout
 

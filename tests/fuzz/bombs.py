@@ -22,10 +22,10 @@ from prrfl.data.build import find_images
 from prrfl.data.images import read_image
 from prrfl.data.manifest import read_manifest
 from prrfl.data.sources import load_sites
-from prrfl.engine.store import from_bytes, read_state
 from prrfl.errors import PRRFLError
-from prrfl.records import read_predictions, read_records
-from prrfl.run_folder import read_summary
+from prrfl.runs.folder import read_summary
+from prrfl.storage.records import read_predictions, read_records
+from prrfl.storage.tensor_files import from_bytes, read_state
 from prrfl.types import Share
 
 CLASSES = ("nv", "bkl", "mel")

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from prrfl import training
-from prrfl.engine.store import read_tensors
-from prrfl.records import read_records
+from prrfl.storage.records import read_records
+from prrfl.storage.tensor_files import read_tensors
 from tests.fuzz.cases import listing
 from tests.sites_on_disk import write_layout
 

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from prrfl.algorithms import FedAvg
 from prrfl.engine import InProcess, run_rounds
-from prrfl.records import (
+from prrfl.reports.meter import measure
+from prrfl.reports.summary import summarise
+from prrfl.storage.records import (
     append_records,
     from_line,
     parse_summary,
@@ -18,8 +20,6 @@ from prrfl.records import (
     read_records,
     to_line,
 )
-from prrfl.reports.meter import measure
-from prrfl.reports.summary import summarise
 from prrfl.tensors import norm_keys
 from prrfl.training import Recipe
 from prrfl.types import ExchangeRecord, Predictions

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from prrfl import run, run_folder
 from prrfl.config import load_config
 from prrfl.errors import ConfigError
+from prrfl.runs import run, run_folder
 from tests.engine.test_resume import files_of, stopped
 from tests.fuzz.cases import assert_line, cases, listing, within
 from tests.fuzz.mutators import copied, files, name_of
@@ -195,7 +195,7 @@ def comparison(settings, finished, tmp_path_factory):
 @cases(20)
 @given(data=st.data(), mutation=files)
 def test_a_comparison_of_broken_runs(data, mutation, comparison, place, prrfl, monkeypatch):
-    from prrfl import compare
+    from prrfl.runs import compare
 
     monkeypatch.setattr(compare, "draw_comparison", lambda *_: None)
     monkeypatch.setattr(compare, "comparison_page", lambda *_: "<html>")

@@ -12,7 +12,7 @@ from prrfl.algorithms import PRRFL, FedProx
 from prrfl.algorithms.prrfl import PRRFLState
 from prrfl.det import Stage
 from prrfl.engine.in_process import read_client
-from prrfl.engine.store import from_bytes, read_notes, read_state, read_tensors, to_bytes, write_state
+from prrfl.storage.tensor_files import from_bytes, read_notes, read_state, read_tensors, to_bytes, write_state
 from prrfl.training import Learner
 from prrfl.types import RoundContext, Share
 from tests.fuzz.cases import cases, tried

@@ -9,12 +9,12 @@ import torch
 from prrfl.calibration import at_temperature
 from prrfl.data.sources import load_sites
 from prrfl.evaluation import predictions
-from prrfl.kept import About
-from prrfl.records import predictions_to_csv, read_predictions
 from prrfl.reports.card import model_card
 from prrfl.reports.comparison import Run, compare
 from prrfl.reports.judgement import judge
 from prrfl.reports.statistics import group_indices, resamples
+from prrfl.runs.deployed import About
+from prrfl.storage.records import predictions_to_csv, read_predictions
 from prrfl.types import ExchangeRecord, Predictions, ScoreRecord, Scores
 from tests.sites_on_disk import write_layout
 

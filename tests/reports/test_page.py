@@ -7,9 +7,9 @@ import subprocess
 
 import pytest
 
-from prrfl import report, run, run_folder
 from prrfl.config import load_config
-from prrfl.records import read_predictions, read_records
+from prrfl.runs import report, run, run_folder
+from prrfl.storage.records import read_predictions, read_records
 from prrfl.types import ScoreRecord
 from tests.sites_on_disk import write_layout
 

@@ -2,8 +2,8 @@
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from prrfl import run
 from prrfl.config import load_config
+from prrfl.runs import run
 from prrfl.types import ScoreRecord
 from tests.sites_on_disk import write_layout
 

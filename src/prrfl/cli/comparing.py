@@ -16,8 +16,8 @@ from prrfl.cli.screen import console, going_on
 from prrfl.errors import ConfigError, PRRFLError
 
 if TYPE_CHECKING:
-    from prrfl.compare import Planned
     from prrfl.reports.comparison import Row
+    from prrfl.runs.compare import Planned
 
 METHODS = ",".join(ALGORITHMS)
 
@@ -42,7 +42,7 @@ def compare(
     methods: str, seeds: str, workers: int | None, config: Path | None, out: Path | None, **flags: Any
 ) -> None:
     """Run methods x seeds with a shared start, resume what was begun, and write one table with intervals."""
-    from prrfl import compare as comparing
+    from prrfl.runs import compare as comparing
 
     try:
         numbers = [int(seed) for seed in seeds.split(",")]
@@ -65,8 +65,8 @@ def compare(
 
 def _show(planned: list["Planned"], workers: int | None) -> Mapping[str, str]:
     """Do the runs with live progress; return the last words of those that failed."""
-    from prrfl.compare import run_all
-    from prrfl.run_folder import rounds_done
+    from prrfl.runs.compare import run_all
+    from prrfl.runs.folder import rounds_done
 
     total = sum(one.config.rounds for one in planned)
     before = sum(rounds_done(one.folder) for one in planned)

@@ -35,7 +35,7 @@ def check(
     """Count classes; find copies, leaking groups, missing and broken files. Exit code 1 if files are."""
     from prrfl.data.check import check as examine
     from prrfl.data.sources import read_entries
-    from prrfl.engine.store import write_json
+    from prrfl.storage.atomic import write_json
 
     names = _names(classes)
     entries = read_entries(source, image_size=image_size, classes=names)
@@ -119,7 +119,7 @@ def split(
     from prrfl.data.manifest import manifest_csv
     from prrfl.data.sources import read_entries
     from prrfl.data.split import split as divide
-    from prrfl.engine.store import write_text
+    from prrfl.storage.atomic import write_text
 
     if out.suffix.lower() != ".csv" or out.resolve() == source.resolve():
         raise DataError(f"--out {out} is not to be written over; give a new name that ends in .csv")

@@ -11,7 +11,7 @@ from rich.text import Text
 from prrfl.cli.screen import console
 
 if TYPE_CHECKING:
-    from prrfl.doctor import Finding
+    from prrfl.preflight import Finding
 
 MARKS = {"ok": Text("✓", "green"), "note": Text("!", "yellow"), "problem": Text("✗", "bold red")}
 
@@ -25,7 +25,7 @@ def doctor(
     ] = None,
 ) -> None:
     """Look at machine, versions and data, and train a few batches. Exit code 1 if training would fail."""
-    from prrfl.doctor import examine, verdict
+    from prrfl.preflight import examine, verdict
 
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("reading images", visible=False)

@@ -66,8 +66,8 @@ def server(
     needs_flower()
     from prrfl.flower.federation import federate, read_settings
     from prrfl.flower.launch import Server, outcome, serving
-    from prrfl.records import read_records
-    from prrfl.run_folder import is_finished
+    from prrfl.runs.folder import is_finished
+    from prrfl.storage.records import read_records
     from prrfl.types import AbsenceRecord
 
     settings = read_settings(config) if config else {}
@@ -210,7 +210,7 @@ def _follow(folder: Path, rounds: int, outcome: Any) -> None:
     """
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    from prrfl.run_folder import rounds_done
+    from prrfl.runs.folder import rounds_done
 
     columns = (
         TextColumn("{task.description}"),

@@ -16,9 +16,9 @@ from prrfl.reports.words import percent
 from prrfl.types import Scores, SiteData, Split
 
 if TYPE_CHECKING:
-    from prrfl.kept import Which
+    from prrfl.inference.onboarding import Federation
     from prrfl.reports.judgement import Judgement
-    from prrfl.using.newcomer import Federation
+    from prrfl.runs.deployed import Which
 
 log = logging.getLogger("prrfl")
 
@@ -28,13 +28,13 @@ Data = Annotated[Path, typer.Option(metavar="DIR", help="the new sites' data, in
 
 def evaluate_newcomers(run_folder: Path, data: Path, which: "Which") -> dict[str, dict[str, "Judgement"]]:
     """Score every site's network, their ensemble and their mean on sites that took no part, and print it."""
-    from prrfl.using import newcomer
+    from prrfl.inference import onboarding
 
-    federation = newcomer.read_federation(run_folder)
-    deployed = newcomer.read_deployed(run_folder, which, federation.config.device)
+    federation = onboarding.read_federation(run_folder)
+    deployed = onboarding.read_deployed(run_folder, which, federation.config.device)
     found = {}
     for site in _sites(data, federation, ("test",)):
-        found[site.name] = newcomer.evaluate(federation, deployed, site)
+        found[site.name] = onboarding.evaluate(federation, deployed, site)
         title = f"{which} networks on the {len(site.test)} test images of {site.name}"
         table = judgement_table(title, ("network",), federation.config.classes)
         for name, judgement in found[site.name].items():
@@ -54,15 +54,16 @@ def onboard(
 
     It needs images for training and test, none for validation.
     """
-    from prrfl.engine.store import write_json, write_tensors
-    from prrfl.run_folder import check_folder_is_free
-    from prrfl.using import newcomer
+    from prrfl.inference import onboarding
+    from prrfl.runs.folder import check_folder_is_free
+    from prrfl.storage.atomic import write_json
+    from prrfl.storage.tensor_files import write_tensors
 
     check_folder_is_free(out)
-    federation = newcomer.read_federation(run_folder)
+    federation = onboarding.read_federation(run_folder)
     for site in _sites(data, federation, ("train", "test")):
         with console.status(Text(f"{site.name}: training on {len(site.train)} images, twice")):
-            result = newcomer.onboard(federation, site, epochs, seed)
+            result = onboarding.onboard(federation, site, epochs, seed)
         write_tensors(out / site.name / "model.safetensors", result.network, {"run": str(run_folder)})
         write_json(out / site.name / "scores.json", {k: asdict(v) for k, v in result.scores.items()})
         _print(f"{site.name}: {len(site.test)} test images (%)", result.scores, federation.config.classes)

@@ -71,7 +71,7 @@ def going_on(how: Callable[[], str]) -> Iterator[None]:
 
 def print_summary(folder: Path) -> None:
     """Print the table of sites of a finished run."""
-    from prrfl.run_folder import read_summary  # not before `prrfl --help`
+    from prrfl.runs.folder import read_summary  # not before `prrfl --help`
 
     summary = read_summary(folder)
     table = Table(title="Test scores of each site's own model (%)")

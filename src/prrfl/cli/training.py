@@ -35,8 +35,8 @@ def train(config: Path | None, out: Path | None, **flags: Any) -> None:
 def run_training(settings: TrainConfig, folder: Path, resume: bool = False) -> None:
     """Load the data, train with live progress, and print the table of sites."""
     # Imported here so that `prrfl --help` does not wait for networks and pictures.
-    from prrfl import run
-    from prrfl.run_folder import check_folder_is_free, rounds_done
+    from prrfl.runs import run
+    from prrfl.runs.folder import check_folder_is_free, rounds_done
 
     if not resume:
         check_folder_is_free(folder)  # before the data is read, which may take a while
@@ -68,7 +68,7 @@ def resume(run_folder: RunFolder) -> None:
     Data that changed meanwhile is refused by site and split. Where the run's device is not there, another is
     taken, and a warning says so.
     """
-    from prrfl.run_folder import is_federation, is_finished, is_site_of_federation, settings_here
+    from prrfl.runs.folder import is_federation, is_finished, is_site_of_federation, settings_here
 
     if is_finished(run_folder):
         print_summary(run_folder)
@@ -88,12 +88,12 @@ def report(
 ) -> None:
     """Make report.html of a run or a comparison: one page for any browser. Remake tables and pictures too."""
     if (run_folder / "runs").is_dir():
-        from prrfl.compare import tabulate
+        from prrfl.runs.compare import tabulate
 
         print_comparison(tabulate(run_folder))
         console.print(f"Page: {run_folder / 'report.html'}", soft_wrap=True)
         return
-    from prrfl.report import report as remake
+    from prrfl.runs.report import report as remake
 
     remake(run_folder)
     print_summary(run_folder)

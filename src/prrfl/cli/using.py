@@ -17,8 +17,8 @@ from prrfl.cli.screen import console, judgement_cells, judgement_table
 from prrfl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from prrfl.kept import Which
     from prrfl.reports.judgement import Judgement
+    from prrfl.runs.deployed import Which
 
 Run = Annotated[
     Path, typer.Argument(metavar="RUN", help="folder of a run, or a site's own of one over real sites")
@@ -49,9 +49,9 @@ def predict(
     device.
     """
     from prrfl.data.images import find_images
-    from prrfl.engine.store import write_text
-    from prrfl.kept import classify, read_kept
     from prrfl.machine import best_device
+    from prrfl.runs.deployed import classify, read_kept
+    from prrfl.storage.atomic import write_text
 
     found = find_images(images)
     kept = read_kept(run_folder, site, network, calibrate=calibrate, device=best_device())
@@ -91,7 +91,7 @@ def evaluate(
     ensemble, and the last round's mean are scored there. What PRR-FL means are its deputies. Intervals are of
     95 %, over images. All is scored in float32, whatever the run's precision.
     """
-    from prrfl.engine.store import write_json
+    from prrfl.storage.atomic import write_json
 
     if data is None:
         found = {name: asdict(one) for name, one in _own(run_folder, network, calibrate).items()}
@@ -105,8 +105,8 @@ def evaluate(
 
 
 def _own(run_folder: Path, network: "Which", calibrate: bool) -> Mapping[str, "Judgement"]:
-    from prrfl.run_folder import settings_of
-    from prrfl.using.judging import judge_own
+    from prrfl.inference.evaluate import judge_own
+    from prrfl.runs.folder import settings_of
 
     classes: tuple[str, ...] = ()
     found: dict[str, Judgement] = {}
@@ -141,9 +141,9 @@ def export(
     """
     if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]:
         raise ConfigError(f"the package {missing[0]} is not there; pip install 'prrfl[onnx]'")
-    from prrfl.kept import read_kept
-    from prrfl.run_folder import check_folder_is_free
-    from prrfl.using import export as exporting
+    from prrfl.inference import export as exporting
+    from prrfl.runs.deployed import read_kept
+    from prrfl.runs.folder import check_folder_is_free
 
     check_folder_is_free(out)
     kept = read_kept(run_folder, site, network, calibrate=calibrate)

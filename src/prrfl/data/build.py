@@ -14,12 +14,12 @@ from typing import BinaryIO
 
 from PIL import Image
 
-from prrfl.data.dermoscopy import CLASSES
 from prrfl.data.images import MAX_BYTES, Entry, read_image
+from prrfl.data.layout import CLASSES
 from prrfl.data.split import split
 from prrfl.data.tables import is_plain_name, read_rows
 from prrfl.errors import DataError
-from prrfl.files import opened
+from prrfl.storage.reading import opened
 
 SITES = {"vidir_modern": "clientA", "vidir_molemax": "clientB", "rosendahl": "clientC"}
 """HAM10000's sources; its few images of ``vienna_dias`` belong to no site."""

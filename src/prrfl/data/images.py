@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from prrfl.errors import DataError
-from prrfl.files import opened
 from prrfl.machine import available_memory
+from prrfl.storage.reading import opened
 from prrfl.types import ClientId, Examples, SiteData, Split
 
 MAX_PIXELS = 64_000_000

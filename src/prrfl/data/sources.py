@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from prrfl.data import dermoscopy
+from prrfl.data import layout
 from prrfl.data.images import FORMATS, SPLITS, Entry, check_memory, check_training, load_entries, no_examples
 from prrfl.data.manifest import read_manifest
 from prrfl.data.tables import is_plain_name
 from prrfl.errors import DataError
-from prrfl.files import opened
+from prrfl.storage.reading import opened
 from prrfl.types import ClientId, Examples, SiteData, Split
 
 log = logging.getLogger("prrfl")
@@ -135,10 +135,8 @@ def read_entries(
         return read_manifest(source, classes)
     return [
         entry
-        for site in dermoscopy.find_sites(source)
-        for entry in dermoscopy.site_entries(
-            source, site, image_size=image_size, classes=classes, needed=needed
-        )
+        for site in layout.find_sites(source)
+        for entry in layout.site_entries(source, site, image_size=image_size, classes=classes, needed=needed)
     ]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TextIO
 
 from prrfl.errors import DataError, nearest
-from prrfl.files import opened
+from prrfl.storage.reading import opened
 
 LONGEST_LINE = 1_000_000
 """Characters; a line that is longer is of no table, and would take many times its length in memory."""

@@ -10,8 +10,8 @@ import torch
 from prrfl.algorithms.base import Algorithm, C
 from prrfl.engine.rounds import Arrival, Deployed
 from prrfl.engine.site import Visitor
-from prrfl.engine.store import StatesOnDisk, read_state, write_state
 from prrfl.errors import ParticipationError
+from prrfl.storage.tensor_files import StatesOnDisk, read_state, write_state
 from prrfl.tensors import check_same_layout, count_bytes
 from prrfl.training import Recipe, Site
 from prrfl.types import ClientId, Examples, RoundContext, RoundRecord, SiteData, Split, Tensors

@@ -17,8 +17,8 @@ import torch
 from prrfl import errors
 from prrfl.engine.in_process import InProcess, Present, taking_part
 from prrfl.engine.rounds import Arrival, Deployed
-from prrfl.engine.store import from_bytes, to_bytes
 from prrfl.errors import PRRFLError
+from prrfl.storage.tensor_files import from_bytes, to_bytes
 from prrfl.types import (
     ClientId,
     ExchangeRecord,

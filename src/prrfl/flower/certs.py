@@ -23,9 +23,9 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from prrfl.data.tables import is_plain_name
-from prrfl.engine.store import replacing
 from prrfl.errors import ConfigError, ParticipationError
-from prrfl.files import read_bytes
+from prrfl.storage.atomic import replacing
+from prrfl.storage.reading import read_bytes
 from prrfl.types import ClientId
 
 LONGEST_DAYS = 36_500

@@ -11,12 +11,12 @@ from uuid import uuid4
 from pydantic import TypeAdapter, ValidationError
 
 from prrfl.config import LARGEST_FILE, TrainConfig, checked, parse_toml
-from prrfl.engine.store import write_json
 from prrfl.errors import ConfigError, ParticipationError
-from prrfl.files import read_bytes, read_text
 from prrfl.flower.certs import check_names
 from prrfl.flower.secure_sum import FEWEST
-from prrfl.run_folder import begin, check_folder_is_free
+from prrfl.runs.folder import begin, check_folder_is_free
+from prrfl.storage.atomic import write_json
+from prrfl.storage.reading import read_bytes, read_text
 from prrfl.types import ClientId, RoundContext
 
 OF_THE_SITE = ("data", "device", "threads", "workers", "allow_missing", "sites", "images")

@@ -18,9 +18,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from prrfl.engine.store import write_text
 from prrfl.errors import ConfigError, PRRFLError
 from prrfl.flower.certs import check_readable, check_valid
+from prrfl.storage.atomic import write_text
 from prrfl.types import ClientId
 
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}

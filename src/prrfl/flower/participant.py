@@ -33,28 +33,18 @@ from pydantic import TypeAdapter
 from prrfl.config import TrainConfig, checked
 from prrfl.data.sources import load_site
 from prrfl.engine import Visitor
-from prrfl.engine.store import (
-    changed_file,
-    checksum,
-    read_state,
-    remove_partial,
-    replacing,
-    sync,
-    to_bytes,
-    write_json,
-    write_state,
-    write_text,
-)
 from prrfl.errors import ConfigError, DataError, NonFiniteShareError, StateMismatchError
-from prrfl.files import parse_json, read_bytes, read_text
 from prrfl.flower.consent import agreed_as
 from prrfl.flower.records import Answer, Order, OrderRefusedError
 from prrfl.flower.secure_sum import Identity, SignedKey, mask_of, masked, own_seed, read_cohort, read_roster
-from prrfl.kept import kept_path, predictions_path, read_about
 from prrfl.machine import prepared
-from prrfl.records import to_line
-from prrfl.run import make_recipe, resolved, share_dtype
-from prrfl.run_folder import write_deployed
+from prrfl.runs.deployed import kept_path, predictions_path, read_about
+from prrfl.runs.folder import write_deployed
+from prrfl.runs.run import make_recipe, resolved, share_dtype
+from prrfl.storage.atomic import remove_partial, replacing, sync, write_json, write_text
+from prrfl.storage.reading import changed_file, checksum, parse_json, read_bytes, read_text
+from prrfl.storage.records import to_line
+from prrfl.storage.tensor_files import read_state, to_bytes, write_state
 from prrfl.tensors import check_same_layout, norm_keys
 from prrfl.training import Recipe, Site
 from prrfl.types import ClientId, RoundContext, RoundRecord, Share, TrainRecord

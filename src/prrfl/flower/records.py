@@ -11,8 +11,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from pydantic import Field, TypeAdapter
 from torch import Tensor
 
-from prrfl.engine.store import adapter
 from prrfl.errors import ParticipationError, StateMismatchError
+from prrfl.storage.tensor_files import adapter
 from prrfl.types import ClientId, Tensors
 
 Step = Literal["train", "share", "reveal", "receive", "keep"]

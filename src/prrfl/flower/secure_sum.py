@@ -40,10 +40,10 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key, l
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prrfl.engine.store import replacing
 from prrfl.errors import ConfigError, NonFiniteShareError, StateMismatchError
-from prrfl.files import parse_json, read_bytes, read_text
 from prrfl.flower.records import OrderRefusedError
+from prrfl.storage.atomic import replacing
+from prrfl.storage.reading import parse_json, read_bytes, read_text
 from prrfl.types import ClientId, Share, Tensors
 
 SCALE = 2.0**32

@@ -22,15 +22,15 @@ from prrfl.algorithms import Algorithm
 from prrfl.det import Stage
 from prrfl.engine import Arrival, Deployed
 from prrfl.engine.site import packed
-from prrfl.engine.store import write_json
 from prrfl.errors import ParticipationError, PRRFLError, StateMismatchError, one_line
-from prrfl.files import parse_json, read_bytes
 from prrfl.flower.federation import Federation, as_json, federate, read_federation, read_settings
 from prrfl.flower.records import Answer, Order, Step, from_records, to_records
 from prrfl.flower.secure_sum import FEWEST, SEED, check_part, unmasked
-from prrfl.records import from_line
-from prrfl.run import make_recipe, run_engine, share_dtype
-from prrfl.run_folder import is_finished
+from prrfl.runs.folder import is_finished
+from prrfl.runs.run import make_recipe, run_engine, share_dtype
+from prrfl.storage.atomic import write_json
+from prrfl.storage.reading import parse_json, read_bytes
+from prrfl.storage.records import from_line
 from prrfl.tensors import check_same_layout, count_bytes, non_finite
 from prrfl.training import Recipe
 from prrfl.types import (

@@ -12,12 +12,12 @@ from flwr.app import RecordDict
 
 from prrfl.config import checked
 from prrfl.data.synthetic import GeneratedData, write_generated
-from prrfl.engine.store import read_state
 from prrfl.flower.certs import make_certs
 from prrfl.flower.consent import METHODS
 from prrfl.flower.federation import as_json, check_method
 from prrfl.flower.participant import Local, carry_out
 from prrfl.flower.records import Answer, Order, Step, to_records
+from prrfl.storage.tensor_files import read_state
 from prrfl.types import ClientId, Share
 
 SECURE_STEPS: tuple[Step, ...] = ("share", "reveal")

@@ -7,14 +7,15 @@ from typing import Any
 
 import torch
 
-from prrfl import run, run_folder
 from prrfl.algorithms import Algorithm, Local
 from prrfl.config import TrainConfig
 from prrfl.engine.in_process import read_client
 from prrfl.errors import ConfigError, StateMismatchError
 from prrfl.evaluation import predictions, score
-from prrfl.kept import Kept, Which, judged, read_kept, sites_of
 from prrfl.reports.judgement import Judgement, judge
+from prrfl.runs import folder as run_folder
+from prrfl.runs import run
+from prrfl.runs.deployed import Kept, Which, judged, read_kept, sites_of
 from prrfl.tensors import WeightedMean, norm_keys
 from prrfl.training import Recipe, Site, predict, reestimate_norms
 from prrfl.types import ClientId, RoundContext, Scores, SiteData, Tensors

@@ -17,11 +17,11 @@ from prrfl.calibration import fit_temperature
 from prrfl.config import TrainConfig
 from prrfl.data.images import SPLITS, read_image
 from prrfl.engine.in_process import POOL
-from prrfl.engine.store import read_notes, read_tensors, write_tensors
 from prrfl.errors import ConfigError, StateMismatchError, nearest
 from prrfl.evaluation import predictions, probabilities
 from prrfl.models import NETWORKS, build_network
-from prrfl.records import read_predictions
+from prrfl.storage.records import read_predictions
+from prrfl.storage.tensor_files import read_notes, read_tensors, write_tensors
 from prrfl.tensors import check_same_layout
 from prrfl.training import Recipe, forward, predict, prepare, scoring_batch
 from prrfl.types import ClientId, Examples, Predictions, SiteData, Split, Tensors

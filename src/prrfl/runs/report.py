@@ -8,13 +8,13 @@ from typing import Any
 
 from PIL import Image
 
-from prrfl.engine.store import write_text
 from prrfl.errors import ConfigError, DataError, ParticipationError
-from prrfl.kept import Which, predictions_path
-from prrfl.records import read_predictions, read_records
 from prrfl.reports.page import Sample, run_page
-from prrfl.run import load_data
-from prrfl.run_folder import finish, first_candidate, is_federation, settings_of
+from prrfl.runs.deployed import Which, predictions_path
+from prrfl.runs.folder import finish, first_candidate, is_federation, settings_of
+from prrfl.runs.run import load_data
+from prrfl.storage.atomic import write_text
+from prrfl.storage.records import read_predictions, read_records
 from prrfl.types import Predictions, SiteData, Split
 
 log = logging.getLogger("prrfl")

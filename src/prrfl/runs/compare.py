@@ -17,22 +17,22 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
 
-from prrfl import run_folder
 from prrfl.algorithms import ALGORITHMS
 from prrfl.config import TrainConfig, load_config
+from prrfl.data.fingerprint import difference, fingerprints
 from prrfl.data.synthetic import GeneratedData, cached
 from prrfl.engine.in_process import POOL
-from prrfl.engine.store import write_text
 from prrfl.errors import ConfigError, DataError
-from prrfl.fingerprint import difference, fingerprints
-from prrfl.kept import kept_path, predictions_path, read_about
 from prrfl.machine import usable_cores
-from prrfl.records import read_predictions, read_records
 from prrfl.reports import comparison, scores, tables
 from prrfl.reports.meter import measure
 from prrfl.reports.overlay import draw_comparison
 from prrfl.reports.page import comparison_page
-from prrfl.run import load_data
+from prrfl.runs import folder as run_folder
+from prrfl.runs.deployed import kept_path, predictions_path, read_about
+from prrfl.runs.run import load_data
+from prrfl.storage.atomic import write_text
+from prrfl.storage.records import read_predictions, read_records
 from prrfl.types import ClientId, Predictions
 
 log = logging.getLogger("prrfl")

@@ -1,12 +1,16 @@
 """Files as people leave them: read if they are files at all, and as JSON if they hold it."""
 
 import errno
+import hashlib
 import json
 import os
 import stat
+from collections.abc import Mapping
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
+
+from prrfl.errors import StateMismatchError
 
 
 def opened(path: Path) -> BufferedReader:
@@ -66,3 +70,29 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def checksum(path: Path, size: int | None = None) -> str:
+    """Return the SHA-256 of a file, or of its first bytes, in hexadecimal.
+
+    Raises:
+        StateMismatchError: if it cannot be read.
+    """
+    try:
+        with opened(path) as file:
+            if size is None:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+            return hashlib.sha256(file.read(size)).hexdigest()
+    except OSError as cause:
+        raise StateMismatchError(f"{path} cannot be read: {cause}") from None
+
+
+def changed_file(folder: Path, sums: Mapping[str, str]) -> Path | None:
+    """Return a file of a folder that is absent, or whose SHA-256 is another one, if there is one."""
+    for name, expected in sums.items():
+        try:
+            if checksum(folder / name) != expected:
+                return folder / name
+        except StateMismatchError:
+            return folder / name
+    return None

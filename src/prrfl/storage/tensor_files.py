@@ -1,12 +1,7 @@
-"""Files that are either whole or absent: JSON, text, tensors and a site's state, never pickle."""
+"""Tensors and sites' states as bytes and as files: safetensors, never pickle."""
 
-import errno
-import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,70 +13,11 @@ from safetensors.torch import load, load_file, save
 from torch import Tensor
 
 from prrfl.errors import StateMismatchError
-from prrfl.files import opened, parse_json
+from prrfl.storage.atomic import replacing
+from prrfl.storage.reading import opened, parse_json
 from prrfl.types import ClientId, Tensors
 
 T = TypeVar("T")
-
-
-UMASK = os.umask(0)
-os.umask(UMASK)  # it can only be read by setting it
-
-PARTIAL = ".partial-"
-"""What the names of files begin with that are not whole yet."""
-
-
-def remove_partial(folder: Path) -> None:
-    """Remove what a process that was killed left half-written; nobody else may be writing there."""
-    for path in folder.rglob(f"{PARTIAL}*"):
-        path.unlink(missing_ok=True)
-
-
-def sync(folder: Path) -> None:
-    """Have what a folder lists outlast a power failure."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextmanager
-def replacing(path: Path, mode: int = 0o644) -> Iterator[Path]:
-    """Give a temporary path beside ``path`` that takes its place once the block has ended well.
-
-    A link stays a link: what it leads to is replaced.
-
-    Raises:
-        OSError: if what is there is no regular file, a device say.
-    """
-    path = Path(os.path.realpath(path))
-    if path.exists() and not path.is_file():
-        raise FileExistsError(errno.EEXIST, "Is there, and is no regular file", str(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f"{PARTIAL}{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.chmod(mode & ~UMASK)
-        temporary.replace(path)
-        sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write a JSON file atomically."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def write_tensors(path: Path, tensors: Tensors, notes: Mapping[str, object] | None = None) -> None:
@@ -128,32 +64,6 @@ def read_notes(path: Path) -> dict[str, Any]:
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as cause:
         reason = " ".join(str(cause).split())
         raise StateMismatchError(f"{path} has no notes of a safetensors file of prrfl: {reason}") from None
-
-
-def checksum(path: Path, size: int | None = None) -> str:
-    """Return the SHA-256 of a file, or of its first bytes, in hexadecimal.
-
-    Raises:
-        StateMismatchError: if it cannot be read.
-    """
-    try:
-        with opened(path) as file:
-            if size is None:
-                return hashlib.file_digest(file, "sha256").hexdigest()
-            return hashlib.sha256(file.read(size)).hexdigest()
-    except OSError as cause:
-        raise StateMismatchError(f"{path} cannot be read: {cause}") from None
-
-
-def changed_file(folder: Path, sums: Mapping[str, str]) -> Path | None:
-    """Return a file of a folder that is absent, or whose SHA-256 is another one, if there is one."""
-    for name, expected in sums.items():
-        try:
-            if checksum(folder / name) != expected:
-                return folder / name
-        except StateMismatchError:
-            return folder / name
-    return None
 
 
 def to_bytes(value: object) -> bytes:

@@ -23,17 +23,17 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 
 from prrfl.config import LARGEST_FILE, TrainConfig, load_config, parse_toml
+from prrfl.data.fingerprint import Fingerprint, Fingerprints, as_json, difference
 from prrfl.engine import Deployed, Engine
-from prrfl.engine.store import changed_file, checksum, sync, write_json, write_text
 from prrfl.errors import ConfigError, DataError, PRRFLError, StateMismatchError
 from prrfl.evaluation import predictions
-from prrfl.files import parse_json, read_bytes, read_text
-from prrfl.fingerprint import Fingerprint, Fingerprints, as_json, difference
-from prrfl.kept import Which, about, kept_path, predictions_path, write_kept
-from prrfl.records import parse_summary, predictions_to_csv, read_records
 from prrfl.reports.retrogress import draw_retrogress
 from prrfl.reports.scores import to_csv
 from prrfl.reports.summary import summarise
+from prrfl.runs.deployed import Which, about, kept_path, predictions_path, write_kept
+from prrfl.storage.atomic import sync, write_json, write_text
+from prrfl.storage.reading import changed_file, checksum, parse_json, read_bytes, read_text
+from prrfl.storage.records import parse_summary, predictions_to_csv, read_records
 from prrfl.types import ClientId, RoundRecord, SiteData, Split, Tensors
 
 log = logging.getLogger("prrfl")

@@ -7,11 +7,11 @@ from pathlib import Path
 from prrfl.config import TrainConfig
 from prrfl.data.sources import load_site
 from prrfl.errors import DataError
-from prrfl.kept import Kept, Which, judged, predictions_path, read_kept, sites_of
-from prrfl.records import read_predictions
 from prrfl.reports.judgement import Judgement, judge
-from prrfl.run import load_data
-from prrfl.run_folder import is_site_of_federation, settings_of
+from prrfl.runs.deployed import Kept, Which, judged, predictions_path, read_kept, sites_of
+from prrfl.runs.folder import is_site_of_federation, settings_of
+from prrfl.runs.run import load_data
+from prrfl.storage.records import read_predictions
 from prrfl.types import ClientId, Predictions, SiteData, Split
 
 log = logging.getLogger("prrfl")

@@ -28,11 +28,11 @@ from prrfl.data.check import FEW, Findings, check
 from prrfl.data.images import SPLITS, Entry
 from prrfl.data.sources import npz_files, read_entries
 from prrfl.data.synthetic import GeneratedData, cache_folder
-from prrfl.engine.store import to_bytes
 from prrfl.errors import PRRFLError
 from prrfl.machine import available_memory, multiplies_bfloat16, prepared, system, usable_cores
-from prrfl.run import load_data, make_recipe, resolved
-from prrfl.run_folder import KEPT
+from prrfl.runs.folder import KEPT
+from prrfl.runs.run import load_data, make_recipe, resolved
+from prrfl.storage.tensor_files import to_bytes
 from prrfl.tensors import count_bytes, norm_keys
 from prrfl.training import Recipe, Site
 from prrfl.types import Examples, RoundContext, SiteData

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from prrfl.calibration import at_temperature
-from prrfl.engine.store import PARTIAL, replacing, write_text
 from prrfl.errors import PRRFLError
-from prrfl.kept import Kept, Which, predictions_path, sites_of
-from prrfl.records import read_predictions
 from prrfl.reports.calibration import draw_reliability
 from prrfl.reports.card import model_card
+from prrfl.runs.deployed import Kept, Which, predictions_path, sites_of
+from prrfl.storage.atomic import PARTIAL, replacing, write_text
+from prrfl.storage.records import read_predictions
 from prrfl.training import generator
 
 TOLERANCE = 1e-4

@@ -18,18 +18,17 @@ import torch
 from prrfl.algorithms import Algorithm, Centralised
 from prrfl.config import TrainConfig
 from prrfl.data.augment import Augmentation
+from prrfl.data.fingerprint import Fingerprints, fingerprints, short
 from prrfl.data.images import SPLITS
 from prrfl.data.sources import load_sites
 from prrfl.data.synthetic import GeneratedData, cached
 from prrfl.engine import Engine, InProcess, Workers, run_rounds
-from prrfl.engine.store import remove_partial, to_bytes
 from prrfl.errors import ConfigError, ParticipationError
-from prrfl.fingerprint import Fingerprints, fingerprints, short
 from prrfl.machine import prepared, system, usable_cores
 from prrfl.models import build_network
-from prrfl.records import append_records
+from prrfl.models.weights import load_weights
 from prrfl.reports.summary import best_round, validation_f1
-from prrfl.run_folder import (
+from prrfl.runs.folder import (
     alone,
     begin,
     check_data,
@@ -44,10 +43,12 @@ from prrfl.run_folder import (
     save_deployed,
     write_data,
 )
+from prrfl.storage.atomic import remove_partial
+from prrfl.storage.records import append_records
+from prrfl.storage.tensor_files import to_bytes
 from prrfl.tensors import norm_keys
 from prrfl.training import Precision, Recipe
 from prrfl.types import ClientId, ExchangeRecord, RoundRecord, SiteData, Split
-from prrfl.weights import load_weights
 
 log = logging.getLogger("prrfl")
 

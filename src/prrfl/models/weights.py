@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from prrfl.engine.store import read_tensors
 from prrfl.errors import StateMismatchError, nearest
+from prrfl.storage.tensor_files import read_tensors
 from prrfl.tensors import check_same_layout, non_finite
 
 PARALLEL = "module."

@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from prrfl.errors import DataError
-from prrfl.files import parse_json, read_bytes, read_text
+from prrfl.storage.reading import parse_json, read_bytes, read_text
 from prrfl.types import ExchangeRecord, Predictions, RoundRecord, ScoreRecord, Scores, TrainRecord
 
 _RECORD: TypeAdapter[RoundRecord] = TypeAdapter(RoundRecord)

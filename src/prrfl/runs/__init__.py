@@ -1,0 +1,1 @@
+"""Runs: from settings to a folder with everything that came of it."""

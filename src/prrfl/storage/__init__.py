@@ -1,0 +1,1 @@
+"""Files: whole or absent, tensors and states, reading what people left, records."""
