@@ -24,7 +24,7 @@ from prrfl.data.sources import load_sites
 from prrfl.data.synthetic import GeneratedData, cached
 from prrfl.engine import Engine, InProcess, Workers, run_rounds
 from prrfl.errors import ConfigError, ParticipationError
-from prrfl.machine import prepared, system, usable_cores
+from prrfl.machine import gpu, prepared, system, usable_cores
 from prrfl.models import build_network
 from prrfl.models.weights import load_weights
 from prrfl.reports.summary import best_round, validation_f1
@@ -314,22 +314,27 @@ def resolved(config: TrainConfig, sites: int) -> TrainConfig:
     """Return the settings with workers and threads chosen where they are left to choose.
 
     Sites share nothing while they train, so that a process for each of them wastes less than threads, which
-    wait for each other at every layer; what cores are left then go to threads. On a GPU and for one network
-    there is one process. Threads do not follow from ``workers``, because bits depend on them.
+    wait for each other at every layer; what cores are left then go to threads. On a GPU one process trains
+    several sites at a time, which is faster than processes that take turns. Threads do not follow from
+    ``workers``, because bits depend on them.
 
     Raises:
         ConfigError: if several processes are asked for where there can only be one.
     """
     cores = usable_cores()
-    alone = {
-        "a GPU cannot be shared out over processes": config.device.startswith("cuda"),
-        "centralised training has one network": config.method == "centralised",
-    }
-    for reason, holds in alone.items():
-        if holds and config.workers > 1:
-            raise ConfigError(f"workers is {config.workers}, but {reason}; leave it out, or give 1")
-    most = 1 if any(alone.values()) else sites
-    workers = min(most, config.workers or max(1, cores // (config.threads or 1)))
+    pooled = config.method == "centralised"
+    if pooled and config.workers > 1:
+        raise ConfigError(
+            f"workers is {config.workers}, but centralised training has one network; leave it out, or give 1"
+        )
+    if config.device.startswith("cuda") and config.workers > 1 and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        raise ConfigError(
+            f"workers is {config.workers}, but this process uses the GPU already and cannot be forked any "
+            "more; give workers 1, or start in a new process"
+        )
+    most = 1 if pooled else sites
+    picked = 1 if config.device.startswith("cuda") else max(1, cores // (config.threads or 1))
+    workers = min(most, config.workers or picked)
     threads = config.threads or max(1, cores // most)
     # Absolute, so that a run can be gone on with from any folder.
     paths = {
@@ -348,7 +353,7 @@ def environment(device: str, data: Fingerprints | None = None) -> dict[str, Any]
         "platform": system(),
         "threads": torch.get_num_threads(),
         "device": device,
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": found.name if (found := gpu()) else None,
         "free_disk_bytes": shutil.disk_usage(Path.cwd()).free,
         "versions": {name: version(name) for name in names},
         "command": _without_secrets(sys.argv),
