@@ -24,7 +24,7 @@ def model_card(
     """Return the card.
 
     Args:
-        facts: what the template names besides: ``about`` (of the network), ``scope`` (of the method), ``site``,
+        facts: the other variables of the template: ``about`` (the network), ``scope`` (of the method), ``site``,
             ``which``, ``temperature``, ``fitted_on``, ``version``, ``today``, ``file``, ``checksum``, ``picture``.
         classes: names of the labels.
         sites: whose networks are kept beside this one.

@@ -108,7 +108,7 @@ def _settings(method: str) -> dict[str, object]:
         key, equals, value = part.partition("=")
         if not equals:
             raise ConfigError(f"method '{method}': expected name:key=value, as in prrfl:transfer=off")
-        if key in SHARED | FREE:
+        if key in TrainConfig.where(comparison="same") | TrainConfig.where(comparison="free"):
             raise ConfigError(f"method '{method}': {key} is the same for all methods; give --{key} instead")
         if key in others:
             known = f"its own are {', '.join(sorted(own))}" if own else "it has none of its own"
