@@ -37,7 +37,7 @@ class Scope:
     """Who chooses a setting, and when it may change. Each field of :class:`TrainConfig` carries one.
 
     Attributes:
-        resumable: it may change when a run is resumed, because results do not depend on it.
+        resumable: it may change when a run is resumed: it says where a run is computed, not what.
         comparison: in a comparison it is ``same`` for all runs, ``free`` for each run, or part of the
             ``method``, such as ``prrfl:transfer=off``.
         of_site: in a federation over real sites, each site sets it for itself.
@@ -218,7 +218,7 @@ class TrainConfig(BaseModel):
     @field_validator("alpha2")
     @classmethod
     def _not_below_alpha1(cls, value: float, info: ValidationInfo) -> float:
-        # Otherwise the same deputy could be too weak for any stage but RECOVER and strong enough for SUBLIMATE.
+        # Otherwise one deputy could be too weak for any stage but RECOVER, yet strong enough for SUBLIMATE.
         if value < info.data.get("alpha1", 0.0):
             raise ValueError(f"expected at least alpha1, which is {info.data['alpha1']}")
         return value
@@ -239,7 +239,7 @@ class TrainConfig(BaseModel):
             torch.zeros(1, device=value).item()
         except (RuntimeError, AssertionError, ValueError) as cause:
             raise ValueError(
-                f"device '{value}' is not available on this machine; use cpu, or omit the setting"
+                f"'{value}' is not available on this machine; use cpu, or auto to choose"
             ) from cause
         return value
 
@@ -332,7 +332,7 @@ def parse_toml(text: str, source: str) -> dict[str, Any]:
         return tomllib.loads(text)
     # TOML errors are ValueErrors. So is an integer with more digits than Python converts.
     except ValueError as cause:
-        raise ConfigError(f"{source} is not valid TOML: {' '.join(str(cause).split())}") from None
+        raise ConfigError(f"{source} is not TOML: {' '.join(str(cause).split())}") from None
     except RecursionError:
         raise ConfigError(
             f"{source} is nested too deeply; expected one line per setting, key = value"
