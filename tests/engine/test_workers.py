@@ -10,7 +10,7 @@ import torch
 
 from prrfl import PRRFL, InProcess, NonFiniteShareError, PRRFLError, Recipe, run_rounds
 from prrfl.algorithms import FedAvg
-from prrfl.engine import Workers
+from prrfl.engine.workers import Workers
 from prrfl.engine.workers import shared_out
 from prrfl.errors import StateMismatchError
 from prrfl.evaluation import score
