@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from prrfl.algorithms import ALGORITHMS, Algorithm
+from prrfl.algorithms import ALGORITHMS, DEFAULT, Algorithm
 from prrfl.errors import ConfigError, nearest
 from prrfl.machine import best_device, multiplies_bfloat16
 from prrfl.models import NETWORKS
@@ -52,7 +52,7 @@ class TrainConfig(BaseModel):
     sites: int = Field(4, ge=1, le=1000, description="generated data: number of sites")
     images: int = Field(320, ge=18, le=100_000, description="generated data: images per site")
 
-    method: str = Field("prrfl", description=f"federated method: {', '.join(ALGORITHMS)}")
+    method: str = Field(DEFAULT, description=f"federated method: {', '.join(ALGORITHMS)}")
     r0: Ratio = Field(0.7, description="PFA: low-frequency ratio of the first round")
     r1: Ratio = Field(0.95, description="PFA: low-frequency ratio approached in the last round")
     alpha1: Ratio = Field(0.7, description="DET: the deputy recovers below this share of the personalised F1")

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
-from prrfl.algorithms.base import MeanOfShares
+from prrfl.algorithms.base import MeanOfShares, Traits
 from prrfl.algorithms.single import train_one, without
 from prrfl.det import Stage, det_epoch
 from prrfl.pfa import low_band_amplitudes, low_frequency_ratio, rebuild
@@ -42,6 +42,15 @@ class PRRFL:
     alpha2: float = 0.9
     aggregation: Literal["pfa", "mean"] = "pfa"
     transfer: Literal["staged", "recover", "exchange", "sublimate", "off"] = "staged"
+
+    traits: ClassVar[Traits] = Traits(
+        variants=("ablated",), stages=tuple(stage.name.lower() for stage in Stage)
+    )
+
+    @property
+    def variant(self) -> str:
+        """``ablated`` if it sends weights instead of amplitudes, or has a single network, which it sends."""
+        return "ablated" if self.aggregation != "pfa" or self.transfer == "off" else ""
 
     def start(self, initial: Tensors) -> PRRFLState:
         """Give the site two networks with the common initial weights."""

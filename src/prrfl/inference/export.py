@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from prrfl.algorithms import ALGORITHMS, traits_of
 from prrfl.calibration import at_temperature
 from prrfl.errors import PRRFLError
 from prrfl.reports.calibration import draw_reliability
@@ -76,6 +77,7 @@ def export(kept: Kept, run_folder: Path, which: Which, out: Path) -> float:
             picture.write_bytes(draw_reliability(curves, title))
         facts = {
             "about": kept.about,
+            "scope": traits_of(ALGORITHMS.get(kept.about.method)).scope,
             "site": kept.site,
             "which": which,
             "temperature": kept.temperature,

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from prrfl.algorithms import Algorithm, Local
+from prrfl.algorithms import ALGORITHMS, BASELINE, Algorithm
 from prrfl.config import TrainConfig
 from prrfl.engine.in_process import read_client
 from prrfl.errors import ConfigError, StateMismatchError
@@ -129,7 +129,7 @@ def onboard(federation: Federation, site: SiteData, epochs: int = 5, seed: int =
     adapted = reestimate_norms(federation.mean, site.train, recipe)
     ours = _train(federation.algorithm, adapted, place, epochs, seed)
     start = run.make_recipe(federation.config).network.state_dict()
-    alone = _train(Local(), start, place, epochs, seed)
+    alone = _train(ALGORITHMS[BASELINE](), start, place, epochs, seed)
     length = f"{epochs} epoch" if epochs == 1 else f"{epochs} epochs"
     steps = {
         federation.mean_name: federation.mean,

@@ -24,8 +24,8 @@ def model_card(
     """Return the card.
 
     Args:
-        facts: what the template names besides: ``about`` (of the network), ``site``, ``which``,
-            ``temperature``, ``fitted_on``, ``version``, ``today``, ``file``, ``checksum``, ``picture``.
+        facts: what the template names besides: ``about`` (of the network), ``scope`` (of the method), ``site``,
+            ``which``, ``temperature``, ``fitted_on``, ``version``, ``today``, ``file``, ``checksum``, ``picture``.
         classes: names of the labels.
         sites: whose networks are kept beside this one.
         plain: the network's predictions of the site's test images, at temperature 1.

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import torch
 
-from prrfl.algorithms import Algorithm, Centralised
+from prrfl.algorithms import ALGORITHMS, Algorithm, traits_of
 from prrfl.config import TrainConfig
 from prrfl.data.augment import Augmentation
 from prrfl.data.fingerprint import Fingerprints, fingerprints, short
@@ -74,10 +74,11 @@ def load_data(config: TrainConfig, needed: Sequence[Split] = SPLITS) -> list[Sit
         allow_missing=config.allow_missing,
         needed=needed,
     )
-    if len(sites) < 2 and config.method != "local":
+    if len(sites) < 2 and traits_of(ALGORITHMS[config.method]).scope != "alone":
+        alone = [name for name, kind in ALGORITHMS.items() if traits_of(kind).scope == "alone"]
         raise ParticipationError(
             f"{folder} holds one site, {sites[0].name}; federated training needs at least 2 "
-            "(only method local trains one alone)"
+            f"(only method {' or '.join(alone)} trains one alone)"
         )
     return sites
 
@@ -292,7 +293,7 @@ def open_engine(
             algorithm,
             some,
             recipe,
-            pooled=isinstance(algorithm, Centralised),
+            pooled=traits_of(algorithm).scope == "pooled",
             rest_in=rest if large else None,
             share_dtype=share_dtype(config),
         )
@@ -323,7 +324,7 @@ def resolved(config: TrainConfig, sites: int) -> TrainConfig:
     cores = usable_cores()
     alone = {
         "a GPU cannot be shared out over processes": config.device.startswith("cuda"),
-        "centralised training has one network": config.method == "centralised",
+        f"{config.method} training has one network": traits_of(config.algorithm()).scope == "pooled",
     }
     for reason, holds in alone.items():
         if holds and config.workers > 1:
