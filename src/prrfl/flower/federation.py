@@ -48,6 +48,10 @@ class Federation:
         """The training's settings, defaults filled in as they hold at the server."""
         return checked(self.settings, "the settings")
 
+    def settings_for_sites(self) -> str:
+        """Return the settings that are sent to the sites, as JSON."""
+        return as_json({key: value for key, value in self.settings.items() if key != "tensorboard"})
+
 
 def federate(
     folder: Path,
