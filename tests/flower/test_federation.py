@@ -417,7 +417,8 @@ def test_a_network_that_explodes_at_one_site_is_named(data, tmp_path):
 @pytest.mark.parametrize("method", sorted(set(ALGORITHMS) - {"centralised", "local"}))
 def test_every_method_runs_over_sites_as_it_does_in_one_process(data, tmp_path, method):
     from prrfl.config import checked
-    from prrfl.runs.run import load_data, train
+    from prrfl.runs.run import train
+    from prrfl.runs.setup import load_data
 
     records = run(grid_of(data, tmp_path, methods=method), tmp_path / "run", method=method)
     config = checked({**SETTINGS, "method": method, "data": data, "workers": 1, "threads": 1}, "here")

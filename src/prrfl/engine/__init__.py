@@ -1,6 +1,6 @@
 """The round loop, one visit to a site, and the simulation in one process.
 
-The simulation over several processes is in :mod:`prrfl.engine.workers`, which only a simulation needs to load.
+Only a simulation loads :mod:`prrfl.engine.workers`, the same over several processes.
 """
 
 from prrfl.engine.in_process import InProcess

@@ -1,4 +1,4 @@
-"""The round loop. It knows nothing of the inside of a method, and of an engine only that it exchanges shares."""
+"""The round loop. It sees a method as its protocol, and an engine as an exchange of shares."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -106,9 +106,7 @@ def run_rounds(
     return rounds_from(RoundContext(0, rounds, 0, epochs, seed, norm_keys), algorithm, exchange)
 
 
-def rounds_from(
-    start: RoundContext, algorithm: Algorithm[Any], exchange: Exchange
-) -> Iterator[RoundRecord]:
+def rounds_from(start: RoundContext, algorithm: Algorithm[Any], exchange: Exchange) -> Iterator[RoundRecord]:
     """Run the rounds of a federation from one of them to the last; yield the records as they arise.
 
     Args:

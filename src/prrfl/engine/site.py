@@ -65,7 +65,7 @@ class Visitor(Generic[C]):
         self.scored_on = self.scored_on or (self.site.data,)
 
     def train(self, client: C, ctx: RoundContext) -> Generator[RoundRecord, Any, tuple[C, Share]]:
-        """Run the local epochs of a round; yield the records as they arise, return the new state and the share.
+        """Run a round's local epochs; yield the records as they arise, return the new state and the share.
 
         Raises:
             NonFiniteShareError: if a loss or a tensor to be sent is NaN or infinite.
@@ -124,7 +124,7 @@ class Visitor(Generic[C]):
         self._known.clear()
 
     def _rest(self, client: C) -> None:
-        """Keep the outputs of the final state of a visit, but not its weights, which may be stored on disk."""
+        """Keep the outputs of a visit's final state, but not its weights, which may be stored on disk."""
         models = self.algorithm.models(client)
         self._known = {
             key: replace(known, weights=None)

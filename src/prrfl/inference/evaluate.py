@@ -8,7 +8,14 @@ from prrfl.config import TrainConfig
 from prrfl.data.sources import load_site
 from prrfl.errors import DataError
 from prrfl.reports.judgement import Judgement, judge
-from prrfl.runs.deployed import SavedNetwork, Which, predict_examples, predictions_path, read_network, sites_of
+from prrfl.runs.deployed import (
+    SavedNetwork,
+    Which,
+    predict_examples,
+    predictions_path,
+    read_network,
+    sites_of,
+)
 from prrfl.runs.folder import RunFolder
 from prrfl.runs.setup import load_data
 from prrfl.storage.records import read_predictions
@@ -18,7 +25,9 @@ log = logging.getLogger("prrfl")
 TEST: tuple[Split, ...] = ("test",)
 
 
-def judge_own(folder: Path, which: Which, calibrate: bool = False) -> Iterator[tuple[SavedNetwork, Judgement]]:
+def judge_own(
+    folder: Path, which: Which, calibrate: bool = False
+) -> Iterator[tuple[SavedNetwork, Judgement]]:
     """Yield each network of a run, or of a site's own folder, with its judgement on the site's test images.
 
     Images are read again and the network run again; a warning says where the images are not the run's.

@@ -1,8 +1,8 @@
 """Checkpoints: the states of all sites after a round, from which a run resumes with the same bits.
 
-A checkpoint is a folder ``state/round-<n>`` with a file per site and ``progress.json``, which holds checksums of
-them, of the records until then, and of itself. It is committed by renaming it. If the newest checkpoint is
-damaged, the run resumes from the previous one.
+A checkpoint is a folder ``state/round-<n>`` with a file per site and ``progress.json``, which holds checksums
+of these files, of the records until then, and of itself. It is committed by renaming it. If the newest
+checkpoint is damaged, the run resumes from the previous one.
 """
 
 import hashlib
@@ -113,8 +113,8 @@ def restore(folder: RunFolder, settings: TrainConfig, keeper: Keeper | None) -> 
         return progress
     if first:
         raise StateMismatchError(
-            f"{first}, and no other checkpoint can be used; restore it from a copy, or start another run with "
-            f"`prrfl train --config {folder.path / 'config.toml'}`"
+            f"{first}, and no other checkpoint can be used; restore it from a copy, or start another run "
+            f"with `prrfl train --config {folder.path / 'config.toml'}`"
         )
     return Progress()
 

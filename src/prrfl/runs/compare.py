@@ -289,8 +289,8 @@ def _check_data(folders: Sequence[Path]) -> None:
     found = {folder: RunFolder(folder).data() for folder in folders}
     if unknown := [folder for folder, data in found.items() if data is None]:
         log.warning(
-            "%d of %d runs have no data.json, the first is %s: it cannot be checked whether they were trained "
-            "on the same data as the others",
+            "%d of %d runs have no data.json, the first is %s: it cannot be checked whether they were "
+            "trained on the same data as the others",
             len(unknown),
             len(folders),
             unknown[0],

@@ -1,9 +1,15 @@
 """The folder of a run: what it holds, and how it is read.
 
-A run writes ``config.toml`` (all settings), ``data.json`` (fingerprints of the data), ``environment.json``,
-``metrics.jsonl`` (one record per line), ``summary.json``, ``scores.csv``, ``retrogress.png`` and ``log.txt``; for
-each site ``models/<site>/{best,last}.safetensors`` and ``predictions/<site>/{best,last}{,-valid}.csv``; and in
-``state/`` the checkpoints from which it can be resumed, see :mod:`prrfl.runs.checkpoint`.
+config.toml         all settings
+data.json           fingerprints of the data, see prrfl.data.fingerprint
+environment.json    time, machine, versions and command, of the start and of each resumption
+metrics.jsonl       the records, one per line
+models/<site>/{best,last}.safetensors
+predictions/<site>/{best,last}{,-valid}.csv
+state/round-<n>/    checkpoints, from which the run can be resumed, see prrfl.runs.checkpoint
+summary.json, scores.csv, retrogress.png, report.html
+results, see prrfl.runs.report
+log.txt
 """
 
 import fcntl
@@ -113,8 +119,8 @@ class RunFolder:
         except ConfigError:
             here = self.settings(device="auto")
             log.warning(
-                "%s was started on %s, which this machine does not have. It resumes on %s; results will differ "
-                "slightly",
+                "%s was started on %s, which this machine does not have. It resumes on %s, where results "
+                "differ slightly",
                 self.path,
                 config.device,
                 here.device,
@@ -132,7 +138,7 @@ class RunFolder:
 
     @property
     def is_federation(self) -> bool:
-        """Whether this is the server's folder of a federation, whose networks and predictions stay at sites."""
+        """Whether this is the server's folder of a federation; networks and predictions stay at its sites."""
         return (self.path / "federation.json").is_file()
 
     @property
@@ -229,5 +235,5 @@ CHECKPOINTS = "round-" + 4 * "[0-9]"
 
 
 def first_candidate(rounds: int) -> int:
-    """Return the first round that can be the best one: of the last 20 % of rounds, or the last round alone."""
+    """Return the first round that can be the best one: the best is among the last 20 %, at least one."""
     return rounds - max(1, rounds // 5)

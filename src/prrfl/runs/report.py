@@ -42,9 +42,7 @@ def finish(
     if seconds is not None:
         summary["seconds"] = round(seconds, 1)
     write_json(path, summary)
-    write_text(
-        folder.path / "scores.csv", to_csv([(config.method, config.seed, records)], config.classes)
-    )
+    write_text(folder.path / "scores.csv", to_csv([(config.method, config.seed, records)], config.classes))
     draw_retrogress(records, folder.path / "retrogress.png", config.epochs)
     return summary
 

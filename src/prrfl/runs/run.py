@@ -142,9 +142,7 @@ def remaining_rounds(
                 append_records(folder.path / "metrics.jsonl", unsaved)
                 seconds = done.seconds + time.monotonic() - started
                 commit(folder, config, keeper, record.round, seconds)
-                log.info(
-                    "round %d done: validation macro-F1 %.4f", record.round + 1, validation_f1(unsaved)
-                )
+                log.info("round %d done: validation macro-F1 %.4f", record.round + 1, validation_f1(unsaved))
                 unsaved = []
             add_event(record)
             yield record

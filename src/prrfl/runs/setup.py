@@ -1,4 +1,4 @@
-"""From settings to all that a run needs: data, method, recipe, and the settings that depend on the machine."""
+"""From settings to all that a run needs: data, method, recipe, and choices that depend on the machine."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -24,8 +24,9 @@ from prrfl.flower.server.admission import (
 )
 from prrfl.flower.server.masked_round import MaskedRound, parse_key
 from prrfl.flower.server.transport import Transport
-from prrfl.runs.folder import is_finished
-from prrfl.runs.run import make_recipe, run_engine, share_dtype
+from prrfl.runs.folder import RunFolder
+from prrfl.runs.run import opened, remaining_rounds
+from prrfl.runs.setup import Run, share_dtype
 from prrfl.tensors import count_bytes
 from prrfl.training import Recipe
 from prrfl.types import ExchangeRecord, RoundContext, RoundRecord, Share, Tensors
@@ -55,7 +56,7 @@ def main(grid: Grid, context: Context) -> None:
             bool(given["secure"]),
         )
     logging.basicConfig(stream=sys.stdout, format="%(asctime)s %(levelname)s %(message)s")
-    if is_finished(folder):
+    if RunFolder(folder).is_finished:
         log.warning("the run in %s is finished; nothing to do", folder)
         return
     for record in run_federation(grid, federation, folder):
@@ -69,11 +70,11 @@ def run_federation(grid: Grid, federation: Federation, folder: Path) -> Iterator
     Raises:
         ParticipationError: if a round has fewer sites than the quorum.
     """
-    config = federation.config
-    algorithm, recipe = config.algorithm(), make_recipe(config)
-    fleet = Fleet(grid, federation, algorithm, recipe, folder)
-    sites = federation.sites
-    yield from run_engine(config, algorithm, recipe, fleet, sites, fleet.keep, folder, patience=LINGERS)
+    run, there = Run.of(federation.config), RunFolder(folder)
+    fleet = Fleet(grid, federation, run.method, run.recipe, folder)
+    with opened(there, patience=LINGERS):
+        log.info("sites: %s", ", ".join(federation.sites))
+        yield from remaining_rounds(run, fleet, there, fleet.keep)
 
 
 class Fleet:
