@@ -1,8 +1,9 @@
-"""Files that are either whole or absent."""
+"""Files and folders that are either whole or absent, even if the process is killed while it writes them."""
 
 import errno
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,17 +13,25 @@ UMASK = os.umask(0)
 os.umask(UMASK)  # it can only be read by setting it
 
 PARTIAL = ".partial-"
-"""What the names of files begin with that are not whole yet."""
+"""Prefix of the names of files and folders that are not whole yet."""
 
 
-def remove_partial(folder: Path) -> None:
-    """Remove what a process that was killed left half-written; nobody else may be writing there."""
-    for path in folder.rglob(f"{PARTIAL}*"):
+def remove(path: Path) -> None:
+    """Remove a file, a link, or a folder with all that it holds; do nothing if there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
         path.unlink(missing_ok=True)
 
 
+def remove_partial(folder: Path) -> None:
+    """Remove what killed processes left half-written. No other process may be writing in the folder."""
+    for path in list(folder.rglob(f"{PARTIAL}*")):
+        remove(path)
+
+
 def sync(folder: Path) -> None:
-    """Have what a folder lists outlast a power failure."""
+    """Flush a folder's list of names to the disk, so that it survives a power failure."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -32,16 +41,16 @@ def sync(folder: Path) -> None:
 
 @contextmanager
 def replacing(path: Path, mode: int = 0o644) -> Iterator[Path]:
-    """Give a temporary path beside ``path`` that takes its place once the block has ended well.
+    """Yield a temporary path beside ``path`` that replaces it when the block ends without an exception.
 
-    A link stays a link: what it leads to is replaced.
+    A symbolic link stays a link: the file that it points to is replaced.
 
     Raises:
-        OSError: if what is there is no regular file, a device say.
+        OSError: if ``path`` exists and is not a regular file, for example a device.
     """
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file():
-        raise FileExistsError(errno.EEXIST, "Is there, and is no regular file", str(path))
+        raise FileExistsError(errno.EEXIST, "Exists and is not a regular file", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f"{PARTIAL}{path.stem}-", suffix=path.suffix, dir=path.parent)
     os.close(handle)
@@ -55,6 +64,63 @@ def replacing(path: Path, mode: int = 0o644) -> Iterator[Path]:
         sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replace_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside ``path`` that takes its place when the block ends without an exception.
+
+    Until then ``path`` stays as it is: absent, or an empty folder. Files are never overwritten: if two
+    processes write the same folder, the first to finish wins and the other gets an error.
+
+    Raises:
+        OSError: if ``path`` exists and is not an empty folder, or cannot be written.
+    """
+    path = Path(os.path.abspath(path))  # noqa: PTH100 - "." needs a name, and a parent to write in
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(errno.EEXIST, "Exists and is not an empty folder", str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f"{PARTIAL}{path.name}-", dir=path.parent))
+    temporary.chmod(0o777 & ~UMASK)  # as mkdir makes folders; mkdtemp's are private
+    try:
+        yield temporary
+        temporary.replace(path)
+        sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def commit_step(step: Path, pattern: str, keep: int) -> Iterator[Path]:
+    """Yield an empty folder that becomes the folder ``step`` when the block ends without an exception.
+
+    Steps are the folders of one parent whose names match a pattern and sort in order of time. Committing a
+    step replaces a folder of the same name and prunes: of the steps up to it the last ``keep`` remain, and
+    later ones go, because they continue a past that no longer holds. Anything else in the parent is left
+    alone, apart from what killed commits left.
+
+    Args:
+        step: the folder to commit; its name matches the pattern.
+        pattern: glob pattern of the steps' names, such as ``round-[0-9][0-9]``.
+        keep: number of steps to keep, including this one.
+
+    Raises:
+        OSError: if the folder cannot be written.
+    """
+    temporary = step.with_name(f".{step.name}")
+    remove(temporary)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        remove(step)
+        temporary.replace(step)
+        sync(step.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    steps = sorted(path for path in step.parent.glob(pattern) if path.is_dir())
+    end = steps.index(step) + 1
+    for path in {*steps, *step.parent.glob(f".{pattern}")} - {*steps[max(0, end - keep) : end]}:
+        remove(path)
 
 
 def write_text(path: Path, text: str) -> None:
