@@ -55,13 +55,15 @@ def find(paths: Sequence[Path]) -> list[str]:
         for file in (sorted(path.rglob("*")) if path.is_dir() else [path])
         if file.suffix in (".md", ".py")
     ]
-    return [
-        f"{file}:{line + text.count(chr(10), 0, found.start())}: '{' '.join(found[0].split())}': write {instead}"
-        for file in files
-        for line, text in prose(file)
-        for phrase, instead in known.items()
-        for found in phrase.finditer(text)
-    ]
+    lines = []
+    for file in files:
+        for first, text in prose(file):
+            for phrase, instead in known.items():
+                for found in phrase.finditer(text):
+                    line = first + text.count("\n", 0, found.start())
+                    said = " ".join(found[0].split())
+                    lines.append(f"{file}:{line}: '{said}': write {instead}")
+    return lines
 
 
 if __name__ == "__main__":
