@@ -1,4 +1,4 @@
-"""The simulation engine on several cores: sites are distributed over processes, with the bits of one process."""
+"""The simulation engine on several cores: sites in several processes, with the bits of a single one."""
 
 import multiprocessing
 import os
@@ -49,7 +49,7 @@ class _Done:
 
 @dataclass(frozen=True)
 class _Failed:
-    """The end of an order that failed: the error's class and message, or the traceback of an unexpected error."""
+    """The end of an order that failed: error class and message, or the traceback if unexpected."""
 
     error: str
     words: str
@@ -140,7 +140,7 @@ class Workers:
 
 
 def shared_out(sites: Sequence[SiteData], workers: int) -> list[list[SiteData]]:
-    """Distribute sites by training images: the largest first, each to the worker with the fewest so far."""
+    """Distribute sites by training images: the largest first, each to the part with the fewest so far."""
     parts: list[list[SiteData]] = [[] for _ in range(min(workers, len(sites)))]
     for site in sorted(sites, key=lambda site: (-len(site.train), site.name)):
         min(parts, key=lambda part: sum(len(one.train) for one in part)).append(site)
@@ -155,7 +155,7 @@ class _Worker:
     ) -> None:
         self.names = [site.name for site in sites]
         self._thread = ThreadPoolExecutor(1)
-        # A thread that has not computed anything forks: OpenMP keeps a team of threads per calling thread, and a
+        # The thread that forks has not computed: OpenMP keeps a team of threads per calling thread, and a
         # child that inherited a team would wait for threads that fork does not copy.
         self._process, self._connection = self._thread.submit(self._start, make, sites, threads).result()
 
