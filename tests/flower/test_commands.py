@@ -186,7 +186,7 @@ def test_the_sites_command_can_be_printed_for_a_supervisor(certs, prrfl, tmp_pat
                 "--methods",
                 "prfl",
             ],
-            "methods: 'prfl' is none (did you mean 'prrfl'?)",
+            "methods: unknown method 'prfl' (did you mean 'prrfl'?)",
         ),
     ],
 )

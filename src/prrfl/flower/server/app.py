@@ -9,7 +9,7 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from prrfl.algorithms import Algorithm
+from prrfl.algorithms import Algorithm, traits_of
 from prrfl.engine import Arrival, Deployed
 from prrfl.engine.site import packed
 from prrfl.errors import PRRFLError, one_line
@@ -192,4 +192,5 @@ class Fleet:
         """Return the records of a valid answer."""
         check_answer(answer, self._federation, ctx.round)
         expected = expected_records(step, ctx, answer.site, self._models)
-        return parse_records(answer.records, expected, len(self._federation.config.classes))
+        stages = len(traits_of(self._algorithm).stages)
+        return parse_records(answer.records, expected, len(self._federation.config.classes), stages)
