@@ -108,8 +108,8 @@ def test_without_a_quorum_at_the_mean_the_run_stops_as_it_does_at_the_shares(dat
         return None if order.step == "receive" else reply
 
     with pytest.raises(ParticipationError, match=r"round 1: 0 of 3 .* quorum is 2 \(clientA: no answer"):
-        run(grid_of(data, tmp_path, spoil=silent), tmp_path / "run", quorum=2, deadline=5, rounds=1)
-    run(grid_of(data, tmp_path), tmp_path / "run", quorum=2, deadline=5, rounds=1)
+        run(grid_of(data, tmp_path, spoil=silent), tmp_path / "run", quorum=2, deadline=0.5, rounds=1)
+    run(grid_of(data, tmp_path), tmp_path / "run", quorum=2, deadline=0.5, rounds=1)
 
 
 def test_without_a_quorum_the_run_stops_and_says_who_was_missing(data, tmp_path):

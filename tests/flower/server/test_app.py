@@ -41,7 +41,7 @@ def test_a_server_that_was_killed_resumes_after_the_last_complete_round(data, tm
 
 def test_other_settings_under_the_same_folder_are_refused(data, tmp_path):
     run(grid_of(data, tmp_path), tmp_path / "run", rounds=1)
-    with pytest.raises(ConfigError, match="was begun with settings"):
+    with pytest.raises(ConfigError, match="was started with settings"):
         run(grid_of(data, tmp_path), tmp_path / "run", rounds=3)
 
 
@@ -69,10 +69,10 @@ def test_every_method_runs_over_sites_as_it_does_in_one_process(data, tmp_path, 
 @pytest.mark.parametrize(
     ("settings", "secure", "words"),
     [
-        ({"method": "centralised"}, False, "pools images"),
+        ({"method": "centralised"}, False, "pools the images"),
         ({"method": "local"}, False, "shares nothing"),
         ({"method": "ida"}, True, "every single share"),
-        ({"data": "somewhere"}, False, "each site has its own"),
+        ({"data": "somewhere"}, False, "each site sets its own"),
         ({"round": 3}, False, "did you mean 'rounds'"),
     ],
 )

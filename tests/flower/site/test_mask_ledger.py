@@ -48,7 +48,7 @@ def test_a_share_goes_into_one_sum_a_round(data, certs, tmp_path):
     lost = grid_of(data, tmp_path, certs, spoil=lose)
     words = r"round 1: the masked sum of clientA, clientB, clientC was started and lacks clientC"
     with pytest.raises(ParticipationError, match=words):
-        run(lost, tmp_path / "run", secure=True, deadline=5, rounds=1)
+        run(lost, tmp_path / "run", secure=True, deadline=0.5, rounds=1)
     own = certs / "clientA"
     local = SiteSettings(
         *("clientA", data, tmp_path / "clientA", "cpu", 1, False, own / "roster.txt", own / "sign.key")
