@@ -12,7 +12,7 @@ from prrfl import preflight as doctor
 from prrfl.cli.screen import console
 from prrfl.config import checked
 from prrfl.preflight import DataSet, Finding
-from prrfl.runs.run import load_data, make_recipe, resolved
+from prrfl.runs.setup import load_data, make_recipe, resolved
 from tests.sites_on_disk import write_layout
 
 SMALL = "image_size = 32\nbatch = 8\nworkers = 1\nthreads = 1\n"

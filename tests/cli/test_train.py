@@ -13,7 +13,7 @@ import torch
 
 from prrfl import cli
 from prrfl.config import TrainConfig
-from prrfl.runs import folder as run_folder
+from prrfl.runs import deployed
 from prrfl.storage.records import read_records
 from prrfl.storage.tensor_files import read_tensors
 from tests.sites_on_disk import write_layout
@@ -174,7 +174,7 @@ def test_one_site_alone_is_refused(tmp_path, capsys):
 
 
 def test_a_full_disk_ends_in_one_line_and_loses_nothing(folder, tmp_path, capsys, monkeypatch):
-    real, calls = run_folder.write_kept, []
+    real, calls = deployed.write_tensors, []
 
     def full(path, weights, about):
         calls.append(path)
@@ -182,7 +182,7 @@ def test_a_full_disk_ends_in_one_line_and_loses_nothing(folder, tmp_path, capsys
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         real(path, weights, about)
 
-    monkeypatch.setattr(run_folder, "write_kept", full)
+    monkeypatch.setattr(deployed, "write_tensors", full)
     out = tmp_path / "r"
     assert "No space left" in refused(capsys, "train", "--data", folder, "--out", out, *SMALL)
     assert {r.round for r in read_records(out / "metrics.jsonl")} == {0}

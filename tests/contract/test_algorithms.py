@@ -166,7 +166,7 @@ def test_a_state_that_cannot_be_stored_says_which_field_and_what_could(tmp_path)
 
 def test_centralised_trains_on_all_images_and_is_judged_at_each_site():
     method, sites, network = ALGORITHMS["centralised"](), tiny_sites(3), tiny_network()
-    engine = InProcess(method, sites, Recipe(network, batch=8), pooled=True)
+    engine = InProcess(method, sites, Recipe(network, batch=8))
     records = list(run_rounds(method, engine, rounds=2, epochs=1, norm_keys=norm_keys(network)))
     pooled = SiteData(
         "all sites",

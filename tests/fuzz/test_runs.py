@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from prrfl.config import load_config
 from prrfl.errors import ConfigError
-from prrfl.runs import run, run_folder
+from prrfl.runs import report, run, setup
+from prrfl.runs.folder import RunFolder
 from tests.engine.test_resume import files_of, stopped
 from tests.fuzz.cases import assert_line, cases, listing, within
 from tests.fuzz.mutators import copied, files, name_of
@@ -38,7 +39,7 @@ def settings(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(settings, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "finished"
-    list(run.train(settings, run.load_data(settings), folder))
+    list(run.train(settings, setup.load_data(settings), folder))
     return folder
 
 
@@ -87,7 +88,7 @@ def other_settings(folder, original):
     A run of ten times as many rounds is another run, and takes as long.
     """
     try:
-        return run_folder.settings_of(folder) != run_folder.settings_of(original)
+        return RunFolder(folder).settings() != RunFolder(original).settings()
     except ConfigError:
         return False
 
@@ -107,7 +108,7 @@ RECOVERED = (
 @pytest.fixture
 def quiet(monkeypatch):
     """Draw nothing: pictures take most of the time, and the run's page is drawn in another test."""
-    monkeypatch.setattr(run_folder, "draw_retrogress", lambda records, path, epochs: None)
+    monkeypatch.setattr(report, "draw_retrogress", lambda records, path, epochs: None)
 
 
 @cases(45)

@@ -66,10 +66,10 @@ def compare(
 def _show(planned: list["Planned"], workers: int | None) -> Mapping[str, str]:
     """Do the runs with live progress; return the last words of those that failed."""
     from prrfl.runs.compare import run_all
-    from prrfl.runs.folder import rounds_done
+    from prrfl.runs.folder import RunFolder
 
     total = sum(one.config.rounds for one in planned)
-    before = sum(rounds_done(one.folder) for one in planned)
+    before = sum(RunFolder(one.folder).rounds_done for one in planned)
     console.print(f"{len(planned)} runs, {total} rounds, of which {before} are done.")
     columns = (
         TextColumn("{task.description}", markup=False),

@@ -55,11 +55,11 @@ def onboard(
     It needs images for training and test, none for validation.
     """
     from prrfl.inference import onboarding
-    from prrfl.runs.folder import check_folder_is_free
+    from prrfl.runs.folder import RunFolder
     from prrfl.storage.atomic import write_json
     from prrfl.storage.tensor_files import write_tensors
 
-    check_folder_is_free(out)
+    RunFolder(out).check_free()
     federation = onboarding.read_federation(run_folder)
     for site in _sites(data, federation, ("train", "test")):
         with console.status(Text(f"{site.name}: training on {len(site.train)} images, twice")):

@@ -71,9 +71,9 @@ def going_on(how: Callable[[], str]) -> Iterator[None]:
 
 def print_summary(folder: Path) -> None:
     """Print the table of sites of a finished run."""
-    from prrfl.runs.folder import read_summary  # not before `prrfl --help`
+    from prrfl.runs.folder import RunFolder  # not before `prrfl --help`
 
-    summary = read_summary(folder)
+    summary = RunFolder(folder).summary()
     table = Table(title="Test scores of each site's own model (%)")
     table.add_column("site")
     for name in ("macro-F1, last", "AUC, last", "macro-F1, best on validation", "AUC, best on validation"):

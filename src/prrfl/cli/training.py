@@ -15,7 +15,7 @@ from prrfl.errors import ConfigError
 
 log = logging.getLogger("prrfl")
 
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run")]
 
 
 @with_flags()
@@ -35,15 +35,16 @@ def train(config: Path | None, out: Path | None, **flags: Any) -> None:
 def run_training(settings: TrainConfig, folder: Path, resume: bool = False) -> None:
     """Load the data, train with live progress, and print the table of sites."""
     # Imported here so that `prrfl --help` does not wait for networks and pictures.
-    from prrfl.runs import run
-    from prrfl.runs.folder import check_folder_is_free, rounds_done
+    from prrfl.runs import run, setup
+    from prrfl.runs.folder import RunFolder
 
+    there = RunFolder(folder)
     if not resume:
-        check_folder_is_free(folder)  # before the data is read, which may take a while
+        there.check_free()  # before the data is read, which may take a while
     if settings.data is None:
         console.print(f"No --data given: {settings.sites} generated sites of {settings.images} images.")
-    sites = run.load_data(settings)
-    settings = run.resolved(settings, len(sites))
+    sites = setup.load_data(settings)
+    settings = setup.resolved(settings, len(sites))
     console.print(
         f"{settings.method} on {len(sites)} sites ({', '.join(s.name for s in sites)}), "
         f"{sum(len(s.train) for s in sites)} training images of {settings.image_size} px, "
@@ -51,36 +52,37 @@ def run_training(settings: TrainConfig, folder: Path, resume: bool = False) -> N
         f"{settings.device}, processes: {settings.workers}, threads of each: {settings.threads}, "
         f"{settings.precision}"
     )
-    done = rounds_done(folder)
+    done = there.rounds_done
     if done:
         console.print(f"Going on after round {done} of {settings.rounds}.")
     with going_on(
-        lambda: f"{rounds_done(folder)} of {settings.rounds} rounds are kept, `prrfl resume {folder}` goes on"
+        lambda: f"{there.rounds_done} of {settings.rounds} rounds are kept, `prrfl resume {folder}` goes on"
     ):
         show_progress(run.train(settings, sites, folder, resume=resume), sites, settings, done)
     print_summary(folder)
     console.print(f"Run folder: {folder}", soft_wrap=True)
 
 
-def resume(run_folder: RunFolder) -> None:
+def resume(run_folder: RunPath) -> None:
     """Go on with a run that was stopped, after its last complete round: same bits as without the stop.
 
     Data that changed meanwhile is refused by site and split. Where the run's device is not there, another is
     taken, and a warning says so.
     """
-    from prrfl.runs.folder import is_federation, is_finished, is_site_of_federation, settings_here
+    from prrfl.runs.folder import RunFolder
 
-    if is_finished(run_folder):
+    there = RunFolder(run_folder)
+    if there.is_finished:
         print_summary(run_folder)
         console.print(f"{run_folder} is finished; nothing to do.", soft_wrap=True)
         return
-    if is_federation(run_folder):
+    if there.is_federation:
         raise ConfigError(f"{run_folder} is a run over real sites; give its `prrfl server` command again")
-    if is_site_of_federation(run_folder):
+    if there.is_site:
         raise ConfigError(
             f"{run_folder} is a site's folder of a run over real sites; give its `prrfl site` command again"
         )
-    run_training(settings_here(run_folder), run_folder, resume=True)
+    run_training(there.settings_here(), run_folder, resume=True)
 
 
 def report(

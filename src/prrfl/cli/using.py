@@ -50,11 +50,11 @@ def predict(
     """
     from prrfl.data.images import find_images
     from prrfl.machine import best_device
-    from prrfl.runs.deployed import classify, read_kept
+    from prrfl.runs.deployed import classify, read_network
     from prrfl.storage.atomic import write_text
 
     found = find_images(images)
-    kept = read_kept(run_folder, site, network, calibrate=calibrate, device=best_device())
+    kept = read_network(run_folder, site, network, calibrate=calibrate, device=best_device())
     classes = kept.about.classes
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
@@ -106,7 +106,7 @@ def evaluate(
 
 def _own(run_folder: Path, network: "Which", calibrate: bool) -> Mapping[str, "Judgement"]:
     from prrfl.inference.evaluate import judge_own
-    from prrfl.runs.folder import settings_of
+    from prrfl.runs.folder import RunFolder
 
     classes: tuple[str, ...] = ()
     found: dict[str, Judgement] = {}
@@ -118,7 +118,7 @@ def _own(run_folder: Path, network: "Which", calibrate: bool) -> Mapping[str, "J
     for site, judgement in found.items():
         table.add_row(site, str(judgement.images), *judgement_cells(judgement))
     console.print(table)
-    precision = settings_of(run_folder).precision
+    precision = RunFolder(run_folder).settings().precision
     if precision != "float32":
         console.print(
             f"Scored in float32; the run scored in {precision}, so that its summary may differ a little.",
@@ -142,11 +142,11 @@ def export(
     if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]:
         raise ConfigError(f"the package {missing[0]} is not there; pip install 'prrfl[onnx]'")
     from prrfl.inference import export as exporting
-    from prrfl.runs.deployed import read_kept
-    from prrfl.runs.folder import check_folder_is_free
+    from prrfl.runs.deployed import read_network
+    from prrfl.runs.folder import RunFolder
 
-    check_folder_is_free(out)
-    kept = read_kept(run_folder, site, network, calibrate=calibrate)
+    RunFolder(out).check_free()
+    kept = read_network(run_folder, site, network, calibrate=calibrate)
     with console.status("exporting"):
         off = exporting.export(kept, run_folder, network, out)
     console.print(

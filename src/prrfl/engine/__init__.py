@@ -1,8 +1,20 @@
-"""How an algorithm reaches its sites: the round loop, one visit to a site, and the simulation engines."""
+"""The round loop, one visit to a site, and the simulation in one process.
+
+Only a simulation loads :mod:`prrfl.engine.workers`, the same over several processes.
+"""
 
 from prrfl.engine.in_process import InProcess
-from prrfl.engine.rounds import Arrival, Deployed, Engine, Exchange, run_rounds
+from prrfl.engine.rounds import Arrival, Deployed, Engine, Exchange, Keeper, rounds_from, run_rounds
 from prrfl.engine.site import Visitor
-from prrfl.engine.workers import Workers
 
-__all__ = ["Arrival", "Deployed", "Engine", "Exchange", "InProcess", "Visitor", "Workers", "run_rounds"]
+__all__ = [
+    "Arrival",
+    "Deployed",
+    "Engine",
+    "Exchange",
+    "InProcess",
+    "Keeper",
+    "Visitor",
+    "rounds_from",
+    "run_rounds",
+]

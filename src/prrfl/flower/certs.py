@@ -44,7 +44,7 @@ PrivateKey = ec.EllipticCurvePrivateKey | Ed25519PrivateKey
 
 
 def make_certs(folder: Path, sites: Sequence[ClientId], hosts: Sequence[str], days: int = 365) -> None:
-    """Write the folders ``ca``, to keep offline, ``server`` for the server, and ``sites/<name>`` for each site.
+    """Write the folders ``ca``, to keep offline, ``server``, and ``sites/<name>`` for each site.
 
     Args:
         folder: a new or empty folder.
@@ -80,7 +80,7 @@ def make_certs(folder: Path, sites: Sequence[ClientId], hosts: Sequence[str], da
 
 
 def renew_certs(folder: Path, ca: Path, hosts: Sequence[str], days: int = 365) -> None:
-    """Write the folder ``server`` with a new key and certificate, signed by a CA that the sites already trust.
+    """Write the folder ``server`` with a new key, and a certificate by a CA that the sites already trust.
 
     Args:
         folder: a new or empty folder.
@@ -97,8 +97,8 @@ def renew_certs(folder: Path, ca: Path, hosts: Sequence[str], days: int = 365) -
     end = authority.certificate.not_valid_after_utc
     if end < datetime.now(UTC) + timedelta(days=days):
         raise ConfigError(
-            f"the CA in {ca} expires on {end:%Y-%m-%d}, before the {days} days are over; choose fewer --days, or "
-            "make a new CA and give its ca.crt to every site"
+            f"the CA in {ca} expires on {end:%Y-%m-%d}, before the {days} days are over; choose fewer "
+            "--days, or make a new CA and give its ca.crt to every site"
         )
     _write_server(folder, authority, hosts, days)
 
@@ -288,8 +288,8 @@ def _alternative(host: str) -> x509.GeneralName:
         pass
     if not _HOST.fullmatch(host):
         raise ConfigError(
-            f"invalid host '{host}'; expected only a name or address, without https://, port or path, and with "
-            "non-English letters in punycode (xn--)"
+            f"invalid host '{host}'; expected only a name or address, without https://, port or path, and "
+            "with non-English letters in punycode (xn--)"
         )
     return x509.DNSName(host)
 

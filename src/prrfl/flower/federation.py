@@ -15,13 +15,10 @@ from prrfl.config import LARGEST_FILE, TrainConfig, checked, parse_toml
 from prrfl.errors import ConfigError, ParticipationError
 from prrfl.flower.certs import check_names
 from prrfl.flower.secure_sum import FEWEST
-from prrfl.runs.folder import begin, check_folder_is_free
+from prrfl.runs.folder import RunFolder
 from prrfl.storage.atomic import write_json
 from prrfl.storage.reading import read_bytes, read_text
 from prrfl.types import ClientId, RoundContext
-
-OF_THE_SITE = ("data", "device", "threads", "workers", "allow_missing", "sites", "images")
-"""Settings that each site chooses itself, or that only the simulation has."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,8 @@ class Federation:
 
     def settings_for_sites(self) -> str:
         """Return the settings that are sent to the sites, as JSON."""
-        return as_json({key: value for key, value in self.settings.items() if key != "tensorboard"})
+        own = TrainConfig.where(of_server=True)
+        return as_json({key: value for key, value in self.settings.items() if key not in own})
 
 
 def federate(
@@ -89,9 +87,8 @@ def federate(
         raise ConfigError(f"quorum is {quorum}; expected {fewest} to {len(names)}, the number of sites")
     if not 0 <= deadline < math.inf:
         raise ConfigError(f"deadline is {deadline:g}; expected seconds, or 0 to wait without end")
-    for key in OF_THE_SITE:
-        if key in settings:
-            raise ConfigError(f"the server cannot set '{key}': each site sets its own with prrfl site")
+    if own := sorted(TrainConfig.where(of_site=True) & settings.keys()):
+        raise ConfigError(f"the server cannot set '{own[0]}': each site sets its own with prrfl site")
     config = checked(settings, "the settings")
     check_method(config, secure)
     path = folder / "federation.json"
@@ -105,13 +102,13 @@ def federate(
                     f"{value!r}; use the same to resume it, or choose another folder"
                 )
         if not (folder / "config.toml").is_file():  # the process was killed between the two files
-            begin(config, folder)
+            RunFolder(folder).begin(config)
         return started
-    check_folder_is_free(folder)
+    RunFolder(folder).check_free()
     experiment = f"{_plain(folder.name)}-{uuid4().hex[:8]}"
     federation = Federation(experiment, dict(settings), names, quorum, deadline, secure)
     write_json(path, asdict(federation))
-    begin(config, folder)
+    RunFolder(folder).begin(config)
     return federation
 
 
@@ -151,8 +148,8 @@ def check_method(config: TrainConfig, secure: bool) -> None:
     match traits_of(algorithm).scope:
         case "pooled":
             raise ConfigError(
-                f"method {config.method} pools the images of all sites, which never leave a real site; choose "
-                "another method"
+                f"method {config.method} pools the images of all sites, which never leave a real site; "
+                "choose another method"
             )
         case "alone":
             raise ConfigError(f"method {config.method} shares nothing; run it at each site with prrfl train")

@@ -163,8 +163,8 @@ class Server:
         """
         ends = [check_valid(self.certs / name, now) for name in ("ca.crt", "server.crt")]
         open_door = (
-            f"the SuperLink will listen at {self.host}, which other machines may reach; anybody who reaches it "
-            "can run code at every site. Leave out --host, and let sites connect through a reverse proxy"
+            f"the SuperLink will listen at {self.host}, which other machines may reach; anybody who reaches "
+            "it can run code at every site. Leave out --host, and let sites connect through a reverse proxy"
         )
         return [*filter(None, ends), *([] if _is_loopback(self.host) else [open_door])]
 
@@ -196,8 +196,8 @@ def serving(server: Server, sites: Sequence[ClientId]) -> Iterator[str]:
     """
     if _listens(server.host, server.port):
         raise FlowerError(
-            f"another program listens at {server.host}:{server.port}, perhaps a flower-superlink that is left "
-            "over; stop it, or choose another --port"
+            f"another program listens at {server.host}:{server.port}, perhaps a flower-superlink that is "
+            "left over; stop it, or choose another --port"
         )
     server.configure()
     log = server.folder / "flower" / "superlink.log"
@@ -304,10 +304,10 @@ def _reason(output: str) -> str:
     known = {
         "[code: 2004]": "the server does not know this site's key, or still takes the site for "
         "connected, as it does for a minute after a node was killed",
-        "certificate has expired": "the server's certificate or ca.crt has expired, or this machine's clock is "
-        "wrong; the server's operator can renew the certificate (prrfl certs --ca)",
-        "not yet valid": "the server's certificate or ca.crt is not valid yet; check the clocks of this machine and "
-        "of the one where the certificate was made",
+        "certificate has expired": "the server's certificate or ca.crt has expired, or this machine's clock "
+        "is wrong; the server's operator can renew the certificate (prrfl certs --ca)",
+        "not yet valid": "the server's certificate or ca.crt is not valid yet; check the clocks of this "
+        "machine and of the one where the certificate was made",
         "mismatch": "the server's certificate is not for the name in --superlink; use one of its names, or "
         "renew it with this name (prrfl certs --ca, --hosts)",
         "CERTIFICATE_VERIFY_FAILED": "the server's certificate was not signed by ca.crt",

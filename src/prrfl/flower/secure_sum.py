@@ -1,24 +1,26 @@
 """Secure summation: the server learns the sum of the sites' shares, and no single share.
 
-This is the protocol of Bonawitz et al. (CCS 2017, https://doi.org/10.1145/3133956.3133982) without recovery of
-sites that drop out. Each pair of sites agrees on a mask; one of them adds it and the other subtracts it, so
-that these masks cancel in the sum. Each site also adds a mask of its own. When all sites of the cohort have
-sent their masked shares, the server asks each site for the seed of this mask, and a site reveals it for only
-one cohort in a round. Numbers are in fixed point modulo 2^64, where a masked number is uniformly distributed.
+This is the protocol of Bonawitz et al. (CCS 2017, https://doi.org/10.1145/3133956.3133982) without recovery
+of sites that drop out. Each pair of sites agrees on a mask; one of them adds it and the other subtracts it,
+so that these masks cancel in the sum. Each site also adds a mask of its own. When all sites of the cohort
+have sent their masked shares, the server asks each site for the seed of this mask, and a site reveals it for
+only one cohort in a round. Numbers are in fixed point modulo 2^64, where a masked number is uniformly
+distributed.
 
 If a site drops out, its sum is void, and the server asks the other sites for a new one. A masked share that
 arrives late is useless, because the seeds for the sum that it belongs to are never revealed. If a site drops
 out after others have revealed their seeds, the round waits for it: that sum is the only one of the round.
 
-Keys: for each experiment, a site makes a key of its own (X25519) and signs it with the key that stands in the
-consortium's roster (Ed25519). The secret of a pair goes through HKDF, together with the experiment, the round,
-and the names and keys of the whole cohort; the result is the key of ChaCha20, whose stream is the mask. A
-site's own mask comes from its private key in the same way. So different cohorts have different masks.
+Keys: for each experiment, a site makes a key of its own (X25519) and signs it with the key that stands in
+the consortium's roster (Ed25519). The secret of a pair goes through HKDF, together with the experiment, the
+round, and the names and keys of the whole cohort; the result is the key of ChaCha20, whose stream is the
+mask. A site's own mask comes from its private key in the same way. So different cohorts have different
+masks.
 
-Limits. The server is assumed to be honest but curious: it may look at everything, but follows the protocol. If
-the cohorts of two rounds differ by one site, their sums tell about that site's share, the more so the less the
-other shares changed. If all sites but one collude with the server, nothing protects that one. Scores and
-losses are not masked. The code is tested, but no cryptographer has reviewed it.
+Limits. The server is assumed to be honest but curious: it may look at everything, but follows the protocol.
+If the cohorts of two rounds differ by one site, their sums tell about that site's share, the more so the
+less the other shares changed. If all sites but one collude with the server, nothing protects that one.
+Scores and losses are not masked. The code is tested, but no cryptographer has reviewed it.
 """
 
 import json
@@ -108,8 +110,8 @@ class Identity:
             )
         if roster.get(site) != signing.public_key():
             raise ConfigError(
-                f"the roster does not list the public key of {signing_key} for site {site}; add it to the roster "
-                "at every site"
+                f"the roster does not list the public key of {signing_key} for site {site}; add it to the "
+                "roster at every site"
             )
         if not own.exists():
             with replacing(own, mode=0o600) as temporary:
@@ -145,8 +147,8 @@ class Identity:
             except (KeyError, TypeError, ValueError, InvalidSignature):
                 whose = one.get("site", "?") if isinstance(one, Mapping) else "?"
                 raise OrderRefusedError(
-                    f"site {self.site}: the key of site {whose} is invalid, or not signed by its key in the roster; "
-                    "the share is not sent"
+                    f"site {self.site}: the key of site {whose} is invalid, or not signed by its key in the "
+                    "roster; the share is not sent"
                 ) from None
         if len(keys) < FEWEST:
             raise OrderRefusedError(

@@ -8,9 +8,16 @@ from prrfl.config import TrainConfig
 from prrfl.data.sources import load_site
 from prrfl.errors import DataError
 from prrfl.reports.judgement import Judgement, judge
-from prrfl.runs.deployed import Kept, Which, judged, predictions_path, read_kept, sites_of
-from prrfl.runs.folder import is_site_of_federation, settings_of
-from prrfl.runs.run import load_data
+from prrfl.runs.deployed import (
+    SavedNetwork,
+    Which,
+    predict_examples,
+    predictions_path,
+    read_network,
+    sites_of,
+)
+from prrfl.runs.folder import RunFolder
+from prrfl.runs.setup import load_data
 from prrfl.storage.records import read_predictions
 from prrfl.types import ClientId, Predictions, SiteData, Split
 
@@ -18,7 +25,9 @@ log = logging.getLogger("prrfl")
 TEST: tuple[Split, ...] = ("test",)
 
 
-def judge_own(folder: Path, which: Which, calibrate: bool = False) -> Iterator[tuple[Kept, Judgement]]:
+def judge_own(
+    folder: Path, which: Which, calibrate: bool = False
+) -> Iterator[tuple[SavedNetwork, Judgement]]:
     """Yield each network of a run, or of a site's own folder, with its judgement on the site's test images.
 
     Images are read again and the network run again; a warning says where the images are not the run's.
@@ -29,19 +38,19 @@ def judge_own(folder: Path, which: Which, calibrate: bool = False) -> Iterator[t
         StateMismatchError: if a network's file is torn.
     """
     names = sites_of(folder)
-    config = settings_of(folder, device="auto", precision="float32")
+    config = RunFolder(folder).settings(device="auto", precision="float32")
     sites = _load(folder, config, names)
     for name in names:
-        kept = read_kept(folder, name, which, calibrate=calibrate, device=config.device)
+        kept = read_network(folder, name, which, calibrate=calibrate, device=config.device)
         if name not in sites:
             raise DataError(f"{config.data} holds no site {name} any more, whose network {folder} keeps")
-        found = judged(kept, sites[name].test)
+        found = predict_examples(kept, sites[name].test)
         _compare(found, read_predictions(predictions_path(folder, name, which, "test")), name)
         yield kept, judge(found)
 
 
 def _load(folder: Path, config: TrainConfig, names: list[ClientId]) -> dict[ClientId, SiteData]:
-    if not is_site_of_federation(folder):
+    if not RunFolder(folder).is_site:
         return {site.name: site for site in load_data(config, TEST)}
     assert config.data is not None  # a site has data of its own
     read = {"image_size": config.image_size, "classes": config.classes, "allow_missing": config.allow_missing}

@@ -22,7 +22,7 @@ from prrfl.calibration import at_temperature
 from prrfl.errors import PRRFLError
 from prrfl.reports.calibration import draw_reliability
 from prrfl.reports.card import model_card
-from prrfl.runs.deployed import Kept, Which, predictions_path, sites_of
+from prrfl.runs.deployed import SavedNetwork, Which, predictions_path, sites_of
 from prrfl.storage.atomic import PARTIAL, replacing, write_text
 from prrfl.storage.records import read_predictions
 from prrfl.training import generator
@@ -34,7 +34,7 @@ TOLERANCE = 1e-4
 class PixelsToProbabilities(nn.Module):
     """(N, H, W, 3) uint8 RGB pixels, as image libraries give them, to (N, C) probabilities."""
 
-    def __init__(self, kept: Kept) -> None:
+    def __init__(self, kept: SavedNetwork) -> None:
         """Take a kept network with its preparation of inputs and its temperature."""
         super().__init__()
         self.network = kept.recipe.build(kept.weights).eval()
@@ -47,7 +47,7 @@ class PixelsToProbabilities(nn.Module):
         return (logits / self.temperature).softmax(1)
 
 
-def export(kept: Kept, run_folder: Path, which: Which, out: Path) -> float:
+def export(kept: SavedNetwork, run_folder: Path, which: Which, out: Path) -> float:
     """Write ``model.onnx``, ``model_card.md`` and ``calibration.png`` in a new folder, whole or not at all.
 
     Args:
@@ -96,7 +96,7 @@ def export(kept: Kept, run_folder: Path, which: Which, out: Path) -> float:
     return off
 
 
-def write_onnx(kept: Kept, path: Path) -> float:
+def write_onnx(kept: SavedNetwork, path: Path) -> float:
     """Write a kept network as ONNX, once onnxruntime gives what the network gives; return how far it is off.
 
     The input ``images`` is uint8 (N, H, W, 3) with H = W = the network's image size and any N, the output

@@ -13,9 +13,10 @@ from prrfl.engine.in_process import read_client
 from prrfl.errors import ConfigError, StateMismatchError
 from prrfl.evaluation import predictions, score
 from prrfl.reports.judgement import Judgement, judge
-from prrfl.runs import folder as run_folder
-from prrfl.runs import run
-from prrfl.runs.deployed import Kept, Which, judged, read_kept, sites_of
+from prrfl.runs.checkpoint import read_progress
+from prrfl.runs.deployed import SavedNetwork, Which, predict_examples, read_network, sites_of
+from prrfl.runs.folder import RunFolder
+from prrfl.runs.setup import make_recipe
 from prrfl.tensors import WeightedMean, norm_keys
 from prrfl.training import Recipe, Site, predict, reestimate_norms
 from prrfl.types import ClientId, RoundContext, Scores, SiteData, Tensors
@@ -63,32 +64,33 @@ def read_federation(folder: Path) -> Federation:
         ConfigError: if the folder holds no run, or one over real sites.
         StateMismatchError: if no round of it was completed, or its state is damaged.
     """
-    config = run_folder.settings_of(folder, device="auto")
-    if run_folder.is_federation(folder):
+    there = RunFolder(folder)
+    config = there.settings(device="auto")
+    if there.is_federation:
         raise ConfigError(f"{folder} is a run over real sites, whose networks stay with them")
-    algorithm, recipe = config.algorithm(), run.make_recipe(config.model_copy(update={"weights": None}))
-    rounds = run_folder.round_folders(folder)
+    algorithm, recipe = config.algorithm(), make_recipe(config.model_copy(update={"weights": None}))
+    rounds = there.checkpoints()
     if not rounds:
         raise StateMismatchError(f"{folder} holds no complete round; go on with it by `prrfl resume`")
-    run_folder.read_progress(rounds[-1])
+    read_progress(rounds[-1])
     start = algorithm.start(recipe.network.state_dict())
     paths = sorted(rounds[-1].glob("*.safetensors"))
     states = {path.stem: read_client(path, algorithm, start) for path in paths}
     return Federation(config, algorithm, recipe, states)
 
 
-def read_deployed(folder: Path, which: Which, device: str) -> dict[ClientId, Kept]:
+def read_deployed(folder: Path, which: Which, device: str) -> dict[ClientId, SavedNetwork]:
     """Read each site's network as the run kept it.
 
     Raises:
         ConfigError: if the folder keeps none of that round.
         StateMismatchError: if a network's file is torn.
     """
-    return {name: read_kept(folder, name, which, device=device) for name in sites_of(folder)}
+    return {name: read_network(folder, name, which, device=device) for name in sites_of(folder)}
 
 
 def evaluate(
-    federation: Federation, deployed: Mapping[ClientId, Kept], site: SiteData
+    federation: Federation, deployed: Mapping[ClientId, SavedNetwork], site: SiteData
 ) -> dict[str, Judgement]:
     """Judge on a site's test images every deployed network, their ensemble, and the last round's mean.
 
@@ -97,8 +99,8 @@ def evaluate(
     """
     first, *others = deployed.values()
     if federation.one_each and all(_same(first.weights, other.weights) for other in others):
-        return {"network of all sites": judge(judged(first, site.test))}
-    found = {f"network of {name}": judged(kept, site.test) for name, kept in deployed.items()}
+        return {"network of all sites": judge(predict_examples(first, site.test))}
+    found = {f"network of {name}": predict_examples(kept, site.test) for name, kept in deployed.items()}
     ensemble = torch.stack([one.probabilities for one in found.values()]).mean(0)
     (mean,) = predict([federation.mean], site.test, replace(federation.recipe, precision="float32"))
     found["ensemble of all"] = replace(next(iter(found.values())), probabilities=ensemble)
@@ -128,7 +130,7 @@ def onboard(federation: Federation, site: SiteData, epochs: int = 5, seed: int =
     place = Site(site, recipe)
     adapted = reestimate_norms(federation.mean, site.train, recipe)
     ours = _train(federation.algorithm, adapted, place, epochs, seed)
-    start = run.make_recipe(federation.config).network.state_dict()
+    start = make_recipe(federation.config).network.state_dict()
     alone = _train(ALGORITHMS[BASELINE](), start, place, epochs, seed)
     length = f"{epochs} epoch" if epochs == 1 else f"{epochs} epochs"
     steps = {

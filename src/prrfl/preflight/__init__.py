@@ -30,8 +30,8 @@ from prrfl.data.sources import npz_files, read_entries
 from prrfl.data.synthetic import GeneratedData, cache_folder
 from prrfl.errors import PRRFLError
 from prrfl.machine import available_memory, multiplies_bfloat16, prepared, system, usable_cores
-from prrfl.runs.folder import KEPT
-from prrfl.runs.run import load_data, make_recipe, resolved
+from prrfl.runs.checkpoint import CHECKPOINTS_KEPT
+from prrfl.runs.setup import load_data, make_recipe, resolved
 from prrfl.storage.tensor_files import to_bytes
 from prrfl.tensors import count_bytes, norm_keys
 from prrfl.training import Recipe, Site
@@ -412,7 +412,7 @@ def run_bytes(config: TrainConfig, sites: int, recipe: Recipe) -> int:
     weights = recipe.network.state_dict()
     state = len(to_bytes(config.algorithm().start(weights)))
     # One round's states more than are kept, while they are committed; the best and the last network.
-    return sites * ((KEPT + 1) * state + 2 * count_bytes(weights))
+    return sites * ((CHECKPOINTS_KEPT + 1) * state + 2 * count_bytes(weights))
 
 
 def folder(topic: str, path: Path, needed: int) -> Finding:

@@ -117,4 +117,4 @@ def test_a_hospital_uses_its_own_network(data, tmp_path, prrfl):
     # At the server there is no network to use.
     code, _, err = prrfl("predict", tmp_path / "run", images, "--out", tmp_path / "q.csv")
     assert code == 2
-    assert "keeps no network" in err
+    assert "holds no network" in err

@@ -40,9 +40,8 @@ from prrfl.flower.secure_sum import Identity, masked, own_seed, read_cohort, rea
 from prrfl.flower.site.mask_ledger import MaskLedger
 from prrfl.flower.site.steps import StepStore, parse_object, read_saved
 from prrfl.machine import prepared
-from prrfl.runs.deployed import kept_path, predictions_path, read_about
-from prrfl.runs.folder import write_deployed
-from prrfl.runs.run import make_recipe, resolved, share_dtype
+from prrfl.runs.deployed import DeployedWriter, network_path, predictions_path, read_about
+from prrfl.runs.setup import make_recipe, resolved, share_dtype
 from prrfl.storage.atomic import remove_partial, replacing, write_json, write_text
 from prrfl.storage.records import to_line
 from prrfl.storage.tensor_files import read_state, to_bytes
@@ -224,7 +223,7 @@ class Participant:
         """Save the round's network and predictions as the best."""
         name = self.local.name
         last, best = (
-            [kept_path(self.folder, name, which)]
+            [network_path(self.folder, name, which)]
             + [predictions_path(self.folder, name, which, split) for split in ("valid", "test")]
             for which in ("last", "best")
         )
@@ -321,8 +320,8 @@ class Participant:
         data = self._visitor.site.data
         # So that `prrfl evaluate` finds the data.
         write_text(self.folder / "config.toml", self.config.to_toml())
-        one = self._visitor.deployed(state)
-        write_deployed(one, {data.name: data}, self.config, self.folder, ["last"], self.order.round)
+        writer = DeployedWriter(self.folder, self.config, {data.name: data})
+        writer.write(self._visitor.deployed(state), ["last"], self.order.round)
 
 
 def _as_folder(experiment: str) -> str:

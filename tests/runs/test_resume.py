@@ -9,7 +9,8 @@ import torch
 from prrfl.config import load_config
 from prrfl.data.fingerprint import short
 from prrfl.errors import ConfigError, StateMismatchError
-from prrfl.runs import run, run_folder
+from prrfl.runs import run, setup
+from prrfl.runs.folder import RunFolder
 from prrfl.storage.records import read_predictions
 from prrfl.storage.tensor_files import read_state, read_tensors, write_state
 from prrfl.types import ExchangeRecord
@@ -27,7 +28,7 @@ def settings(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(settings, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    list(run.train(settings, run.load_data(settings), folder))
+    list(run.train(settings, setup.load_data(settings), folder))
     return folder
 
 
@@ -43,7 +44,7 @@ def files_of(folder):
 
 def stopped(settings, folder, rounds, extra):
     """Stop a run some records into the round after the given number of complete ones."""
-    steps = run.train(settings, run.load_data(settings), folder)
+    steps = run.train(settings, setup.load_data(settings), folder)
     for record in steps:
         rounds -= isinstance(record, ExchangeRecord)
         if rounds <= 0:
@@ -56,8 +57,8 @@ def stopped(settings, folder, rounds, extra):
 @pytest.mark.parametrize(("rounds", "extra"), [(0, 3), (1, 0), (1, 9), (2, 1)])
 def test_a_stopped_run_ends_with_the_same_bits(settings, whole, tmp_path, rounds, extra):
     stopped(settings, tmp_path / "run", rounds, extra)
-    assert not run_folder.is_finished(tmp_path / "run")
-    list(run.train(settings, run.load_data(settings), tmp_path / "run", resume=True))
+    assert not RunFolder(tmp_path / "run").is_finished
+    list(run.train(settings, setup.load_data(settings), tmp_path / "run", resume=True))
     assert files_of(tmp_path / "run") == files_of(whole)
 
 
@@ -70,7 +71,7 @@ def test_a_report_meanwhile_ends_no_run(settings, whole, tmp_path, prrfl):
 
 def test_two_processes_in_one_folder_are_refused(settings, whole, tmp_path, prrfl):
     stopped(settings, tmp_path / "run", 1, 3)
-    with run_folder.alone(tmp_path / "run"):
+    with RunFolder(tmp_path / "run").locked():
         code, _, err = prrfl("resume", tmp_path / "run")
     assert code == 2
     assert err == f"error: another process works in run folder {tmp_path / 'run'}; wait for it, or stop it\n"
@@ -80,9 +81,9 @@ def test_two_processes_in_one_folder_are_refused(settings, whole, tmp_path, prrf
 
 
 def test_states_may_rest_on_disk_meanwhile(settings, whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "REST_ABOVE", 0)
+    monkeypatch.setattr(run, "STATES_IN_MEMORY", 0)
     stopped(settings, tmp_path / "run", 1, 9)
-    list(run.train(settings, run.load_data(settings), tmp_path / "run", resume=True))
+    list(run.train(settings, setup.load_data(settings), tmp_path / "run", resume=True))
     assert files_of(tmp_path / "run") == files_of(whole)
     assert not list((tmp_path / "run").glob(".rest*"))
 
@@ -91,16 +92,16 @@ def test_workers_do_not_change_a_bit(settings, tmp_path):
     found = []
     for workers in (1, 2):
         config = settings.model_copy(update={"threads": 1, "workers": workers})
-        list(run.train(config, run.load_data(config), tmp_path / str(workers)))
+        list(run.train(config, setup.load_data(config), tmp_path / str(workers)))
         found.append(files_of(tmp_path / str(workers)))
     assert found[0] == found[1]
 
 
 def test_what_is_picked_for_a_machine(settings, monkeypatch):
-    monkeypatch.setattr(run, "usable_cores", lambda: 16)
+    monkeypatch.setattr(setup, "usable_cores", lambda: 16)
 
     def picked(sites, **changed):
-        config = run.resolved(settings.model_copy(update=changed), sites)
+        config = setup.resolved(settings.model_copy(update=changed), sites)
         return config.workers, config.threads
 
     assert picked(4) == (4, 4)
@@ -119,13 +120,13 @@ def test_a_crash_between_records_and_state_is_undone(settings, whole, tmp_path):
     stopped(settings, folder, 2, 0)
     state = next((folder / "state").iterdir())
     shutil.copytree(state, tmp_path / "one round behind")
-    for record in run.train(settings, run.load_data(settings), folder, resume=True):
+    for record in run.train(settings, setup.load_data(settings), folder, resume=True):
         if isinstance(record, ExchangeRecord):
             break
     (folder / "summary.json").unlink(missing_ok=True)
     shutil.rmtree(folder / "state")
     shutil.copytree(tmp_path / "one round behind", folder / "state" / state.name)
-    list(run.train(settings, run.load_data(settings), folder, resume=True))
+    list(run.train(settings, setup.load_data(settings), folder, resume=True))
     assert files_of(folder) == files_of(whole)
 
 
@@ -135,10 +136,10 @@ def test_what_is_damaged_is_named_and_the_round_before_gone_on_from(
 ):
     folder = tmp_path / "run"
     stopped(settings, folder, 2, 0)
-    assert [path.name for path in run_folder.round_folders(folder)] == ["round-0000", "round-0001"]
+    assert [path.name for path in RunFolder(folder).checkpoints()] == ["round-0000", "round-0001"]
     path = folder / victim if victim.endswith("jsonl") else folder / "state/round-0001" / victim
     path.write_bytes(path.read_bytes()[:-100] + bytes(100))
-    events = run.train(settings, run.load_data(settings), folder, resume=True)
+    events = run.train(settings, setup.load_data(settings), folder, resume=True)
     assert next(events).round == 1
     list(events)
     assert "round-0001 cannot be used" in caplog.text
@@ -172,8 +173,8 @@ def test_records_without_a_state_are_not_thrown_away(settings, tmp_path, prrfl):
 
 
 def test_a_refused_process_leaves_resting_states_alone(settings, whole, tmp_path, monkeypatch, prrfl):
-    monkeypatch.setattr(run, "REST_ABOVE", 0)
-    steps = run.train(settings, run.load_data(settings), tmp_path / "run")
+    monkeypatch.setattr(run, "STATES_IN_MEMORY", 0)
+    steps = run.train(settings, setup.load_data(settings), tmp_path / "run")
     for _ in range(9):
         next(steps)
     # Another process, by its number: this one could not tell itself apart.
@@ -259,9 +260,9 @@ def test_where_a_run_was_gone_on_with_is_noted_beside_where_it_was_begun(setting
     folder = tmp_path / "run"
     stopped(settings, folder, 1, 0)
     first = json.loads((folder / "environment.json").read_text())
-    assert first["data"] == short(run_folder.read_data(folder))
+    assert first["data"] == short(RunFolder(folder).data())
     for round_ in (1, 2):
-        for record in run.train(settings, run.load_data(settings), folder, resume=True):
+        for record in run.train(settings, setup.load_data(settings), folder, resume=True):
             if isinstance(record, ExchangeRecord):
                 break
         found = json.loads((folder / "environment.json").read_text())
@@ -281,8 +282,8 @@ def test_a_run_of_a_machine_with_a_gpu_is_read_and_gone_on_with_without_one(
         return folder
 
     finished = of_a_gpu(shutil.copytree(whole, tmp_path / "c/runs/prrfl-seed2"))
-    assert run_folder.is_finished(finished)
-    assert run_folder.settings_of(finished).device == "cuda"
+    assert RunFolder(finished).is_finished
+    assert RunFolder(finished).settings().device == "cuda"
     for command in (["resume", finished], ["report", finished], ["report", tmp_path / "c"]):
         assert prrfl(*command)[0] == 0
     assert "cuda" in (tmp_path / "c/report.html").read_text()
