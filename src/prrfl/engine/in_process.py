@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from prrfl.algorithms.base import Algorithm, C, traits_of
+from prrfl.algorithms.base import Algorithm, C
 from prrfl.engine.rounds import Arrival, Deployed
 from prrfl.engine.site import Visitor
 from prrfl.errors import ParticipationError
@@ -58,16 +58,23 @@ class InProcess:
                 raise ParticipationError(f"two sites are named '{name}'; names must differ")
         self._algorithm = algorithm
         self._present = present
-        if traits_of(algorithm).scope == "pooled":
-            self._visitors = {POOL: Visitor(algorithm, Site(pool(ordered), recipe), share_dtype, ordered)}
-        else:
-            self._visitors = {
-                data.name: Visitor(algorithm, Site(data, recipe), share_dtype) for data in ordered
-            }
+        self._visitors = {
+            visitor.site.name: visitor for visitor in self._visit(ordered, algorithm, recipe, share_dtype)
+        }
         self._start = partial(algorithm.start, recipe.network.state_dict())
         self._states: MutableMapping[ClientId, Any] = (
             {} if rest_in is None else StatesOnDisk(rest_in, type(self._start()))
         )
+
+    def _visit(
+        self,
+        sites: Sequence[SiteData],
+        algorithm: Algorithm[Any],
+        recipe: Recipe,
+        share_dtype: torch.dtype | None,
+    ) -> list[Visitor[Any]]:
+        """Return a visitor for each site that trains."""
+        return [Visitor(algorithm, Site(data, recipe), share_dtype) for data in sites]
 
     @property
     def names(self) -> list[ClientId]:
@@ -135,6 +142,19 @@ class InProcess:
             return self._states[name]
         except KeyError:
             return self._start()
+
+
+class Pooled(InProcess):
+    """Trains one network on the images of all sites together, and scores it at each of them."""
+
+    def _visit(
+        self,
+        sites: Sequence[SiteData],
+        algorithm: Algorithm[Any],
+        recipe: Recipe,
+        share_dtype: torch.dtype | None,
+    ) -> list[Visitor[Any]]:
+        return [Visitor(algorithm, Site(pool(sites), recipe), share_dtype, sites)]
 
 
 def read_client(path: Path, algorithm: Algorithm[C], start: C) -> C:
