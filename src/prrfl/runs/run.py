@@ -20,7 +20,7 @@ from prrfl.data.fingerprint import Fingerprints, fingerprints, short
 from prrfl.engine import Engine, Exchange, InProcess, Keeper, Pooled, rounds_from
 from prrfl.engine.workers import Workers
 from prrfl.errors import ConfigError
-from prrfl.machine import prepared, system
+from prrfl.machine import gpu, prepared, system
 from prrfl.reports.summary import best_round, validation_f1
 from prrfl.runs.checkpoint import commit, records_until, restore
 from prrfl.runs.deployed import DeployedWriter, Which
@@ -231,7 +231,7 @@ def environment(device: str, data: Fingerprints | None = None) -> dict[str, Any]
         "platform": system(),
         "threads": torch.get_num_threads(),
         "device": device,
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": found.name if (found := gpu()) else None,
         "free_disk_bytes": shutil.disk_usage(Path.cwd()).free,
         "versions": {name: version(name) for name in names},
         "command": _without_secrets(sys.argv),
