@@ -66,7 +66,8 @@ class InProcess:
         self._algorithm = algorithm
         self._present = present
         self._visitors = {
-            visitor.site.name: visitor for visitor in self._visit(ordered, algorithm, recipe, share_dtype)
+            visitor.site.name: visitor
+            for visitor in self._make_visitors(ordered, algorithm, recipe, share_dtype)
         }
         # Side by side, networks that draw random numbers would draw each other's.
         alone = not on_gpu(recipe.device) or draws_numbers(recipe, ordered[0].train.inputs[:2])
@@ -76,7 +77,7 @@ class InProcess:
             {} if rest_in is None else StatesOnDisk(rest_in, type(self._start()))
         )
 
-    def _visit(
+    def _make_visitors(
         self,
         sites: Sequence[SiteData],
         algorithm: Algorithm[Any],
@@ -164,7 +165,7 @@ class InProcess:
 class Pooled(InProcess):
     """Trains one network on the images of all sites together, and scores it at each of them."""
 
-    def _visit(
+    def _make_visitors(
         self,
         sites: Sequence[SiteData],
         algorithm: Algorithm[Any],
