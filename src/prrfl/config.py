@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from prrfl.algorithms import ALGORITHMS, DEFAULT, FML, PRRFL, Algorithm, FedProx
 from prrfl.algorithms.prrfl import Aggregation, TransferMode
 from prrfl.errors import ConfigError, nearest
-from prrfl.machine import best_device, multiplies_bfloat16
+from prrfl.machine import best_device, gpu, multiplies_bfloat16
 from prrfl.models import NETWORKS
 from prrfl.storage.reading import read_text
 
@@ -236,7 +236,10 @@ class TrainConfig(BaseModel):
         if value == "auto":
             return best_device()
         try:
-            torch.zeros(1, device=value).item()
+            if torch.device(value).type != "cuda":
+                torch.zeros(1, device=value).item()
+            elif gpu(value) is None:
+                raise ValueError("no such GPU works here")
         except (RuntimeError, AssertionError, ValueError) as cause:
             raise ValueError(
                 f"'{value}' is not available on this machine; use cpu, or auto to choose"

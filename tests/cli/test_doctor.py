@@ -187,7 +187,7 @@ def test_arrays_are_looked_at(call, small):
     ("line", "words"),
     [
         ("rouns = 3", "unknown key 'rouns' .did you mean 'rounds'"),
-        ("device = 'cuda:99'", "'cuda:99' cannot be used here"),
+        ("device = 'cuda:99'", "'cuda:99' is not available on this machine"),
         ("method = 'centralised'", "workers is 2, but centralised training has one network"),
     ],
 )

@@ -144,7 +144,7 @@ def test_every_setting_is_a_flag(capsys):
         ("rounds = = 3", "is not TOML"),
         ("network = 'vgg_n'", "did you mean 'vgg_nb'?"),
         ("classes = 'nv'", "at least two classes"),
-        ("device = 'gpu0'", "'gpu0' cannot be used here"),
+        ("device = 'gpu0'", "'gpu0' is not available on this machine"),
     ],
 )
 def test_bad_settings(text, said, tmp_path, capsys):

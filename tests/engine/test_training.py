@@ -144,7 +144,7 @@ def test_links_and_devices_are_not_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     for name in ("pipe", "folder"):
-        with pytest.raises(FileExistsError, match=r"no regular file.*" + name):
+        with pytest.raises(FileExistsError, match=r"not a regular file.*" + name):
             write_text(tmp_path / name, "new")
     assert (tmp_path / "pipe").is_fifo()
 

@@ -18,7 +18,7 @@ from prrfl import cli
 from prrfl.runs.folder import RunFolder
 from prrfl.storage.records import read_records
 from prrfl.storage.tensor_files import read_tensors
-from tests.engine.test_resume import files_of
+from tests.runs.test_resume import files_of
 from tests.sites_on_disk import write_layout
 
 ROUNDS = 4

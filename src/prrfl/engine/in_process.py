@@ -1,20 +1,24 @@
-"""The simulation engine: all sites in this process, one after the other."""
+"""The simulation engine: all sites in this process, one after the other; on a GPU, side by side."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from prrfl.algorithms.base import Algorithm, C, traits_of
+from prrfl.algorithms.base import Algorithm, C
+from prrfl.capture import on_gpu
+from prrfl.engine.lanes import Lanes
 from prrfl.engine.rounds import Arrival, Deployed
 from prrfl.engine.site import Visitor
 from prrfl.errors import ParticipationError
 from prrfl.storage.tensor_files import StatesOnDisk, read_state, write_state
 from prrfl.tensors import check_same_layout, count_bytes
-from prrfl.training import Recipe, Site
+from prrfl.training import Recipe, Site, draws_numbers
 from prrfl.types import ClientId, Examples, RoundContext, RoundRecord, SiteData, Split, Tensors
+
+E = TypeVar("E")
 
 POOL = "all sites"
 """Name of the site that holds the images of all sites, for a method that pools them."""
@@ -24,7 +28,10 @@ Present = Callable[[RoundContext], Collection[ClientId]]
 
 
 class InProcess:
-    """Holds the data and states of all sites, and visits them in order of name."""
+    """Holds the data and states of all sites, and visits them in order of name.
+
+    On a GPU it visits a few at a time; records and shares still come in order of name.
+    """
 
     def __init__(
         self,
@@ -58,16 +65,27 @@ class InProcess:
                 raise ParticipationError(f"two sites are named '{name}'; names must differ")
         self._algorithm = algorithm
         self._present = present
-        if traits_of(algorithm).scope == "pooled":
-            self._visitors = {POOL: Visitor(algorithm, Site(pool(ordered), recipe), share_dtype, ordered)}
-        else:
-            self._visitors = {
-                data.name: Visitor(algorithm, Site(data, recipe), share_dtype) for data in ordered
-            }
+        self._visitors = {
+            visitor.site.name: visitor
+            for visitor in self._make_visitors(ordered, algorithm, recipe, share_dtype)
+        }
+        # Side by side, networks that draw random numbers would draw each other's.
+        alone = not on_gpu(recipe.device) or draws_numbers(recipe, ordered[0].train.inputs[:2])
+        self._lanes: Lanes[Any] | None = None if alone else Lanes(recipe)
         self._start = partial(algorithm.start, recipe.network.state_dict())
         self._states: MutableMapping[ClientId, Any] = (
             {} if rest_in is None else StatesOnDisk(rest_in, type(self._start()))
         )
+
+    def _make_visitors(
+        self,
+        sites: Sequence[SiteData],
+        algorithm: Algorithm[Any],
+        recipe: Recipe,
+        share_dtype: torch.dtype | None,
+    ) -> list[Visitor[Any]]:
+        """Return a visitor for each site that trains."""
+        return [Visitor(algorithm, Site(data, recipe), share_dtype) for data in sites]
 
     @property
     def names(self) -> list[ClientId]:
@@ -75,9 +93,9 @@ class InProcess:
         return list(self._visitors)
 
     def train(self, ctx: RoundContext) -> Iterator[RoundRecord | Arrival]:
-        """Train the present sites one after the other."""
-        for name in taking_part(self.names, self._present, ctx):
-            yield from self.train_at(name, ctx)
+        """Visit the present sites one by one."""
+        names = taking_part(self.names, self._present, ctx)
+        yield from self._visit([partial(self.train_at, name, ctx) for name in names])
 
     def train_at(self, name: ClientId, ctx: RoundContext) -> Iterator[RoundRecord | Arrival]:
         """Train one site for one round."""
@@ -85,13 +103,20 @@ class InProcess:
         yield Arrival(share, {name: count_bytes(share.tensors)})
 
     def receive(self, mean: Tensors, ctx: RoundContext) -> Iterator[RoundRecord]:
-        """Give the mean to the present sites."""
-        for name in taking_part(self.names, self._present, ctx):
-            yield from self.receive_at(name, mean, ctx)
+        """Hand the mean to the present sites."""
+        names = taking_part(self.names, self._present, ctx)
+        yield from self._visit([partial(self.receive_at, name, mean, ctx) for name in names])
 
     def receive_at(self, name: ClientId, mean: Tensors, ctx: RoundContext) -> Iterator[RoundRecord]:
         """Give the mean to one site."""
         self._states[name] = yield from self._visitors[name].receive(self._state(name), mean, ctx)
+
+    def _visit(self, visits: Sequence[Callable[[], Iterator[E]]]) -> Iterator[E]:
+        if self._lanes is not None and len(visits) > 1:
+            yield from self._lanes.run(visits)
+        else:
+            for visit in visits:
+                yield from visit()
 
     def models(self) -> dict[ClientId, Mapping[str, Tensors]]:
         """Return the current networks of every site; the first of each is the deployed one."""
@@ -135,6 +160,19 @@ class InProcess:
             return self._states[name]
         except KeyError:
             return self._start()
+
+
+class Pooled(InProcess):
+    """Trains one network on the images of all sites together, and scores it at each of them."""
+
+    def _make_visitors(
+        self,
+        sites: Sequence[SiteData],
+        algorithm: Algorithm[Any],
+        recipe: Recipe,
+        share_dtype: torch.dtype | None,
+    ) -> list[Visitor[Any]]:
+        return [Visitor(algorithm, Site(pool(sites), recipe), share_dtype, sites)]
 
 
 def read_client(path: Path, algorithm: Algorithm[C], start: C) -> C:

@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 
+from prrfl.algorithms import traits_of
 from prrfl.config import TrainConfig
 from prrfl.data.fingerprint import Fingerprints, fingerprints, short
-from prrfl.engine import Engine, Exchange, InProcess, Keeper, rounds_from
+from prrfl.engine import Engine, Exchange, InProcess, Keeper, Pooled, rounds_from
 from prrfl.engine.workers import Workers
 from prrfl.errors import ConfigError
-from prrfl.machine import prepared, system
+from prrfl.machine import gpu, prepared, system
 from prrfl.reports.summary import best_round, validation_f1
 from prrfl.runs.checkpoint import commit, records_until, restore
 from prrfl.runs.deployed import DeployedWriter, Which
@@ -197,9 +198,10 @@ def open_engine(run: Run, sites: Sequence[SiteData], folder: Path) -> Iterator[E
     config, stored = run.settings, _states_folder(folder)
     state = run.method.start(run.recipe.network.state_dict())
     large = len(sites) * len(to_bytes(state)) > STATES_IN_MEMORY
+    kind = Pooled if traits_of(run.method).scope == "pooled" else InProcess
 
     def make(some: Sequence[SiteData]) -> InProcess:
-        return InProcess(
+        return kind(
             run.method,
             some,
             run.recipe,
@@ -229,7 +231,7 @@ def environment(device: str, data: Fingerprints | None = None) -> dict[str, Any]
         "platform": system(),
         "threads": torch.get_num_threads(),
         "device": device,
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": found.name if (found := gpu()) else None,
         "free_disk_bytes": shutil.disk_usage(Path.cwd()).free,
         "versions": {name: version(name) for name in names},
         "command": _without_secrets(sys.argv),

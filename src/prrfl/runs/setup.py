@@ -110,23 +110,26 @@ def resolved(config: TrainConfig, sites: int) -> TrainConfig:
     """Return the settings with workers and threads chosen, if they are left to choose, and absolute paths.
 
     Sites are independent while they train. A process per site therefore wastes less than threads, which wait
-    for each other at every layer; cores that are left over go to threads. On a GPU, and for a single pooled
-    network, there is one process. Threads do not depend on ``workers``, because results depend on threads.
+    for each other at every layer; cores that are left over go to threads. On a GPU one process trains several
+    sites at a time, which is faster than processes that take turns. Threads do not depend on ``workers``,
+    because results depend on threads.
 
     Raises:
         ConfigError: if the settings ask for several processes, but there can only be one.
     """
     cores = usable_cores()
     pooled = traits_of(ALGORITHMS[config.method]).scope == "pooled"
+    on_gpu = config.device.startswith("cuda")
     single = {
-        "a GPU cannot be shared by several processes": config.device.startswith("cuda"),
         f"{config.method} training has one network": pooled,
+        "this process already uses the GPU and cannot be forked": on_gpu and torch.cuda.is_initialized(),  # type: ignore[no-untyped-call]
     }
     for reason, holds in single.items():
         if holds and config.workers > 1:
             raise ConfigError(f"workers is {config.workers}, but {reason}; omit it, or set it to 1")
-    most = 1 if any(single.values()) else sites
-    workers = min(most, config.workers or max(1, cores // (config.threads or 1)))
+    most = 1 if pooled else sites
+    picked = 1 if on_gpu else max(1, cores // (config.threads or 1))
+    workers = min(most, config.workers or picked)
     threads = config.threads or max(1, cores // most)
     # Absolute, so that a run can be resumed from any working directory.
     paths = {
