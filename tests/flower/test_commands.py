@@ -173,7 +173,7 @@ def test_the_sites_command_can_be_printed_for_a_supervisor(certs, prrfl, tmp_pat
         (["server", "--sites", "north,south", "--certs", "nowhere"], "ca.crt does not exist"),
         (["server", "--sites", "north,south", "--method", "fedavgg"], "did you mean 'fedavg'"),
         (["site", "--name", "north", "--certs", "nowhere"], "ca.crt does not exist"),
-        (["site", "--name", "north", "--certs", "my certs/sites/north"], "data DIR is not there"),
+        (["site", "--name", "north", "--certs", "my certs/sites/north"], "data DIR does not exist"),
         (
             [
                 "site",
