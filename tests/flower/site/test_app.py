@@ -3,7 +3,14 @@
 import subprocess
 import sys
 
-NOT_NEEDED = ("matplotlib", "monai", "jinja2", "prrfl.data.synthetic", "prrfl.engine.workers", "prrfl.reports")
+NOT_NEEDED = (
+    "matplotlib",
+    "monai",
+    "jinja2",
+    "prrfl.data.synthetic",
+    "prrfl.engine.workers",
+    "prrfl.reports",
+)
 
 
 def test_a_message_loads_no_drawing_no_generated_data_and_no_worker_processes():
