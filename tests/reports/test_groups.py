@@ -67,10 +67,10 @@ def test_a_sample_holds_all_images_of_a_lesion_or_none():
 
 def test_more_photographs_of_the_same_lesions_make_no_score_surer():
     ours, theirs = single(1.5), single(0.7, seed=1)
-    one, one_of_rival, _ = compare([run("prrfl", ours), run("fedavg", theirs)], draws=500)
+    one, one_of_rival, _ = compare([run("prrfl", ours), run("fedavg", theirs)], "prrfl", draws=500)
     for times in (2, 5):
         more = [run("prrfl", photographed(ours, times)), run("fedavg", photographed(theirs, times))]
-        many, many_of_rival, _ = compare(more, draws=500)
+        many, many_of_rival, _ = compare(more, "prrfl", draws=500)
         assert many.f1["mean"].images == pytest.approx(one.f1["mean"].images)
         assert many.auc["mean"].images == pytest.approx(one.auc["mean"].images)
         assert many_of_rival.tests["f1"].images == one_of_rival.tests["f1"].images
@@ -85,8 +85,8 @@ def test_more_photographs_of_the_same_lesions_make_no_score_surer():
 def test_a_run_that_wrote_no_groups_has_those_of_the_others():
     p = photographed(single(1.5), 3)
     old = run("prrfl", replace(p, groups=()))
-    mixed = compare([old, run("fedavg", p)], draws=300)
-    assert mixed[0].f1 == compare([run("prrfl", p)], draws=300)[0].f1
+    mixed = compare([old, run("fedavg", p)], "prrfl", draws=300)
+    assert mixed[0].f1 == compare([run("prrfl", p)], "prrfl", draws=300)[0].f1
 
 
 def test_the_card_says_of_how_many_lesions_the_images_are():

@@ -130,8 +130,17 @@ def run_page(
     )
 
 
-def comparison_page(runs: Sequence[Run], rows: Sequence[Row], settings: Mapping[str, object]) -> str:
-    """Return the page of a comparison: the table, and the curves of all methods."""
+def comparison_page(
+    runs: Sequence[Run], rows: Sequence[Row], reference: str, settings: Mapping[str, object]
+) -> str:
+    """Return the page of a comparison: tables, curves of all methods, and a panel per method and site.
+
+    Args:
+        runs: the finished runs.
+        rows: the comparison of them.
+        reference: the method that the others are tested against.
+        settings: the settings that the runs have in common.
+    """
     classes = [str(name) for name in settings["classes"]]  # type: ignore[attr-defined]
     lines = {name: bands(runs, name) for name, _ in MEASURES}
     methods = list(dict.fromkeys(run.method for run in runs))
@@ -147,8 +156,8 @@ def comparison_page(runs: Sequence[Run], rows: Sequence[Row], settings: Mapping[
         lead=f"{_lengths(first)}, seeds {', '.join(map(str, seeds_of_all))}; "
         "the panels of sites show each method's first seed",
         sheets=_comparison_sheets(rows, classes),
-        styles=of_methods(methods),
-        curves=_curves(lines, of_methods(methods), EPOCHS),
+        styles=of_methods(methods, reference),
+        curves=_curves(lines, of_methods(methods, reference), EPOCHS),
         strokes="",
         shaded=len(seeds_of_all) > 1,
         drops=None,
