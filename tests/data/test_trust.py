@@ -270,8 +270,8 @@ def test_check_finds_everything_at_once(prrfl, tmp_path):
         ("y", expected, 6),
     }
     assert found["lone"] == [["x", 18], ["y", 18]]
-    for words in ("leakage", "missing", "broken", "copies", "few", "lone"):
-        assert f"{words}: " in out
+    for word in ("leakage", "missing", "broken", "duplicates", "few", "lone"):
+        assert f"{word}: " in out
 
 
 def test_check_warns_of_what_one_site_trains_on_and_another_is_judged_on(prrfl, tmp_path):
@@ -315,7 +315,7 @@ def test_split_counts_as_left_out_what_is_missing_or_broken(prrfl, tmp_path):
     code, out, err = prrfl("data", "split", manifest, "--out", tmp_path / "s.csv")
     assert code == 0, err
     assert "56 images" in out
-    assert "4 images are missing or broken and left out" in out
+    assert "4 images are missing or broken and were left out" in out
 
 
 def test_split_leaks_nothing_and_keeps_the_shares(prrfl, tmp_path):

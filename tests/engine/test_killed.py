@@ -124,7 +124,7 @@ def test_who_stops_a_run_is_told_how_to_go_on(data, tmp_path, number):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     kept = run_folder.rounds_done(out)
-    assert err == f"stopped; {kept} of 999 rounds are kept, `prrfl resume {out}` goes on\n"
+    assert err == f"stopped; {kept} of 999 rounds are saved; continue with `prrfl resume {out}`\n"
     assert not list(out.rglob(".*"))
 
 

@@ -246,7 +246,7 @@ def test_what_else_lies_among_the_states(name, half, finished, place, prrfl, qui
     (folder / "state" / name).write_text("x")
     code, out, err = prrfl("resume", folder)
     assert (code, err) == (0, "")
-    assert "Going on after round 2 of 3" in out
+    assert "Resuming after round 2 of 3" in out
     assert files_of(folder) == files_of(finished)
 
 

@@ -170,7 +170,7 @@ def test_a_run_of_another_precision_is_said_to_be_scored_in_float32(prrfl, run, 
     config.write_text(config.read_text().replace('precision = "float32"', 'precision = "bfloat16"'))
     code, out, _ = prrfl("evaluate", tmp_path / "run")
     assert code == 0
-    assert "Scored in float32; the run scored in bfloat16, so that its summary may differ" in out
+    assert "Scored in float32; the run scored in bfloat16, so its summary may differ" in out
 
 
 def test_evaluate_needs_no_gpu_after_a_training_on_one(prrfl, run, tmp_path):
