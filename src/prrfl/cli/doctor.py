@@ -28,12 +28,12 @@ def doctor(
 
     The exit code is 1 if training would fail.
     """
-    from prrfl.preflight import examine, verdict
+    from prrfl.preflight import preflight, verdict
 
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("reading images", visible=False)
         findings = list(
-            examine(
+            preflight(
                 config, data, lambda done, of: progress.update(task, completed=done, total=of, visible=True)
             )
         )
@@ -50,8 +50,8 @@ def _table(findings: "list[Finding]") -> Table:
     table.add_column(overflow="fold")
     topic = ""
     for finding in findings:
-        words = finding.words + (f"\n→ {finding.mend}" if finding.mend else "")
+        text = finding.message + (f"\n→ {finding.advice}" if finding.advice else "")
         # Text, so that brackets in a path are not read as markup.
-        table.add_row(MARKS[finding.level], finding.topic if finding.topic != topic else "", Text(words))
+        table.add_row(MARKS[finding.level], finding.topic if finding.topic != topic else "", Text(text))
         topic = finding.topic
     return table
