@@ -168,7 +168,7 @@ def test_evaluate_needs_test_images_alone(prrfl, folder):
     without(folder / "new", "test")
     code, _, err = prrfl("evaluate", folder / "run", "--data", folder / "new")
     assert code == 2
-    assert "test_clientA.csv is not there" in err
+    assert "test_clientA.csv is missing" in err
 
 
 def test_onboard_needs_no_validation_images(prrfl, folder):
@@ -186,7 +186,7 @@ def test_onboard_needs_no_validation_images(prrfl, folder):
     without(new, "train")
     code, _, err = prrfl(*command[:-4], "--out", folder / "p")
     assert code == 2
-    assert "train_clientA.csv is not there" in err
+    assert "train_clientA.csv is missing" in err
 
 
 def warnings(caplog):

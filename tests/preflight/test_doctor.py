@@ -108,7 +108,7 @@ def lose_classes(data):
     [
         (break_one, "1 broken: image .* cannot be decoded"),
         (lose_one, "1 image missing, such as data/"),
-        (lose_a_table, "test_clientB.csv is not there"),
+        (lose_a_table, "test_clientB.csv is missing"),
         (lose_a_site, "holds one site, clientA"),
         (lose_classes, "training images show fewer than two classes"),
         (shutil.rmtree, "data"),
