@@ -78,7 +78,7 @@ def test_a_header_that_is_changed(data):
             [json.dumps({"values": values}), "[" * 100_000, "", "{}", '{"values": 3}', "9" * 5000, "nul"]
         )
     )
-    state = tried(lambda: from_bytes(PRRFLState, save(tensors, {"prrfl": notes})), "no PRRFLState")
+    state = tried(lambda: from_bytes(PRRFLState, save(tensors, {"prrfl": notes})), "not a PRRFLState")
     if not isinstance(state, str):
         held = [
             state.personalised.weights,
@@ -125,4 +125,6 @@ def test_a_state_of_another_network_is_refused(folder):
     write_state(path, FedProx().start({**WEIGHTS, "6.weight": torch.zeros(5, 24)}))
     line = tried(lambda: read_client(path, FedProx(), start), path)
     assert "tensor '6.weight' has shape (5, 24), expected (3, 24)" in line
-    assert "holds no PRRFLState" in tried(lambda: read_client(path, PRRFL(), PRRFL().start(WEIGHTS)), path)
+    assert "does not hold a PRRFLState" in tried(
+        lambda: read_client(path, PRRFL(), PRRFL().start(WEIGHTS)), path
+    )

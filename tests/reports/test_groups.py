@@ -11,7 +11,7 @@ from prrfl.data.sources import load_sites
 from prrfl.evaluation import predictions
 from prrfl.reports.card import model_card
 from prrfl.reports.comparison import Run, compare
-from prrfl.reports.judgement import judge
+from prrfl.reports.assessment import assess
 from prrfl.reports.statistics import group_indices, resamples
 from prrfl.runs.deployed import About
 from prrfl.storage.records import predictions_to_csv, read_predictions
@@ -74,11 +74,11 @@ def test_more_photographs_of_the_same_lesions_make_no_score_surer():
         assert many.f1["mean"].images == pytest.approx(one.f1["mean"].images)
         assert many.auc["mean"].images == pytest.approx(one.auc["mean"].images)
         assert many_of_rival.tests["f1"].images == one_of_rival.tests["f1"].images
-        found = judge(photographed(ours, times))
+        found = assess(photographed(ours, times))
         assert (found.images, found.groups) == (70 * times, 70)
-        assert found.macro_f1.interval == pytest.approx(judge(ours).macro_f1.interval)
+        assert found.macro_f1.interval == pytest.approx(assess(ours).macro_f1.interval)
         # Taken for as many lesions, the interval would be too narrow.
-        low, high = judge(replace(photographed(ours, times), groups=())).macro_f1.interval
+        low, high = assess(replace(photographed(ours, times), groups=())).macro_f1.interval
         assert high - low < 0.8 * np.ptp(found.macro_f1.interval)
 
 

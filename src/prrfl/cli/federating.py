@@ -59,9 +59,9 @@ def server(
     show: bool,
     **flags: Any,
 ) -> None:
-    """Run a federation over real sites, or go on with the one that --out holds.
+    """Run a federation over real sites, or resume the one in --out.
 
-    Exit code 3 says that the run ended well, but some rounds went on without some sites.
+    The exit code is 3 if the run is complete, but some sites were absent in some rounds.
     """
     needs_flower()
     from prrfl.flower.federation import federate, read_settings
@@ -130,7 +130,10 @@ def site(
         bool, typer.Option("--print", help="print Flower's command, for a supervisor, and start nothing")
     ] = False,
 ) -> None:
-    """Take part in a federation, until stopped. Images and the personalised model never leave."""
+    """Take part in a federation until stopped.
+
+    Images and the personalised model never leave the site.
+    """
     needs_flower()
     from prrfl.flower.certs import check_private_key, check_readable, check_valid
     from prrfl.flower.launch import Node, keep_connected
@@ -175,7 +178,10 @@ def certs(
         typer.Option(help="folder ca/ made before: renew the server's certificate, which sites then believe"),
     ] = None,
 ) -> None:
-    """Make certificates and keys for a pilot, a folder for each machine; or renew the server's."""
+    """Make certificates and keys for a federation, or renew the server's.
+
+    There is one folder for each machine.
+    """
     needs_flower()
     from prrfl.flower.certs import make_certs, renew_certs
 

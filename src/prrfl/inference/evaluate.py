@@ -7,7 +7,7 @@ from pathlib import Path
 from prrfl.config import TrainConfig
 from prrfl.data.sources import load_site
 from prrfl.errors import DataError
-from prrfl.reports.judgement import Judgement, judge
+from prrfl.reports.assessment import Assessment, assess
 from prrfl.runs.deployed import (
     SavedNetwork,
     Which,
@@ -27,7 +27,7 @@ TEST: tuple[Split, ...] = ("test",)
 
 def judge_own(
     folder: Path, which: Which, calibrate: bool = False
-) -> Iterator[tuple[SavedNetwork, Judgement]]:
+) -> Iterator[tuple[SavedNetwork, Assessment]]:
     """Yield each network of a run, or of a site's own folder, with its judgement on the site's test images.
 
     Images are read again and the network run again; a warning says where the images are not the run's.
@@ -46,7 +46,7 @@ def judge_own(
             raise DataError(f"{config.data} holds no site {name} any more, whose network {folder} keeps")
         found = predict_examples(kept, sites[name].test)
         _compare(found, read_predictions(predictions_path(folder, name, which, "test")), name)
-        yield kept, judge(found)
+        yield kept, assess(found)
 
 
 def _load(folder: Path, config: TrainConfig, names: list[ClientId]) -> dict[ClientId, SiteData]:

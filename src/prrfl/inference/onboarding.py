@@ -12,7 +12,7 @@ from prrfl.config import TrainConfig
 from prrfl.engine.in_process import read_client
 from prrfl.errors import ConfigError, StateMismatchError
 from prrfl.evaluation import predictions, score
-from prrfl.reports.judgement import Judgement, judge
+from prrfl.reports.assessment import Assessment, assess
 from prrfl.runs.checkpoint import read_progress
 from prrfl.runs.deployed import SavedNetwork, Which, predict_examples, read_network, sites_of
 from prrfl.runs.folder import RunFolder
@@ -91,7 +91,7 @@ def read_deployed(folder: Path, which: Which, device: str) -> dict[ClientId, Sav
 
 def evaluate(
     federation: Federation, deployed: Mapping[ClientId, SavedNetwork], site: SiteData
-) -> dict[str, Judgement]:
+) -> dict[str, Assessment]:
     """Judge on a site's test images every deployed network, their ensemble, and the last round's mean.
 
     The ensemble is the mean of the networks' softmax outputs. Where all sites have one and the same network,
@@ -99,13 +99,13 @@ def evaluate(
     """
     first, *others = deployed.values()
     if federation.one_each and all(_same(first.weights, other.weights) for other in others):
-        return {"network of all sites": judge(predict_examples(first, site.test))}
+        return {"network of all sites": assess(predict_examples(first, site.test))}
     found = {f"network of {name}": predict_examples(kept, site.test) for name, kept in deployed.items()}
     ensemble = torch.stack([one.probabilities for one in found.values()]).mean(0)
     (mean,) = predict([federation.mean], site.test, replace(federation.recipe, precision="float32"))
     found["ensemble of all"] = replace(next(iter(found.values())), probabilities=ensemble)
     found[f"{federation.mean_name}, last round"] = predictions(mean, site.test)
-    return {name: judge(one) for name, one in found.items()}
+    return {name: assess(one) for name, one in found.items()}
 
 
 def _same(one: Tensors, other: Tensors) -> bool:

@@ -38,8 +38,9 @@ class Run:
         seconds: wall time.
         rounds: communication rounds.
         epochs: local epochs in each.
-        training: per site, how many images of each class its network was trained on, of all sites' where they
-            are pooled; without a site whose network is not kept.
+        training: per site, number of images of each class that its network was trained on, of all sites if
+            they are pooled; without the sites that have no saved network.
+        stages: names of the method's training stages 1, 2, ...; empty without stages.
     """
 
     method: str
@@ -50,6 +51,7 @@ class Run:
     rounds: int
     epochs: int
     training: Mapping[ClientId, Sequence[int]]
+    stages: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

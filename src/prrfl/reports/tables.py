@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from prrfl.reports.comparison import Estimate, Row
-from prrfl.reports.words import percent
+from prrfl.reports.formatting import percent
 from prrfl.types import ClientId
 
 

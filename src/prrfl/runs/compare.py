@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
 
-from prrfl.algorithms import ALGORITHMS, DEFAULT
+from prrfl.algorithms import ALGORITHMS, DEFAULT, traits_of
 from prrfl.config import TrainConfig, load_config
 from prrfl.data.fingerprint import difference, fingerprints
 from prrfl.data.synthetic import GeneratedData, cached
@@ -264,6 +264,7 @@ def _read_run(folder: Path, config: TrainConfig) -> comparison.Run:
         rounds=config.rounds,
         epochs=config.epochs,
         training={site: counts for site in sites if (counts := _training_counts(folder, site))},
+        stages=traits_of(ALGORITHMS[config.method]).stages,
     )
 
 

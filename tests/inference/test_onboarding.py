@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from prrfl.cli.newcomers import change
+from prrfl.cli.onboarding import change
 from prrfl.data.sources import load_sites
 from prrfl.evaluation import score
 from prrfl.inference.onboarding import read_federation
@@ -80,7 +80,7 @@ def test_evaluate_scores_each_network_their_ensemble_and_the_mean_of_deputies(pr
             low, high = found[name][score_of]["interval"]
             assert low <= wanted <= high
     assert "by chance" in said
-    assert "--calibrate out" in prrfl(*command, "--calibrate")[2]
+    assert "--calibrate cannot be used with --data" in prrfl(*command, "--calibrate")[2]
 
 
 def test_a_network_that_gives_no_numbers_is_named(prrfl, folder):
@@ -168,7 +168,7 @@ def test_evaluate_needs_test_images_alone(prrfl, folder):
     without(folder / "new", "test")
     code, _, err = prrfl("evaluate", folder / "run", "--data", folder / "new")
     assert code == 2
-    assert "test_clientA.csv is not there" in err
+    assert "test_clientA.csv is missing" in err
 
 
 def test_onboard_needs_no_validation_images(prrfl, folder):
@@ -186,7 +186,7 @@ def test_onboard_needs_no_validation_images(prrfl, folder):
     without(new, "train")
     code, _, err = prrfl(*command[:-4], "--out", folder / "p")
     assert code == 2
-    assert "train_clientA.csv is not there" in err
+    assert "train_clientA.csv is missing" in err
 
 
 def warnings(caplog):

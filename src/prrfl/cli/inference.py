@@ -1,4 +1,4 @@
-"""``prrfl predict``, ``evaluate`` and ``export``: trained networks put to use."""
+"""``prrfl predict``, ``evaluate`` and ``export``: use the trained networks."""
 
 import csv
 import io
@@ -12,24 +12,26 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from prrfl.cli.newcomers import evaluate_newcomers
+from prrfl.cli.onboarding import evaluate_new_sites
 from prrfl.cli.screen import console, judgement_cells, judgement_table
 from prrfl.errors import ConfigError
+from prrfl.storage.atomic import write_json, write_text
 
 if TYPE_CHECKING:
-    from prrfl.reports.judgement import Judgement
+    from prrfl.reports.assessment import Assessment
     from prrfl.runs.deployed import Which
 
-Run = Annotated[
-    Path, typer.Argument(metavar="RUN", help="folder of a run, or a site's own of one over real sites")
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run, or of a site of a federation")]
+SiteName = Annotated[
+    str | None, typer.Option(help="site whose network to use; optional if there is only one")
 ]
-SiteName = Annotated[str | None, typer.Option(help="whose network; may be left out where there is one")]
 Network = Annotated[
     Literal["best", "last"],
-    typer.Option(help="the best round on validation among the last 20 %, or the last round"),
+    typer.Option(help="network of the best round on validation among the last 20 %, or of the last round"),
 ]
 Calibrate = Annotated[
-    bool, typer.Option("--calibrate", help="scale probabilities by a temperature fitted on validation images")
+    bool,
+    typer.Option("--calibrate", help="calibrate probabilities by a temperature fitted on validation images"),
 ]
 
 
@@ -38,20 +40,19 @@ def predict(
     images: Annotated[
         list[Path], typer.Argument(metavar="IMAGES...", help="image files, or folders of them")
     ],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="the CSV to write")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="CSV to write")],
     site: SiteName = None,
     network: Network = "best",
     calibrate: Calibrate = False,
 ) -> None:
-    """Write what a site's network says of images: class probabilities, and their entropy, as CSV.
+    """Write the class probabilities of images, and their entropy, as CSV.
 
-    Columns are image, predicted, p_<class> for each class, and entropy (in nats; 0 is sure). Not a medical
-    device.
+    The columns are image, predicted, p_<class> for each class, and entropy (in nats; 0 means certain). Not a
+    medical device.
     """
     from prrfl.data.images import find_images
     from prrfl.machine import best_device
     from prrfl.runs.deployed import classify, read_network
-    from prrfl.storage.atomic import write_text
 
     found = find_images(images)
     kept = read_network(run_folder, site, network, calibrate=calibrate, device=best_device())
@@ -64,7 +65,7 @@ def predict(
         for path, p in progress.track(classify(kept, found), total=len(found), description="images"):
             values = p.tolist()
             entropy = float(-(p * p.clamp_min(1e-300).log()).sum())
-            # Names of files may hold bytes that are no text.
+            # File names may hold bytes that are not valid text.
             name = os.fsencode(path).decode("utf-8", "replace")
             row = [name, classes[int(p.argmax())], *(f"{v:.6g}" for v in values), f"{entropy:.4f}"]
             writer.writerow(row)
@@ -79,37 +80,42 @@ def evaluate(
     run_folder: Run,
     data: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="sites that took no part; without it, each site's own test images"),
+        typer.Option(
+            metavar="DIR",
+            help="data of new sites; by default, each network is scored on its own site's test images",
+        ),
     ] = None,
     network: Network = "best",
     calibrate: Calibrate = False,
-    json: Annotated[Path | None, typer.Option(metavar="FILE", help="write the scores there too")] = None,
+    json: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="write the scores to this file, too")
+    ] = None,
 ) -> None:
-    """Score each site's network anew on its own test images; with --data, all on sites that took no part.
+    """Score each site's network on the site's test images, or all networks on new sites.
 
-    Where a site took no part, test images are enough; every site's network of the best or last round, their
-    ensemble, and the last round's mean are scored there. What PRR-FL means are its deputies. Intervals are of
-    95 %, over images. All is scored in float32, whatever the run's precision.
+    With --data, the networks of all sites, their ensemble, and the mean of the last round are scored on new
+    sites, which need test images only. For PRR-FL, the mean is that of the deputies. Intervals are 95 %
+    confidence intervals over images. Scoring uses float32, whatever the precision of the run.
     """
-    from prrfl.storage.atomic import write_json
-
     if data is None:
         found = {name: asdict(one) for name, one in _own(run_folder, network, calibrate).items()}
     elif calibrate:
-        raise ConfigError("--data scores networks as they are; leave --calibrate out")
+        raise ConfigError(
+            "--calibrate cannot be used with --data, which scores networks as they are; leave it out"
+        )
     else:
-        newcomers = evaluate_newcomers(run_folder, data, network)
-        found = {site: {name: asdict(s) for name, s in scores.items()} for site, scores in newcomers.items()}
+        scored = evaluate_new_sites(run_folder, data, network)
+        found = {site: {name: asdict(s) for name, s in scores.items()} for site, scores in scored.items()}
     if json is not None:
         write_json(json, found)
 
 
-def _own(run_folder: Path, network: "Which", calibrate: bool) -> Mapping[str, "Judgement"]:
+def _own(run_folder: Path, network: "Which", calibrate: bool) -> Mapping[str, "Assessment"]:
     from prrfl.inference.evaluate import judge_own
     from prrfl.runs.folder import RunFolder
 
     classes: tuple[str, ...] = ()
-    found: dict[str, Judgement] = {}
+    found: dict[str, Assessment] = {}
     with console.status("scoring"):
         for kept, judgement in judge_own(run_folder, network, calibrate):
             found[kept.site], classes = judgement, kept.about.classes
@@ -121,7 +127,7 @@ def _own(run_folder: Path, network: "Which", calibrate: bool) -> Mapping[str, "J
     precision = RunFolder(run_folder).settings().precision
     if precision != "float32":
         console.print(
-            f"Scored in float32; the run scored in {precision}, so that its summary may differ a little.",
+            f"Scored in float32; the run scored in {precision}, so its summary may differ slightly.",
             soft_wrap=True,
         )
     return found
@@ -129,18 +135,18 @@ def _own(run_folder: Path, network: "Which", calibrate: bool) -> Mapping[str, "J
 
 def export(
     run_folder: Run,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="folder to make")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="folder to create")],
     site: SiteName = None,
     network: Network = "best",
     calibrate: Calibrate = False,
 ) -> None:
-    """Write a site's network as ONNX, with its model card and a picture of its calibration.
+    """Export a site's network as ONNX, with a model card and a calibration plot.
 
-    The file takes pixels (uint8 RGB, any number of images) and gives probabilities; onnxruntime's are checked
-    against the network's before it is written.
+    The model maps pixels (uint8 RGB, any number of images) to probabilities. Before it is written, the
+    probabilities of onnxruntime are compared with those of the network.
     """
     if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]:
-        raise ConfigError(f"the package {missing[0]} is not there; pip install 'prrfl[onnx]'")
+        raise ConfigError(f"package {missing[0]} is not installed; run pip install 'prrfl[onnx]'")
     from prrfl.inference import export as exporting
     from prrfl.runs.deployed import read_network
     from prrfl.runs.folder import RunFolder
@@ -150,7 +156,7 @@ def export(
     with console.status("exporting"):
         off = exporting.export(kept, run_folder, network, out)
     console.print(
-        f"{out / 'model.onnx'}: the {network} network of {kept.site}; onnxruntime gives its probabilities to "
-        f"{off:.0e}. Read {out / 'model_card.md'} before use.",
+        f"{out / 'model.onnx'}: the {network} network of {kept.site}; onnxruntime's probabilities differ "
+        f"from its own by at most {off:.0e}. Read {out / 'model_card.md'} before use.",
         soft_wrap=True,
     )

@@ -1,4 +1,4 @@
-"""``prrfl onboard``, and ``evaluate`` with data: a hospital that took no part in a run."""
+"""``prrfl onboard``, and ``prrfl evaluate --data``: a finished run at sites that took no part in it."""
 
 import logging
 import os
@@ -12,22 +12,25 @@ from rich.table import Table
 from rich.text import Text
 
 from prrfl.cli.screen import console, judgement_cells, judgement_table
-from prrfl.reports.words import percent
-from prrfl.types import Scores, SiteData, Split
+from prrfl.reports.formatting import percent
+from prrfl.storage.atomic import write_json
 
 if TYPE_CHECKING:
     from prrfl.inference.onboarding import Federation
-    from prrfl.reports.judgement import Judgement
+    from prrfl.reports.assessment import Assessment
     from prrfl.runs.deployed import Which
+    from prrfl.types import Scores, SiteData, Split
 
 log = logging.getLogger("prrfl")
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run")]
-Data = Annotated[Path, typer.Option(metavar="DIR", help="the new sites' data, in any form that train takes")]
+Data = Annotated[
+    Path, typer.Option(metavar="DIR", help="data of the new sites, in any format that train reads")
+]
 
 
-def evaluate_newcomers(run_folder: Path, data: Path, which: "Which") -> dict[str, dict[str, "Judgement"]]:
-    """Score every site's network, their ensemble and their mean on sites that took no part, and print it."""
+def evaluate_new_sites(run_folder: Path, data: Path, which: "Which") -> dict[str, dict[str, "Assessment"]]:
+    """Score all networks, their ensemble and their mean on sites that took no part; print and return that."""
     from prrfl.inference import onboarding
 
     federation = onboarding.read_federation(run_folder)
@@ -46,17 +49,17 @@ def evaluate_newcomers(run_folder: Path, data: Path, which: "Which") -> dict[str
 def onboard(
     run_folder: Run,
     data: Data,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="folder for the new network and its scores")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="folder for the new networks and their scores")],
     epochs: Annotated[int, typer.Option(min=1, max=10_000, help="local epochs of training")] = 5,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="same seed, same bits")] = 0,
 ) -> None:
-    """Give a new hospital its own network from a finished run, and say what it gained.
+    """Train a network for a new site, starting from a finished run.
 
-    It needs images for training and test, none for validation.
+    It prints the gain over the starting network and over training alone. The site needs training and test
+    images, but no validation images.
     """
     from prrfl.inference import onboarding
     from prrfl.runs.folder import RunFolder
-    from prrfl.storage.atomic import write_json
     from prrfl.storage.tensor_files import write_tensors
 
     RunFolder(out).check_free()
@@ -77,12 +80,12 @@ def onboard(
 
 
 def change(after: float, before: float) -> str:
-    """Return how a fraction changed, in points."""
+    """Return the difference of two fractions, in percentage points."""
     points = round(100 * (after - before), 2)
     return f"{'lost' if points < 0 else 'gained'} {abs(points):.2f} points"
 
 
-def _sites(data: Path, federation: "Federation", needed: Sequence[Split]) -> list[SiteData]:
+def _sites(data: Path, federation: "Federation", needed: "Sequence[Split]") -> "list[SiteData]":
     from prrfl.data.sources import load_sites
     from prrfl.engine.in_process import POOL
 
@@ -98,13 +101,13 @@ def _sites(data: Path, federation: "Federation", needed: Sequence[Split]) -> lis
     known = [site.name for site in sites if own and federation.states.keys() & {site.name, POOL}]
     if known:
         log.warning(
-            "%s took part in the run, with this very data: scores here are not those of a newcomer",
+            "%s took part in the run with this data; the scores are not those of a new site",
             ", ".join(known),
         )
     return sites
 
 
-def _print(title: str, scores: Mapping[str, Scores], classes: tuple[str, ...]) -> None:
+def _print(title: str, scores: "Mapping[str, Scores]", classes: tuple[str, ...]) -> None:
     table = Table(title=title)
     table.add_column("network")
     for name in ("macro-F1", "AUC", *(f"recall {name}" for name in classes)):
