@@ -11,13 +11,13 @@ import onnxruntime
 import pytest
 import torch
 from PIL import Image
-from prrfl.reports.assessment import assess
 from safetensors.torch import save_file
 from sklearn.metrics import f1_score, log_loss
 
 from prrfl.calibration import at_temperature, fit_temperature
 from prrfl.data.sources import load_sites
 from prrfl.models import build_network
+from prrfl.reports.assessment import assess
 from prrfl.reports.calibration import calibration_error, chance_error, reliability
 from prrfl.runs.deployed import network_path, read_about
 from prrfl.storage.records import read_predictions
