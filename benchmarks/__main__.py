@@ -16,6 +16,7 @@ from benchmarks.engine import measure_engine
 from benchmarks.epochs import measure_epoch
 from benchmarks.figures import Figure, Settings
 from benchmarks.fourier import measure_pfa
+from benchmarks.gpu import measure_gpu
 from benchmarks.memory import measure_memory
 from benchmarks.rounds import measure_agreement, measure_round
 from benchmarks.sizes import measure_sizes, measure_start
@@ -30,6 +31,7 @@ BENCHMARKS: dict[str, Callable[[Settings], Iterator[Figure]]] = {
     "pfa": measure_pfa,
     "engine": measure_engine,
     "memory": measure_memory,
+    "gpu": measure_gpu,
 }
 
 

@@ -53,20 +53,21 @@ def package(folder: Path, size: int, rounds: int, epochs: int, precision: str) -
     """Run the package as its users do, with the workers and threads that it picks."""
     from prrfl.config import load_config
     from prrfl.engine import run_rounds
-    from prrfl.runs import run
+    from prrfl.runs.run import open_engine
+    from prrfl.runs.setup import Run, load_data, resolved
     from prrfl.tensors import norm_keys
     from prrfl.types import ExchangeRecord
 
     flags = {"data": folder, "image_size": size, "rounds": rounds, "epochs": epochs, "precision": precision}
     config = load_config(None, {**flags, "allow_missing": True})
-    sites = run.load_data(config)
-    config, algorithm, recipe = run.resolved(config, len(sites)), config.algorithm(), run.make_recipe(config)
+    sites = load_data(config)
+    run = Run.of(resolved(config, len(sites)))
     with (
         TemporaryDirectory() as scratch,
-        run.open_engine(config, algorithm, recipe, sites, Path(scratch)) as engine,
+        open_engine(run, sites, Path(scratch)) as engine,
     ):
-        keys = norm_keys(recipe.network)
-        records = run_rounds(algorithm, engine, rounds=rounds, epochs=epochs, norm_keys=keys)
+        keys = norm_keys(run.recipe.network)
+        records = run_rounds(run.method, engine, rounds=rounds, epochs=epochs, norm_keys=keys)
         yield (record for record in records if isinstance(record, ExchangeRecord))
 
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+import torch
+
 from benchmarks.bare import bare_epoch, batch_sizes
 from benchmarks.figures import Figure, Settings, absolute, ratio
 from benchmarks.workload import noise_site, paper_recipe
@@ -21,10 +23,10 @@ def det_epoch(data: SiteData, recipe: Recipe) -> None:
 
 def augment(data: SiteData, recipe: Recipe) -> None:
     """Augment all that one epoch augments: the training set for scoring, and again for training."""
-    draw = generator(0)
     for batch in (scoring_batch(data.train.inputs[0, 0].numel(), recipe), recipe.batch):
-        for chunk in data.train.inputs.split(batch_sizes(len(data.train), batch)):
-            recipe.augment(chunk, draw)
+        drawn = recipe.augment.draw(data.train.inputs.shape, generator(0))
+        for rows in torch.arange(len(data.train)).split(batch_sizes(len(data.train), batch)):
+            recipe.augment(data.train.inputs[rows], drawn, rows)
 
 
 def measure_epoch(settings: Settings) -> Iterator[Figure]:

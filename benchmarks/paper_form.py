@@ -96,6 +96,8 @@ class Hospital:
         """Decode, augment and normalise images batch by batch."""
         entries = self.entries[split]
         order = torch.randperm(len(entries), generator=draw) if shuffle else torch.arange(len(entries))
+        augment = self.plan.recipe.augment if draw is not None else None
+        drawn = augment and augment.draw((len(entries), 3, self.plan.size, self.plan.size), draw)
         chunks = list(order.split(size))
         if len(chunks) > 1 and len(chunks[-1]) == 1:
             chunks[-2:] = [torch.cat(chunks[-2:])]
@@ -103,15 +105,15 @@ class Hospital:
             chosen = [entries[index] for index in chunk.tolist()]
             pixels = np.stack([read_image(entry.path, self.plan.size) for entry in chosen])
             images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-            if draw is not None and self.plan.recipe.augment is not None:
-                images = self.plan.recipe.augment(images, draw)
+            if augment is not None:
+                images = augment(images, drawn, chunk)
             inputs = self.plan.recipe.normalise(images).to(self.plan.dtype).contiguous()
             yield inputs, torch.tensor([entry.label for entry in chosen])
 
     def outputs(self, network: nn.Module, split: Split, draw: torch.Generator | None = None) -> Tensor:
         """Return a network's logits on all images of a split."""
         network.eval()
-        # As many at a time as the package takes, because what augmentation draws depends on it.
+        # As many at a time as the package takes, for both round in the same way then.
         size = scoring_batch(self.plan.size**2, self.plan.recipe)
         return torch.cat([network(x).detach() for x, _ in self.batches(split, size, draw)])
 

@@ -24,7 +24,7 @@ from prrfl.pfa import _as_matrix, _half_side, progressive_fourier_aggregation, t
 from prrfl.reports.retrogress import MEASURES, band, curve, draw, dress
 from prrfl.reports.retrogress import save as save_png
 from prrfl.reports.styles import NETWORKS, OURS, Style
-from prrfl.runs.run import load_data, make_recipe
+from prrfl.runs.setup import load_data, make_recipe
 from prrfl.tensors import norm_keys
 from prrfl.types import RoundRecord, ScoreRecord, Tensors, TrainRecord
 

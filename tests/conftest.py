@@ -1,5 +1,6 @@
-"""What several rooms of tests share."""
+"""Fixtures that several folders of tests share."""
 
+import shutil
 import sys
 
 import pytest
@@ -7,9 +8,25 @@ import torch
 
 from prrfl import cli
 
-# Bits depend on threads, so that tests which compare engines need the same number in both; and what is tiny
-# is slower with more.
+# The number of threads decides the order of sums, hence the last bits: tests that compare engines need the same
+# number in both. Small networks also run slower with more threads.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def clean_up(request, tmp_path_factory):
+    """Remove a module's temporary folders when its tests have passed, so that a run fills no disk.
+
+    pytest removes each test's own ``tmp_path`` after it passed (see ``tmp_path_retention_policy``), but keeps what
+    fixtures of a wider scope make until the session ends.
+    """
+    base = tmp_path_factory.getbasetemp()
+    before = set(base.iterdir())
+    failed = request.session.testsfailed
+    yield
+    if request.session.testsfailed == failed:
+        for path in set(base.iterdir()) - before:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.fixture

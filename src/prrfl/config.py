@@ -1,9 +1,9 @@
-"""Every setting of a run: its name, type, default, bounds and help, said once for TOML file and flags."""
+"""All settings of a run: name, type, default, bounds, help and scope, for TOML files and flags alike."""
 
 import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,97 +13,171 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from prrfl.algorithms import ALGORITHMS, Algorithm
+from prrfl.algorithms import ALGORITHMS, DEFAULT, FML, PRRFL, Algorithm, FedProx
+from prrfl.algorithms.prrfl import Aggregation, TransferMode
 from prrfl.errors import ConfigError, nearest
-from prrfl.machine import best_device, multiplies_bfloat16
+from prrfl.machine import best_device, gpu, multiplies_bfloat16
 from prrfl.models import NETWORKS
 from prrfl.storage.reading import read_text
 
 LARGEST_FILE = 2**14
-"""Bytes of a settings file; the time that TOML's keys take can grow with the square of their length."""
+"""Largest settings file, in bytes. The time to parse TOML keys can grow with the square of their length."""
 
 LONGEST_PATH = 4096
 
 LARGEST = 1e30
-"""Of a factor in training, which must be a number in float32 together with what it multiplies."""
+"""Largest factor in training: its product with a weight must be finite in float32."""
 
 Ratio = Annotated[float, Field(ge=0, le=1)]
 Factor = Annotated[float, Field(ge=0, le=LARGEST)]
 
 
+@dataclass(frozen=True)
+class Scope:
+    """Who chooses a setting, and when it may change. Each field of :class:`TrainConfig` carries one.
+
+    Attributes:
+        resumable: it may change when a run is resumed: it says where a run is computed, not what.
+        comparison: in a comparison it is ``same`` for all runs, ``free`` for each run, or part of the
+            ``method``, such as ``prrfl:transfer=off``.
+        of_site: in a federation over real sites, each site sets it for itself.
+        of_server: in a federation over real sites, it concerns only the server and is not sent to sites.
+        of_hardware: its default depends on the machine.
+        of_generator: it describes generated data, and has no effect on other data.
+    """
+
+    resumable: bool = False
+    comparison: Literal["same", "free", "method"] = "method"
+    of_site: bool = False
+    of_server: bool = False
+    of_hardware: bool = False
+    of_generator: bool = False
+
+
+TASK = Scope(comparison="same")
+METHOD = Scope()
+DATA = Scope(resumable=True, comparison="same", of_site=True)
+GENERATOR = Scope(comparison="same", of_site=True, of_generator=True)
+ARITHMETIC = Scope(of_hardware=True)
+MACHINE = Scope(resumable=True, comparison="free", of_site=True)
+OUTPUT = Scope(resumable=True, comparison="free", of_server=True)
+
+
 class TrainConfig(BaseModel):
     """The settings of one run. Defaults are the paper's.
 
-    Counts are bounded far above what makes sense, so that a slip of the finger does not fill a disk.
+    Counts have generous upper bounds, so that a typing error cannot fill a disk.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
-    data: Path | None = Field(
+    data: Annotated[Path | None, DATA] = Field(
         None,
-        description="folder in the published layout, manifest .csv, .npz or folder of .npz; generated images "
-        "if not given",
+        description="folder in the published layout, manifest .csv, .npz file or folder of .npz files; "
+        "without it, images are generated",
     )
-    classes: tuple[str, ...] = Field(
+    classes: Annotated[tuple[str, ...], TASK] = Field(
         ("nv", "bkl", "mel"), description="class names of the labels 0, 1, ..., separated by commas"
     )
-    image_size: int = Field(128, ge=32, le=1024, description="side of the square images, in pixels")
-    allow_missing: bool = Field(False, description="go on without images that a table names but nobody has")
-    sites: int = Field(4, ge=1, le=1000, description="generated data: number of sites")
-    images: int = Field(320, ge=18, le=100_000, description="generated data: images per site")
-
-    method: str = Field("prrfl", description=f"federated method: {', '.join(ALGORITHMS)}")
-    r0: Ratio = Field(0.7, description="PFA: low-frequency ratio of the first round")
-    r1: Ratio = Field(0.95, description="PFA: low-frequency ratio approached in the last round")
-    alpha1: Ratio = Field(0.7, description="DET: the deputy recovers below this share of the personalised F1")
-    alpha2: Ratio = Field(0.9, description="DET: both exchange below this share of the personalised F1")
-
-    aggregation: Literal["pfa", "mean"] = Field(
-        "pfa", description="prrfl ablation: plain mean instead of PFA"
+    image_size: Annotated[int, TASK] = Field(
+        128, ge=32, le=1024, description="width and height of the images, in pixels"
     )
-    transfer: Literal["staged", "recover", "exchange", "sublimate", "off"] = Field(
-        "staged", description="prrfl ablation: one fixed DET stage, or none"
+    allow_missing: Annotated[bool, DATA] = Field(
+        False, description="skip images that a table names but that are missing"
     )
-    mu: Factor = Field(0.01, description="fedprox: strength of the pull to the weights received")
-    private_weight: Ratio = Field(0.5, description="fml: the labels' share in the private network's loss")
-    meme_weight: Ratio = Field(0.5, description="fml: the labels' share in the meme's loss")
+    sites: Annotated[int, GENERATOR] = Field(4, ge=1, le=1000, description="generated data: number of sites")
+    images: Annotated[int, GENERATOR] = Field(
+        320, ge=18, le=100_000, description="generated data: images per site"
+    )
 
-    network: str = Field("vgg16_slim", description=f"network by name: {', '.join(NETWORKS)}")
-    weights: Path | None = Field(
+    method: Annotated[str, TASK] = Field(DEFAULT, description=f"federated method: {', '.join(ALGORITHMS)}")
+    r0: Annotated[Ratio, METHOD] = Field(PRRFL.r0, description="PFA: low-frequency ratio of the first round")
+    r1: Annotated[Ratio, METHOD] = Field(
+        PRRFL.r1, description="PFA: low-frequency ratio approached in the last round"
+    )
+    alpha1: Annotated[Ratio, METHOD] = Field(
+        PRRFL.alpha1, description="DET: the deputy recovers below this fraction of the personalised F1"
+    )
+    alpha2: Annotated[Ratio, METHOD] = Field(
+        PRRFL.alpha2, description="DET: both networks exchange below this fraction of the personalised F1"
+    )
+    aggregation: Annotated[Aggregation, METHOD] = Field(
+        PRRFL.aggregation, description="prrfl ablation: plain mean instead of PFA"
+    )
+    transfer: Annotated[TransferMode, METHOD] = Field(
+        PRRFL.transfer, description="prrfl ablation: a single DET stage, or no transfer"
+    )
+    mu: Annotated[Factor, METHOD] = Field(
+        FedProx.mu, description="fedprox: strength of the pull to the weights received"
+    )
+    private_weight: Annotated[Ratio, METHOD] = Field(
+        FML.private_weight, description="fml: weight of the labels in the private network's loss"
+    )
+    meme_weight: Annotated[Ratio, METHOD] = Field(
+        FML.meme_weight, description="fml: weight of the labels in the meme's loss"
+    )
+
+    network: Annotated[str, METHOD] = Field(
+        "vgg16_slim", description=f"network by name: {', '.join(NETWORKS)}"
+    )
+    weights: Annotated[Path | None, METHOD] = Field(
         None,
-        description="start from the weights of a .safetensors or .pth file; FILE#NAME where it holds several",
+        description="start from the weights in a .safetensors or .pth file; FILE#NAME if it holds several",
     )
-    rounds: int = Field(50, ge=1, le=10_000, description="communication rounds (T)")
-    epochs: int = Field(5, ge=1, le=10_000, description="local epochs in each round (E)")
-    batch: int = Field(16, ge=2, le=100_000, description="images per training step")
-    optimizer: Literal["sgd", "adam"] = Field("sgd", description="optimiser, started afresh in every round")
-    lr: Factor = Field(1e-2, gt=0, description="learning rate of the first rounds")
-    lr_step: int = Field(5, ge=1, le=10_000, description="rounds between two reductions of the learning rate")
-    lr_gamma: float = Field(0.5, gt=0, le=1, description="factor of each reduction")
-    weight_decay: Factor = Field(1e-6, description="L2 penalty of the optimiser")
-    augment: bool = Field(True, description="augment training images as the paper does")
-    tensorboard: bool = Field(False, description="write TensorBoard events into the run folder as well")
-    seed: int = Field(0, ge=0, lt=2**63, description="source of all randomness: same seed, same bits")
-    device: str = Field("auto", description="cpu, cuda, cuda:1, ...; auto takes a GPU where there is one")
-    precision: Literal["auto", "float32", "bfloat16", "float64"] = Field(
+    rounds: Annotated[int, METHOD] = Field(50, ge=1, le=10_000, description="communication rounds (T)")
+    epochs: Annotated[int, METHOD] = Field(5, ge=1, le=10_000, description="local epochs per round (E)")
+    batch: Annotated[int, METHOD] = Field(16, ge=2, le=100_000, description="images per training step")
+    optimizer: Annotated[Literal["sgd", "adam"], METHOD] = Field(
+        "sgd", description="optimiser, restarted in every round"
+    )
+    lr: Annotated[Factor, METHOD] = Field(1e-2, gt=0, description="learning rate of the first rounds")
+    lr_step: Annotated[int, METHOD] = Field(
+        5, ge=1, le=10_000, description="rounds between two reductions of the learning rate"
+    )
+    lr_gamma: Annotated[float, METHOD] = Field(0.5, gt=0, le=1, description="factor of each reduction")
+    weight_decay: Annotated[Factor, METHOD] = Field(1e-6, description="L2 penalty of the optimiser")
+    augment: Annotated[bool, METHOD] = Field(True, description="augment training images as in the paper")
+    tensorboard: Annotated[bool, OUTPUT] = Field(
+        False, description="also write TensorBoard events into the run folder"
+    )
+    seed: Annotated[int, TASK] = Field(
+        0, ge=0, lt=2**63, description="seed of all randomness: same seed, same bits"
+    )
+    device: Annotated[str, MACHINE] = Field(
+        "auto", description="cpu, cuda, cuda:1, ...; auto uses a GPU if there is one"
+    )
+    precision: Annotated[Literal["auto", "float32", "bfloat16", "float64"], ARITHMETIC] = Field(
         "auto",
-        description="arithmetic of the network; weights stay float32 under bfloat16; auto takes bfloat16 "
-        "where the device multiplies it in hardware, else float32",
+        description="arithmetic of the network; with bfloat16, weights stay float32; auto uses bfloat16 "
+        "where the hardware multiplies it, else float32",
     )
-    workers: int = Field(
-        0, ge=0, le=1024, description="processes that sites are shared out over; 0 picks, by cores"
+    workers: Annotated[int, MACHINE] = Field(
+        0, ge=0, le=1024, description="processes that train the sites in parallel; 0 chooses by the cores"
     )
-    threads: int = Field(
-        0, ge=0, le=1024, description="threads of each process, on which bits depend; 0 picks"
+    threads: Annotated[int, MACHINE] = Field(
+        0, ge=0, le=1024, description="threads of each process; results depend on it; 0 chooses"
     )
-    share_bits: Literal[16, 32] = Field(
-        32, description="bits of each number that travels; 16 halves the bytes each way"
+    share_bits: Annotated[Literal[16, 32], METHOD] = Field(
+        32, description="bits of each number that is sent; 16 halves the traffic"
     )
+
+    @classmethod
+    def where(cls, **facts: object) -> frozenset[str]:
+        """Return the names of the settings whose :class:`Scope` has these values.
+
+        >>> sorted(TrainConfig.where(of_generator=True))
+        ['images', 'sites']
+        """
+        return frozenset(
+            name
+            for name, scope in SCOPES.items()
+            if all(getattr(scope, fact) == value for fact, value in facts.items())
+        )
 
     @field_validator("*", mode="before")
     @classmethod
     def _can_be_written(cls, value: object) -> object:
-        # The system may give other names to folders, but a settings file cannot keep them.
+        # The file system allows names that are not UTF-8, but a settings file cannot hold them.
         if isinstance(value, str | Path) and str(value) != _utf8(str(value)):
             raise ValueError("expected text in UTF-8")
         return value
@@ -124,11 +198,11 @@ class TrainConfig(BaseModel):
     @classmethod
     def _two_or_more(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(value)) < max(2, len(value)) or "" in value:
-            raise ValueError("name at least two classes, each once")
+            raise ValueError("expected at least two class names, each once")
         if not all(name.isprintable() for name in value):
-            raise ValueError("expected names of printable characters, on one line")
+            raise ValueError("expected names of printable characters, without line breaks")
         if len(_toml(value).encode()) > LARGEST_FILE // 2:
-            raise ValueError(f"expected names of {LARGEST_FILE // 2:,} bytes together at most")
+            raise ValueError(f"expected names of at most {LARGEST_FILE // 2:,} bytes in total")
         return value
 
     @field_validator("method")
@@ -144,7 +218,7 @@ class TrainConfig(BaseModel):
     @field_validator("alpha2")
     @classmethod
     def _not_below_alpha1(cls, value: float, info: ValidationInfo) -> float:
-        # Otherwise a deputy is at once too weak to do anything but recover, and strong enough to sublimate.
+        # Otherwise one deputy could be too weak for any stage but RECOVER, yet strong enough for SUBLIMATE.
         if value < info.data.get("alpha1", 0.0):
             raise ValueError(f"expected at least alpha1, which is {info.data['alpha1']}")
         return value
@@ -153,7 +227,7 @@ class TrainConfig(BaseModel):
     @classmethod
     def _installed(cls, value: bool) -> bool:
         if value and find_spec("tensorboard") is None:
-            raise ValueError("the package tensorboard is not there; pip install 'prrfl[tensorboard]'")
+            raise ValueError("the package tensorboard is missing; pip install 'prrfl[tensorboard]'")
         return value
 
     @field_validator("device")
@@ -162,9 +236,14 @@ class TrainConfig(BaseModel):
         if value == "auto":
             return best_device()
         try:
-            torch.zeros(1, device=value).item()
+            if torch.device(value).type != "cuda":
+                torch.zeros(1, device=value).item()
+            elif gpu(value) is None:
+                raise ValueError("no such GPU works here")
         except (RuntimeError, AssertionError, ValueError) as cause:
-            raise ValueError(f"'{value}' cannot be used here; use cpu, or leave it out") from cause
+            raise ValueError(
+                f"'{value}' is not available on this machine; use cpu, or auto to choose"
+            ) from cause
         return value
 
     @field_validator("precision")
@@ -186,27 +265,33 @@ class TrainConfig(BaseModel):
         return method
 
     def without_effect(self) -> list[str]:
-        """Return the names of settings that are not as by default, but change nothing in this run."""
+        """Return the names of settings that differ from their defaults but have no effect in this run."""
         of_methods = {field.name for kind in ALGORITHMS.values() for field in fields(kind)}
         idle = of_methods - {field.name for field in fields(ALGORITHMS[self.method])}
         if self.data is not None:
-            idle |= {"sites", "images"}
+            idle |= self.where(of_generator=True)
         known = type(self).model_fields
         return [name for name in known if name in idle and getattr(self, name) != known[name].default]
 
     def to_toml(self) -> str:
-        """Return the resolved settings as TOML that :func:`load_config` reads back."""
+        """Return the settings as TOML, which :func:`load_config` reads back."""
         settings = self.model_dump(mode="json", exclude_none=True)
         return "".join(f"{key} = {_toml(value)}\n" for key, value in settings.items())
 
 
-def load_config(path: Path | None, overrides: Mapping[str, object]) -> TrainConfig:
-    """Return the settings of a TOML file, with overrides (flags) on top.
+SCOPES: Mapping[str, Scope] = {
+    name: next(item for item in field.metadata if isinstance(item, Scope))
+    for name, field in TrainConfig.model_fields.items()
+}
 
-    Without a file and without ``data``, the embedded quickstart is the base.
+
+def load_config(path: Path | None, overrides: Mapping[str, object]) -> TrainConfig:
+    """Return the settings of a TOML file, overridden by flags.
+
+    Without a file and without ``data``, the base is the quickstart in the package.
 
     Raises:
-        ConfigError: naming the key, what was expected, and the nearest known key where it is unknown.
+        ConfigError: with the key and what was expected; for an unknown key, with the nearest known one.
     """
     if path is not None:
         source, text = str(path), _read_text(path)
@@ -220,12 +305,12 @@ def load_config(path: Path | None, overrides: Mapping[str, object]) -> TrainConf
 def checked(
     settings: Mapping[str, object], source: str, overrides: Mapping[str, object] = MappingProxyType({})
 ) -> TrainConfig:
-    """Return settings that hold.
+    """Return valid settings.
 
     Args:
-        settings: what is set, by key.
-        source: where they come from, for messages.
-        overrides: those of them that come from flags instead.
+        settings: values by key; other settings get their defaults.
+        source: name of the source of the settings, for messages.
+        overrides: the settings that come from flags instead.
 
     Raises:
         ConfigError: as :func:`load_config`.
@@ -237,23 +322,23 @@ def checked(
 
 
 def parse_toml(text: str, source: str) -> dict[str, Any]:
-    """Return what TOML says.
+    """Return the keys and values of a TOML text.
 
     Args:
         text: the TOML.
-        source: where it comes from, for messages.
+        source: name of its source, for messages.
 
     Raises:
-        ConfigError: if it is none, or goes beyond what Python can read of it.
+        ConfigError: if the text is not TOML, or exceeds the limits of Python's parser.
     """
     try:
         return tomllib.loads(text)
-    # TOML's own errors are ValueErrors; so is that a whole number has more digits than Python takes.
+    # TOML errors are ValueErrors. So is an integer with more digits than Python converts.
     except ValueError as cause:
         raise ConfigError(f"{source} is not TOML: {' '.join(str(cause).split())}") from None
     except RecursionError:
         raise ConfigError(
-            f"{source} is nested too deeply for settings; each is one line, key = value"
+            f"{source} is nested too deeply; expected one line per setting, key = value"
         ) from None
 
 
@@ -261,7 +346,7 @@ def _read_text(path: Path) -> str:
     try:
         return read_text(path, LARGEST_FILE)
     except FileNotFoundError:
-        raise ConfigError(f"config file {path} is not there; give the path of a TOML file") from None
+        raise ConfigError(f"config file {path} does not exist; give the path of a TOML file") from None
     except (OSError, UnicodeDecodeError) as cause:
         raise ConfigError(f"config file {path} cannot be read: {cause}") from None
 
@@ -279,14 +364,14 @@ def _one_line(cause: ValidationError, source: str, overrides: Mapping[str, objec
 def _shown(value: object) -> str:
     try:
         text = repr(value)
-    except (ValueError, RecursionError):  # Python writes no whole number of more than 4,300 digits
-        return "what is too long to show"
+    except (ValueError, RecursionError):  # Python does not print integers of more than 4,300 digits
+        return "a value that is too long to print"
     return text if len(text) <= 200 else f"{text[:200]} ..."
 
 
 def _toml(value: object) -> str:
-    # JSON's strings, numbers, booleans and lists are TOML's too, but for two characters: what JSON writes as
-    # two halves, TOML wants whole, and it takes DEL by its number alone.
+    # JSON strings, numbers, booleans and lists are valid TOML, with two exceptions: TOML does not allow
+    # surrogate pairs, hence ensure_ascii=False, and DEL must be escaped.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 

@@ -9,6 +9,7 @@ epoch, says who teaches whom: the deputy *recovers* by learning from the persona
 from dataclasses import dataclass
 from enum import IntEnum
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -51,30 +52,40 @@ def next_stage(
     return Stage.SUBLIMATE
 
 
-def transfer_losses(
-    stage: Stage, personalised: Tensor, deputy: Tensor
-) -> tuple[Tensor | float, Tensor | float]:
+def learning(stage: Stage) -> Tensor:
+    """Return (2,) whether the personalised network and the deputy learn from each other in a stage: 1 or 0.
+
+    The personalised network does unless RECOVER, the deputy unless SUBLIMATE.
+    """
+    return torch.tensor([float(stage is not Stage.RECOVER), float(stage is not Stage.SUBLIMATE)])
+
+
+def transfer_losses(learns: Tensor, personalised: Tensor, deputy: Tensor) -> tuple[Tensor, Tensor]:
     """Return the distillation terms of the personalised network and of the deputy.
 
     Args:
-        stage: who learns: the personalised network unless RECOVER, the deputy unless SUBLIMATE.
+        learns: (2,) weights of the two terms, :func:`learning` of the stage. A tensor, so that a step
+            recorded for a GPU serves all stages.
         personalised: (N, C) logits.
         deputy: (N, C) logits.
 
     Returns:
         KL(softmax d ‖ softmax p) with d detached, and KL(softmax p ‖ softmax d) with p detached; summed over
-        classes, mean over the batch; 0.0 where the stage has no such term.
+        classes, mean over the batch; times their weights.
     """
     log_p, log_d = personalised.log_softmax(1), deputy.log_softmax(1)
-    return (
-        0.0 if stage is Stage.RECOVER else distillation(log_p, log_d),
-        0.0 if stage is Stage.SUBLIMATE else distillation(log_d, log_p),
-    )
+    return learns[0] * distillation(log_p, log_d), learns[1] * distillation(log_d, log_p)
 
 
 def distillation(student: Tensor, teacher: Tensor) -> Tensor:
     """Return KL(teacher ‖ student) of (N, C) log-probabilities, mean over the batch, the teacher detached."""
     return functional.kl_div(student, teacher.detach(), reduction="batchmean", log_target=True)
+
+
+def objective(step: Step) -> list[Tensor]:
+    """Return what both networks descend: their cross-entropy, and what the stage has them learn."""
+    terms = transfer_losses(step.given["learns"], *step.logits)
+    return [loss + term for loss, term in zip(step.losses, terms, strict=True)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,11 +138,7 @@ def det_epoch(
         before = None if ctx.epoch == 0 else stage
         stage = next_stage(before, f1_deputy, f1_personalised, alpha1, alpha2)
 
-    def objective(step: Step) -> list[Tensor]:
-        terms = transfer_losses(stage, *step.logits)
-        return [loss + term for loss, term in zip(step.losses, terms, strict=True)]
-
-    epoch = train_epoch([personalised, deputy], site, ctx, objective)
+    epoch = train_epoch([personalised, deputy], site, ctx, objective, {"learns": learning(stage)})
     return Transfer(
         personalised=epoch.learners[0],
         deputy=epoch.learners[1],

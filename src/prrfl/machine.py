@@ -1,11 +1,16 @@
 """How a process is set up before it trains: threads, memory, arithmetic; what a machine has and can."""
 
 import ctypes
+import json
 import math
+import multiprocessing
 import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -61,15 +66,69 @@ def prepared(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@dataclass(frozen=True)
+class GPU:
+    """What a GPU is.
+
+    Attributes:
+        name: as its maker calls it.
+        memory: bytes, those free and all of them.
+        bfloat16: whether it has instructions for it.
+    """
+
+    name: str
+    memory: tuple[int, int]
+    bfloat16: bool
+
+
+@lru_cache
+def gpu(device: str = "cuda") -> GPU | None:
+    """Return what a GPU is; ``None`` where there is none that works.
+
+    A process of its own asks: once CUDA is touched, a process cannot be forked any more, and sites may be
+    shared out over forked processes.
+    """
+    if torch.version.cuda is None and torch.version.hip is None:
+        return None
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return _facts(device)
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_send_facts, args=(device, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        found = json.loads(ours.recv_bytes())
+    except EOFError:  # the driver ended the process
+        found = None
+    process.join()
+    return None if found is None else GPU(found["name"], tuple(found["memory"]), found["bfloat16"])
+
+
+def _facts(device: str) -> GPU | None:
+    try:
+        torch.zeros(1, device=device).item()
+        bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return GPU(torch.cuda.get_device_name(device), torch.cuda.mem_get_info(device), bfloat16)
+    except (RuntimeError, AssertionError):  # a driver too old, no such card, one that others hold
+        return None
+
+
+def _send_facts(device: str, connection: Connection) -> None:
+    found = _facts(device)
+    connection.send_bytes(json.dumps(found and asdict(found)).encode())
+
+
 def best_device() -> str:
     """Return ``cuda`` where there is a GPU that can be used, else ``cpu``."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return "cuda" if gpu() else "cpu"
 
 
 def multiplies_bfloat16(device: str) -> bool:
     """Return whether a device has instructions for bfloat16, so that it is faster than float32 there."""
     if torch.device(device).type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        found = gpu(device)
+        return found is not None and found.bfloat16
     can = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
 

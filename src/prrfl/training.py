@@ -6,18 +6,37 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Literal
+from functools import cached_property, partial
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from prrfl.capture import Captured, Kept, on_gpu, side_by_side, streams
 from prrfl.folding import Pairs, fold, foldable
 from prrfl.machine import arithmetic
 from prrfl.types import ClientId, Examples, RoundContext, SiteData, Tensors
 
-Augment = Callable[[Tensor, torch.Generator], Tensor]
+D = TypeVar("D")
+
+
+class Augment(Protocol[D]):
+    """An augmentation: first all chance, then pure arithmetic, so that a GPU need not be waited for."""
+
+    def draw(self, shape: Sequence[int], generator: torch.Generator) -> D:
+        """Draw, on the CPU, what happens to each image of a data set of shape (N, ...) in one epoch."""
+
+    def __call__(self, images: Tensor, drawn: D, rows: Tensor) -> Tensor:
+        """Return changed copies of some images.
+
+        Args:
+            images: (M, ...) on any device.
+            drawn: what was drawn for all images.
+            rows: (M,) which images these are, on the CPU.
+        """
+
+
 Loss = Callable[[Tensor, Tensor], Tensor]
 Precision = Literal["float32", "bfloat16", "float64"]
 
@@ -37,7 +56,7 @@ class Recipe:
         optimizer: ``sgd`` (no momentum) or ``adam``; started afresh in every round.
         lr: learning rate of the first rounds, multiplied by ``lr_gamma`` every ``lr_step`` rounds.
         weight_decay: L2 penalty of the optimiser.
-        augment: changes a batch of raw inputs with the given generator; ``None`` leaves them as they are.
+        augment: changes raw inputs at random while training; ``None`` leaves them as they are.
         normalise: prepares raw inputs for the network.
         loss: (N, C) logits and (N,) labels to a scalar.
         shuffle: whether each epoch draws its own order.
@@ -52,7 +71,7 @@ class Recipe:
     lr_step: int = 5
     lr_gamma: float = 0.5
     weight_decay: float = 1e-6
-    augment: Augment | None = None
+    augment: Augment[Any] | None = None
     normalise: Callable[[Tensor], Tensor] = normalise
     loss: Loss = functional.cross_entropy
     shuffle: bool = True
@@ -81,6 +100,14 @@ class Recipe:
     @cached_property
     def _foldable(self) -> Pairs:
         return foldable(self.network)
+
+    @cached_property
+    def _trainers(self) -> "Kept[object, _Trainer]":
+        return Kept()
+
+    @cached_property
+    def _scorers(self) -> "Kept[int, _Scorer]":
+        return Kept()
 
 
 @dataclass(frozen=True)
@@ -118,6 +145,10 @@ def site_generator(site: Site, ctx: RoundContext, purpose: str) -> torch.Generat
     return generator(ctx.seed, site.name, ctx.round, ctx.epoch, purpose)
 
 
+SPAN = 2**26
+"""Numbers in the inputs that are prepared for a GPU at a time, so that it is not held up at every batch."""
+
+
 def batches(
     data: Examples,
     recipe: Recipe,
@@ -128,6 +159,10 @@ def batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield prepared inputs and labels on the recipe's device.
 
+    All chance is drawn at once and on the CPU, image by image in file order, so that it depends neither on
+    the device nor on the size of batches. Nothing here, nor in a step, waits for a GPU: losses and outputs
+    stay there until the epoch is over.
+
     Args:
         data: examples; the last batch takes a lone remaining example along.
         recipe: device, precision, augmentation and normalisation.
@@ -136,17 +171,23 @@ def batches(
         shuffle: whether to draw an order.
     """
     order = torch.randperm(len(data), generator=draw) if shuffle else torch.arange(len(data))
+    augment = recipe.augment if draw is not None else None
+    drawn = augment.draw(data.inputs.shape, draw) if augment is not None and draw is not None else None
     chunks = list(torch.split(order, size))
     if len(chunks) > 1 and len(chunks[-1]) == 1:
         chunks[-2:] = [torch.cat(chunks[-2:])]
-    for chunk in chunks:
-        # The order is drawn on the CPU, so that it is the same on every device. Nothing here, nor in a step,
-        # waits for a GPU: losses and outputs stay there until the epoch is over.
-        chunk = chunk.to(data.inputs.device, non_blocking=True)
-        inputs = data.inputs[chunk].to(recipe.device, non_blocking=True)
-        if recipe.augment is not None and draw is not None:
-            inputs = recipe.augment(inputs, draw)
-        yield prepare(inputs, recipe), data.labels[chunk].to(recipe.device, non_blocking=True)
+    # A CPU prepares each batch when it is needed, while it is in the cache; a GPU hundreds at once.
+    together = max(1, SPAN // math.prod([size, *data.inputs.shape[1:]])) if on_gpu(recipe.device) else 1
+    for first in range(0, len(chunks), together):
+        span = chunks[first : first + together]
+        rows = torch.cat(span)
+        there = rows.to(data.inputs.device, non_blocking=True)
+        inputs = data.inputs[there].to(recipe.device, non_blocking=True)
+        labels = data.labels[there].to(recipe.device, non_blocking=True)
+        if augment is not None:
+            inputs = augment(inputs, drawn, rows)
+        sizes = [len(chunk) for chunk in span]
+        yield from zip(torch.split(prepare(inputs, recipe), sizes), torch.split(labels, sizes), strict=True)
 
 
 def prepare(inputs: Tensor, recipe: Recipe) -> Tensor:
@@ -182,6 +223,7 @@ class Step:
         labels: (N,).
         logits: per network, (N, C).
         losses: per network, the recipe's loss of its logits.
+        given: the tensors that the method gave for this epoch, on the device.
     """
 
     networks: tuple[nn.Module, ...]
@@ -189,10 +231,16 @@ class Step:
     labels: Tensor
     logits: tuple[Tensor, ...]
     losses: tuple[Tensor, ...]
+    given: Tensors = field(default_factory=dict)
 
 
 Objective = Callable[[Step], Sequence[Tensor]]
-"""Returns the loss that each network descends. Who teaches another must be detached."""
+"""Returns the loss that each network descends. Who teaches another must be detached.
+
+On a GPU a step is recorded once for each objective and replayed: what changes from epoch to epoch must come
+as ``given`` tensors, not as numbers that the function looks up. A function that is made anew for every epoch
+is recorded anew, which is right as well, but slower.
+"""
 
 
 def train_epoch(
@@ -200,6 +248,7 @@ def train_epoch(
     site: Site,
     ctx: RoundContext,
     objective: Objective | None = None,
+    given: Tensors | None = None,
 ) -> Epoch:
     """Train one or more networks for one local epoch, all on the same batches.
 
@@ -208,41 +257,88 @@ def train_epoch(
         site: data and recipe.
         ctx: the moment, which fixes learning rate and randomness. At epoch 0 optimisers start afresh.
         objective: what each network descends, if not its own loss.
+        given: tensors that the objective reads, by name; of the same shapes in every epoch.
     """
     recipe = site.recipe
-    networks = tuple(recipe.build(learner.weights).train() for learner in learners)
-    optimisers = [_optimiser(network, recipe, ctx.round) for network in networks]
-    if ctx.epoch > 0:
-        for optimiser, learner in zip(optimisers, learners, strict=True):
-            _restore(optimiser, learner.memory)
+    trainer = _trainer(recipe, len(learners), objective)
     draw = site_generator(site, ctx, "train")
-    losses, outputs, truth = [], [], []
+    losses, logits, truth = [], [], []
     with (
         arithmetic(recipe.device, recipe.precision),
         _global_seed(ctx.seed, site.name, ctx.round, ctx.epoch, device=recipe.device),
     ):
+        trainer.begin(learners, ctx, given or {})
         for inputs, labels in batches(site.data.train, recipe, recipe.batch, draw, shuffle=recipe.shuffle):
-            logits = forward(networks, inputs, recipe)
-            own = tuple(recipe.loss(output, labels) for output in logits)
-            goals = objective(Step(networks, inputs, labels, logits, own)) if objective else own
-            for optimiser in optimisers:
-                optimiser.zero_grad(set_to_none=True)
-            # Teachers are detached, so the sum's gradient is each network's own.
-            torch.stack(list(goals)).sum().backward()  # type: ignore[no-untyped-call]
-            for optimiser in optimisers:
-                optimiser.step()
-            losses.append(torch.stack(own).detach())
-            outputs.append(torch.stack(logits).detach())
+            own, outputs = trainer.step(inputs, labels)
+            losses.append(own)
+            logits.append(outputs)
             truth.append(labels)
     return Epoch(
-        learners=tuple(
-            Learner(weights=_weights(network), memory=_memory(optimiser))
-            for network, optimiser in zip(networks, optimisers, strict=True)
-        ),
+        learners=trainer.learners(),
         losses=tuple(torch.stack(losses).double().mean(0).tolist()),
-        logits=tuple(torch.cat(outputs, dim=1).cpu().unbind()),
+        logits=tuple(torch.cat(logits, dim=1).cpu().unbind()),
         labels=torch.cat(truth).cpu(),
     )
+
+
+def _trainer(recipe: Recipe, networks: int, objective: Objective | None) -> "_Trainer":
+    """Return networks in training: new ones; on a GPU those of this thread, with all that is recorded."""
+
+    def make() -> _Trainer:
+        return _Trainer(recipe, networks, objective)
+
+    return recipe._trainers.get((networks, objective), make) if on_gpu(recipe.device) else make()
+
+
+class _Trainer:
+    """Networks that train on the same batches, their optimisers, and one step of them all."""
+
+    def __init__(self, recipe: Recipe, networks: int, objective: Objective | None) -> None:
+        self._recipe, self._objective = recipe, objective
+        start = recipe.network.state_dict()
+        self._networks = tuple(recipe.build(start).train() for _ in range(networks))
+        self._optimisers = [_optimiser(network, recipe) for network in self._networks]
+        self._given: dict[str, Tensor] = {}
+        self._streams = streams(networks, recipe.device)
+        self.step = Captured(self._step, recipe.device)
+
+    def begin(self, learners: Sequence[Learner], ctx: RoundContext, given: Tensors) -> None:
+        """Take over what an epoch begins with, into the memory that a recorded step reads."""
+        for network, optimiser, learner in zip(self._networks, self._optimisers, learners, strict=True):
+            _refill(network, learner.weights, self._recipe)
+            _recall(optimiser, learner.memory if ctx.epoch > 0 else {})
+        lr = self._recipe.learning_rate(ctx.round)
+        if any(group["lr"] != lr for optimiser in self._optimisers for group in optimiser.param_groups):
+            self.step.forget()  # a recording holds numbers as they were
+            for optimiser in self._optimisers:
+                optimiser.param_groups[0]["lr"] = lr
+        if self._given.keys() != given.keys():
+            self.step.forget()
+            self._given = {key: t.detach().to(self._recipe.device, copy=True) for key, t in given.items()}
+        for key, tensor in given.items():
+            self._given[key].copy_(tensor, non_blocking=True)
+
+    def _step(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Learn from one batch; return the losses (K,) and the logits (K, N, C) before it."""
+        networks, recipe = self._networks, self._recipe
+        logits = forward(networks, inputs, recipe, self._streams)
+        own = tuple(recipe.loss(output, labels) for output in logits)
+        step = Step(networks, inputs, labels, logits, own, self._given)
+        goals = self._objective(step) if self._objective else own
+        for optimiser in self._optimisers:
+            optimiser.zero_grad(set_to_none=True)
+        # Teachers are detached, so the sum's gradient is each network's own.
+        torch.stack(list(goals)).sum().backward()  # type: ignore[no-untyped-call]
+        for optimiser in self._optimisers:
+            optimiser.step()
+        return torch.stack(own).detach(), torch.stack(logits).detach()
+
+    def learners(self) -> tuple[Learner, ...]:
+        """Return the networks as they are now."""
+        return tuple(
+            Learner(weights=_weights(network), memory=_memory(optimiser))
+            for network, optimiser in zip(self._networks, self._optimisers, strict=True)
+        )
 
 
 def scoring_batch(pixels: int, recipe: Recipe) -> int:
@@ -270,11 +366,31 @@ def predict(
     """
     size = scoring_batch(math.prod(data.inputs.shape[2:]), recipe)
     with torch.inference_mode(), arithmetic(recipe.device, recipe.precision):
-        networks = [recipe.build_for_scoring(weights) for weights in models]
-        outputs = [
-            torch.stack(forward(networks, inputs, recipe)) for inputs, _ in batches(data, recipe, size, draw)
-        ]
+        scorer = _scorer(recipe, models)
+        outputs = [scorer.logits(inputs)[0] for inputs, _ in batches(data, recipe, size, draw)]
     return torch.cat(outputs, dim=1).cpu().clone().unbind()
+
+
+def _scorer(recipe: Recipe, models: Sequence[Tensors]) -> "_Scorer":
+    """Return networks in evaluation mode: new ones; on a GPU those of this thread, with other weights."""
+    if not on_gpu(recipe.device):
+        return _Scorer(recipe, [recipe.build_for_scoring(weights) for weights in models])
+    start = recipe.network.state_dict()
+    # Not folded: that is no faster there, and takes longer than to copy weights.
+    scorer = recipe._scorers.get(
+        len(models), lambda: _Scorer(recipe, [recipe.build(start).eval() for _ in models])
+    )
+    for network, weights in zip(scorer.networks, models, strict=True):
+        _refill(network, weights, recipe)
+    return scorer
+
+
+class _Scorer:
+    """Networks that see the same batches, and the logits of one batch."""
+
+    def __init__(self, recipe: Recipe, networks: Sequence[nn.Module]) -> None:
+        self.networks = networks
+        self.logits = Captured(lambda x: (torch.stack(forward(networks, x, recipe)),), recipe.device)
 
 
 def reestimate_norms(weights: Tensors, data: Examples, recipe: Recipe) -> Tensors:
@@ -294,20 +410,47 @@ def reestimate_norms(weights: Tensors, data: Examples, recipe: Recipe) -> Tensor
     return _weights(network)
 
 
-def forward(networks: Sequence[nn.Module], inputs: Tensor, recipe: Recipe) -> tuple[Tensor, ...]:
-    """Return each network's (N, C) logits, computed in the recipe's precision, in float32 or better."""
+def forward(
+    networks: Sequence[nn.Module],
+    inputs: Tensor,
+    recipe: Recipe,
+    beside: Sequence[torch.cuda.Stream] = (),
+) -> tuple[Tensor, ...]:
+    """Return each network's (N, C) logits, computed in the recipe's precision, in float32 or better.
+
+    Args:
+        networks: the networks.
+        inputs: (N, ...) as they take them.
+        recipe: device and precision.
+        beside: streams of a GPU, one for each network, where they are to run side by side.
+    """
     kind = torch.device(recipe.device).type
-    with torch.autocast(kind, dtype=torch.bfloat16, enabled=recipe.precision == "bfloat16"):
-        logits = [network(inputs) for network in networks]
-    return tuple(output if output.dtype == torch.float64 else output.float() for output in logits)
+
+    def output(network: nn.Module) -> Tensor:
+        with torch.autocast(kind, dtype=torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+            logits: Tensor = network(inputs)
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    calls = [partial(output, network) for network in networks]
+    return tuple(side_by_side(calls, beside) if len(beside) > 1 else (call() for call in calls))
 
 
-def _optimiser(network: nn.Module, recipe: Recipe, round_index: int) -> torch.optim.Optimizer:
-    kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[recipe.optimizer]
-    optimiser: torch.optim.Optimizer = kind(
-        network.parameters(), lr=recipe.learning_rate(round_index), weight_decay=recipe.weight_decay
-    )
-    return optimiser
+def _optimiser(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    lr, decay = recipe.lr, recipe.weight_decay
+    if recipe.optimizer == "adam":
+        # Its count of steps lies on the GPU, so that a recorded step counts as well.
+        return torch.optim.Adam(
+            network.parameters(), lr, weight_decay=decay, capturable=on_gpu(recipe.device)
+        )
+    return torch.optim.SGD(network.parameters(), lr, weight_decay=decay)
+
+
+def _refill(network: nn.Module, weights: Tensors, recipe: Recipe) -> None:
+    """Make a network as new, with the given weights, in the memory that it has."""
+    network.load_state_dict(dict(weights))
+    for name, buffer in network.named_buffers():
+        if name not in weights:  # one that is not saved
+            buffer.copy_(recipe.network.get_buffer(name))
 
 
 def _weights(network: nn.Module) -> dict[str, Tensor]:
@@ -324,12 +467,37 @@ def _memory(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     }
 
 
-def _restore(optimiser: torch.optim.Optimizer, memory: Tensors) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in memory.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value.clone()
-    optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+def _recall(optimiser: torch.optim.Optimizer, memory: Tensors) -> None:
+    """Give an optimiser the memory that :func:`_memory` returned; without one, that of a first step."""
+    held = optimiser.state_dict()["state"]
+    if not held and memory:
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in memory.items():
+            index, name = key.split(".", 1)
+            state.setdefault(int(index), {})[name] = value.clone()
+        optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+    # In place, where a recorded step reads and writes it. Optimisers begin with zeros.
+    for index, values in held.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                value.copy_(memory[f"{index}.{name}"]) if memory else value.zero_()
+
+
+def draws_numbers(recipe: Recipe, inputs: Tensor) -> bool:
+    """Return whether the network draws random numbers of its own when it trains, as dropout does.
+
+    Args:
+        recipe: the network, and its device.
+        inputs: two raw inputs or more, to try it on.
+    """
+    with _global_seed(0, device=recipe.device):
+        before = _global_states(recipe.device)
+        forward([recipe.build(recipe.network.state_dict()).train()], prepare(inputs, recipe), recipe)
+        return any(not torch.equal(a, b) for a, b in zip(before, _global_states(recipe.device), strict=True))
+
+
+def _global_states(device: str) -> list[Tensor]:
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if on_gpu(device) else [])]
 
 
 @contextmanager

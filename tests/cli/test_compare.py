@@ -80,7 +80,8 @@ def test_runs_on_other_training_data_are_not_put_side_by_side(prrfl, data, done,
     assert code == 2
     changed = "site clientA, train: other labels"
     assert err == (
-        f"error: the data is not what {run} was begun with: {changed}; put it back, or begin another run\n"
+        f"error: the data has changed since {run} was started: {changed}; restore the data, or start another "
+        "run\n"
     )
     assert not (tmp_path / "c/runs/local-seed0").exists()
     # Two that are there already, from before or by hand.

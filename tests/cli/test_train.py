@@ -13,7 +13,7 @@ import torch
 
 from prrfl import cli
 from prrfl.config import TrainConfig
-from prrfl.runs import folder as run_folder
+from prrfl.runs import deployed
 from prrfl.storage.records import read_records
 from prrfl.storage.tensor_files import read_tensors
 from tests.sites_on_disk import write_layout
@@ -144,7 +144,7 @@ def test_every_setting_is_a_flag(capsys):
         ("rounds = = 3", "is not TOML"),
         ("network = 'vgg_n'", "did you mean 'vgg_nb'?"),
         ("classes = 'nv'", "at least two classes"),
-        ("device = 'gpu0'", "'gpu0' cannot be used here"),
+        ("device = 'gpu0'", "'gpu0' is not available on this machine"),
     ],
 )
 def test_bad_settings(text, said, tmp_path, capsys):
@@ -174,7 +174,7 @@ def test_one_site_alone_is_refused(tmp_path, capsys):
 
 
 def test_a_full_disk_ends_in_one_line_and_loses_nothing(folder, tmp_path, capsys, monkeypatch):
-    real, calls = run_folder.write_kept, []
+    real, calls = deployed.write_tensors, []
 
     def full(path, weights, about):
         calls.append(path)
@@ -182,7 +182,7 @@ def test_a_full_disk_ends_in_one_line_and_loses_nothing(folder, tmp_path, capsys
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         real(path, weights, about)
 
-    monkeypatch.setattr(run_folder, "write_kept", full)
+    monkeypatch.setattr(deployed, "write_tensors", full)
     out = tmp_path / "r"
     assert "No space left" in refused(capsys, "train", "--data", folder, "--out", out, *SMALL)
     assert {r.round for r in read_records(out / "metrics.jsonl")} == {0}

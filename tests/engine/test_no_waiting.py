@@ -8,7 +8,6 @@ from torch.nn import functional
 
 from prrfl import PRRFL, Examples, Recipe, SiteData, build_network, det
 from prrfl.algorithms import ALGORITHMS
-from prrfl.data import augment
 from prrfl.data.augment import Augmentation
 from prrfl.training import Site, generator, predict
 from prrfl.types import RoundContext
@@ -22,9 +21,8 @@ class Device:
     """A site on the meta device; counts the losses that were computed there."""
 
     def __init__(self, monkeypatch):
-        # The meta device has no autocast and no generator of its own.
+        # The meta device has no autocast.
         monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
-        monkeypatch.setattr(augment, "normal", lambda shape, _, device: torch.empty(shape, device=device))
         self.losses = 0
         data = Examples(
             torch.empty(16 * BATCHES, 3, 32, 32, dtype=torch.uint8, device="meta"),

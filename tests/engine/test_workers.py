@@ -10,8 +10,7 @@ import torch
 
 from prrfl import PRRFL, InProcess, NonFiniteShareError, PRRFLError, Recipe, run_rounds
 from prrfl.algorithms import FedAvg
-from prrfl.engine import Workers
-from prrfl.engine.workers import shared_out
+from prrfl.engine.workers import Workers, shared_out
 from prrfl.errors import StateMismatchError
 from prrfl.evaluation import score
 from prrfl.storage.tensor_files import StatesOnDisk, from_bytes, to_bytes

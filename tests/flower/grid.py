@@ -9,8 +9,8 @@ from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
-from prrfl.flower.client_app import answer
-from prrfl.flower.records import Order, from_records
+from prrfl.flower.messages import Order, from_records
+from prrfl.flower.site.app import answer
 
 # As Flower sets them in each of its processes, where messages are made.
 TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prrfl.runs.folder import read_summary
+from prrfl.runs.folder import RunFolder
 from prrfl.storage.records import read_records
 from prrfl.storage.tensor_files import read_tensors
 from prrfl.types import ExchangeRecord, ScoreRecord
@@ -49,7 +49,7 @@ def test_four_real_sites_give_the_tensors_of_one_process(data, simulated, tmp_pa
         there, here = (read_records(run / "metrics.jsonl") for run in (simulated, deployed.run))
         for kind in (ScoreRecord, ExchangeRecord):
             assert [r for r in there if isinstance(r, kind)] == [r for r in here if isinstance(r, kind)]
-        assert read_summary(deployed.run)["best"] == read_summary(simulated)["best"]
+        assert RunFolder(deployed.run).summary()["best"] == RunFolder(simulated).summary()["best"]
         # Neither images nor networks came to the server.
         assert not list(deployed.run.rglob("*.safetensors")), "a network at the server"
         assert re.search(r"macro-F1", deployed.said())
@@ -62,6 +62,6 @@ def test_a_site_that_never_comes_is_told_of_by_the_exit_code_and_the_report(data
         server = deployed.server("--rounds", "1", "--epochs", "1", "--quorum", "3", "--deadline", "30")
         assert server.wait(timeout=200) == 3, deployed.said()
         assert "round 1 went on without clientD: no answer within 30 s" in deployed.said()
-        assert read_summary(deployed.run)["absent"] == {"clientD": [0]}
+        assert RunFolder(deployed.run).summary()["absent"] == {"clientD": [0]}
         subprocess.run([PRRFL, "report", deployed.run], check=True, capture_output=True)
         assert "Without clientD in round(s) 1." in (deployed.run / "report.html").read_text("utf-8")

@@ -15,12 +15,14 @@ from flwr.app import Context, Message, RecordDict
 
 from prrfl.algorithms import ALGORITHMS
 from prrfl.errors import ConfigError, ParticipationError
-from prrfl.flower import client_app, server_app
 from prrfl.flower.certs import make_certs
 from prrfl.flower.federation import federate
-from prrfl.flower.participant import Local, carry_out
-from prrfl.flower.records import Answer, Order, OrderRefusedError, from_records, to_records
-from prrfl.flower.server_app import run_federation
+from prrfl.flower.messages import Answer, Order, OrderRefusedError, from_records, to_records
+from prrfl.flower.server import app as server_app
+from prrfl.flower.server import transport
+from prrfl.flower.server.app import run_federation
+from prrfl.flower.site import app as client_app
+from prrfl.flower.site.orders import SiteSettings, carry_out
 from prrfl.flower.wire import measure
 from prrfl.storage.records import read_records
 from prrfl.storage.tensor_files import read_tensors
@@ -54,7 +56,7 @@ def certs(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(server_app, "POLL", 0.01)
+    monkeypatch.setattr(transport, "POLL", 0.01)
 
 
 def grid_of(data, home, certs=None, methods="prrfl", names=NAMES, **more):
@@ -93,9 +95,9 @@ def same(first, second):
 @pytest.fixture(scope="module")
 def undisturbed(data, tmp_path_factory):
     home = tmp_path_factory.mktemp("undisturbed")
-    before, server_app.POLL = server_app.POLL, 0.01
+    before, transport.POLL = transport.POLL, 0.01
     records = run(grid_of(data, home), home / "run")
-    server_app.POLL = before
+    transport.POLL = before
     return records, networks(home)
 
 
@@ -145,7 +147,7 @@ def test_why_data_cannot_be_used_stays_at_the_site(certs, tmp_path, capfd, spoil
     order = Order("train", "e", "clientA", 0, json.dumps(SETTINGS), version("prrfl"), secure)
     reply = asked(grid, order)
     assert not any(secret in str(reply.content) for secret in secrets)
-    assert "site clientA: its data cannot be used; the reason stands at the site" in str(reply.content)
+    assert "site clientA: its data cannot be used; the site's operator finds the reason" in str(reply.content)
     said = capfd.readouterr().err
     assert all(secret in said for secret in secrets)
 
@@ -194,17 +196,17 @@ def test_inspect_lists_each_field_of_both_messages_and_no_other(prrfl, secure):
         ({"nan": True}, "holds NaN or infinity"),
         ({"shape": True}, "has shape"),
         ({"dtype": True}, "is torch.float64"),
-        ({"round": 7}, "answered for round 8"),
-        ({"experiment": "another"}, "of another"),
-        ({"site": "clientA"}, "calls itself 'clientA'"),
-        ({"weight": 5.0}, "the weight is 5.0, expected 1.0"),
-        ({"records": "no json"}, "its records are none"),
+        ({"round": 7}, "is for round 8"),
+        ({"experiment": "another"}, "of experiment another"),
+        ({"site": "clientA"}, "answers as site 'clientA'"),
+        ({"weight": 5.0}, "the weight is 5.0; expected 1.0"),
+        ({"records": "no json"}, "its records cannot be parsed"),
         (
             {"records": '{"round": 0, "client": "x", "reason": "", "kind": "absence"}'},
-            "not those of this site",
+            "do not match the site",
         ),
-        ({"records": ""}, "not those of this site"),
-        ({"records": " " * 10**6}, "characters, expected"),
+        ({"records": ""}, "do not match the site"),
+        ({"records": " " * 10**6}, "characters; expected"),
     ],
 )
 def test_a_bad_share_is_refused_by_name_and_the_others_go_on(data, tmp_path, change, reason):
@@ -253,21 +255,21 @@ def a_class_more(record):
     [
         ("train", a_class_more, "of 3 classes"),
         ("receive", a_class_more, "of 3 classes"),
-        ("train", lambda r: r | {"epoch": 10**9}, "not those of this site"),
-        ("train", lambda r: r | ({"model": "<b>x"} if "model" in r else {}), "not those of this site"),
-        ("train", lambda r: r if r["kind"] == "train" else None, "not those of this site"),
+        ("train", lambda r: r | {"epoch": 10**9}, "do not match the site"),
+        ("train", lambda r: r | ({"model": "<b>x"} if "model" in r else {}), "do not match the site"),
+        ("train", lambda r: r if r["kind"] == "train" else None, "do not match the site"),
         (
             "train",
             lambda r: r | ({"metrics": {"<b>": 1.0}} if "metrics" in r else {}),
-            "measures of training",
+            "training metrics are invalid",
         ),
         (
             "train",
             lambda r: r | ({"metrics": {"stage": 9.0}} if "metrics" in r else {}),
-            "measures of training",
+            "training metrics are invalid",
         ),
-        ("receive", lambda r: None, "not those of this site"),
-        ("receive", lambda r: r | {"moment": "before"}, "not those of this site"),
+        ("receive", lambda r: None, "do not match the site"),
+        ("receive", lambda r: r | {"moment": "before"}, "do not match the site"),
     ],
 )
 def test_records_that_no_reader_could_use_are_refused(data, tmp_path, step, change, reason):
@@ -397,13 +399,13 @@ def test_a_site_far_ahead_of_the_server_is_not_led_back(data, tmp_path):
     done = json.loads((tmp_path / "run" / "federation.json").read_text())
     order = Order("train", done["experiment"], "clientA", 0, json.dumps(SETTINGS, sort_keys=True), "")
     home = tmp_path / "clientA"
-    local = Local("clientA", data, home, "cpu", 1)
+    local = SiteSettings("clientA", data, home, "cpu", 1)
     with pytest.raises(Exception, match="is in round 2 of experiment"):
         carry_out(replace(order, version=version("prrfl")), local)
     with pytest.raises(OrderRefusedError, match="install the same"):
         carry_out(replace(order, version="0.0"), local)
     other = json.dumps({**SETTINGS, "rounds": 9}, sort_keys=True)
-    with pytest.raises(OrderRefusedError, match=r"began experiment .* with rounds = 2"):
+    with pytest.raises(OrderRefusedError, match=r"started experiment .* with rounds = 2"):
         carry_out(replace(order, version=version("prrfl"), settings=other), local)
 
 
@@ -415,7 +417,8 @@ def test_a_network_that_explodes_at_one_site_is_named(data, tmp_path):
 @pytest.mark.parametrize("method", sorted(set(ALGORITHMS) - {"centralised", "local"}))
 def test_every_method_runs_over_sites_as_it_does_in_one_process(data, tmp_path, method):
     from prrfl.config import checked
-    from prrfl.runs.run import load_data, train
+    from prrfl.runs.run import train
+    from prrfl.runs.setup import load_data
 
     records = run(grid_of(data, tmp_path, methods=method), tmp_path / "run", method=method)
     config = checked({**SETTINGS, "method": method, "data": data, "workers": 1, "threads": 1}, "here")
@@ -578,7 +581,7 @@ def test_a_mask_is_never_put_on_a_second_share(data, certs, tmp_path):
         run(grid, tmp_path / "run", secure=True)
     first, again = [o for o in grid.orders if o.site == "clientA" and o.step == "share"]
     own = certs / "clientA"
-    local = Local(
+    local = SiteSettings(
         *("clientA", data, tmp_path / "clientA", "cpu", 1, False, own / "roster.txt", own / "sign.key")
     )
     # The same share comes again as it was, ...
@@ -589,7 +592,7 @@ def test_a_mask_is_never_put_on_a_second_share(data, certs, tmp_path):
     carry_out(next(o for o in grid.orders if o.round == 1 and o.site == "clientA"), local)
     shouted = [key | {"key": key["key"].upper(), "more": "x"} for key in json.loads(again.cohort)]
     for cohort in (again.cohort, json.dumps(shouted)):
-        with pytest.raises(OrderRefusedError, match="sent another share of round 2"):
+        with pytest.raises(OrderRefusedError, match="already sent another share of round 2"):
             carry_out(replace(again, cohort=cohort), local)
     assert first.round == 0
 
@@ -599,11 +602,11 @@ def test_a_share_goes_into_one_sum_a_round(data, certs, tmp_path):
         return None if (order.step, order.site) == ("reveal", "clientC") else reply
 
     lost = grid_of(data, tmp_path, certs, spoil=lose)
-    words = r"round 1: the sum of the shares of clientA, clientB, clientC was begun and lacks clientC"
+    words = r"round 1: the masked sum of clientA, clientB, clientC was started and lacks clientC"
     with pytest.raises(ParticipationError, match=words):
         run(lost, tmp_path / "run", secure=True, deadline=5, rounds=1)
     own = certs / "clientA"
-    local = Local(
+    local = SiteSettings(
         *("clientA", data, tmp_path / "clientA", "cpu", 1, False, own / "roster.txt", own / "sign.key")
     )
     reveal = next(o for o in lost.orders if o.step == "reveal" and o.site == "clientA")
@@ -612,9 +615,7 @@ def test_a_share_goes_into_one_sum_a_round(data, certs, tmp_path):
     shutil.rmtree(tmp_path / "clientB")
     key = carry_out_at(lost, "clientB", "train")
     cohort = [one for one in json.loads(reveal.cohort) if one["site"] != "clientB"] + [json.loads(key)]
-    with pytest.raises(
-        OrderRefusedError, match=r"into the sum of other sites before; .* a round has one sum"
-    ):
+    with pytest.raises(OrderRefusedError, match=r"to the sum of other sites; .* a round has one sum"):
         carry_out(replace(reveal, cohort=json.dumps(cohort)), local)
 
 
@@ -631,25 +632,25 @@ def test_a_sum_that_lacked_a_mask_is_gone_on_with_by_the_same_sites(certs, tmp_p
         grid.online[name] = "away"
         return grid
 
-    with pytest.raises(ParticipationError, match="was begun and lacks clientC"):
+    with pytest.raises(ParticipationError, match="was started and lacks clientC"):
         run_of(grid_without("clientD", "reveal", "clientC"))
     with pytest.raises(ParticipationError, match="clientC: no answer"):
         run_of(grid_without("clientC", "", ""))
     # The fourth is there again, but three sites have revealed what their sum without it needs.
     records = run_of(grid_without("", "", ""))
-    assert absences(records) == [(0, "clientD", "the sum of this round was begun without it")]
+    assert absences(records) == [(0, "clientD", "the masked sum of this round was started without it")]
 
 
 def carry_out_at(grid, name, step):
     """Carry out the first order of a step at a site again; return the key that it answers with."""
     order = next(o for o in grid.orders if o.step == step and o.site == name)
-    return carry_out(order, client_app.local_of(grid.configs[name])).key
+    return carry_out(order, client_app.settings_of(grid.configs[name])).key
 
 
 def test_a_site_with_a_roster_shares_under_masks_alone(data, certs, tmp_path):
     with pytest.raises(ParticipationError, match="0 of 3"):
         run(grid_of(data, tmp_path, certs), tmp_path / "run")
-    assert "under secure summation alone" in (tmp_path / "run" / "log.txt").read_text()
+    assert "only under secure summation" in (tmp_path / "run" / "log.txt").read_text()
     with pytest.raises(ParticipationError, match="0 of 3"):
         run(grid_of(data, tmp_path), tmp_path / "other", secure=True)
     assert "has no roster" in (tmp_path / "other" / "log.txt").read_text()

@@ -23,7 +23,7 @@ from prrfl.data.images import read_image
 from prrfl.data.manifest import read_manifest
 from prrfl.data.sources import load_sites
 from prrfl.errors import PRRFLError
-from prrfl.runs.folder import read_summary
+from prrfl.runs.folder import RunFolder
 from prrfl.storage.records import read_predictions, read_records
 from prrfl.storage.tensor_files import from_bytes, read_state
 from prrfl.types import Share
@@ -184,7 +184,7 @@ def csv_with_a_quote_that_never_ends(folder):
 
 def json_nested_deeply(folder):
     (folder / "summary.json").write_text("[" * 10**7)
-    return read_summary(folder)
+    return RunFolder(folder).summary()
 
 
 def records_nested_deeply(folder):

@@ -108,4 +108,4 @@ def test_a_mean_that_breaks_a_network_is_told_from_training(data, tmp_path, prrf
         lambda self: {k: t * float("nan") if t.is_floating_point() else t for k, t in whole(self).items()},
     )
     err = refused(prrfl, "train", "--data", data, *SMALL, "--method", "fedavg", "--out", tmp_path / "run")
-    assert "site clientA, round 1, after the mean came back: the model network gives NaN" in err
+    assert "site clientA, round 1, after receiving the mean: the model network gives NaN" in err

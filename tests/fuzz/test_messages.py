@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-from prrfl.flower.records import STEPS, Answer, Order, from_records, to_records
+from prrfl.flower.messages import STEPS, Answer, Order, from_records, to_records
 from prrfl.flower.secure_sum import Identity, check_part, masked, own_seed, read_cohort, read_roster, unmasked
 from prrfl.types import Share
 from tests.fuzz.cases import cases, tried

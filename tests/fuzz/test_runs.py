@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 from prrfl.config import load_config
 from prrfl.errors import ConfigError
-from prrfl.runs import run, run_folder
-from tests.engine.test_resume import files_of, stopped
+from prrfl.runs import report, run, setup
+from prrfl.runs.folder import RunFolder
 from tests.fuzz.cases import assert_line, cases, listing, within
 from tests.fuzz.mutators import copied, files, name_of
+from tests.runs.test_resume import files_of, stopped
 from tests.sites_on_disk import write_layout
 
 SETTINGS = {
@@ -38,7 +39,7 @@ def settings(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(settings, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "finished"
-    list(run.train(settings, run.load_data(settings), folder))
+    list(run.train(settings, setup.load_data(settings), folder))
     return folder
 
 
@@ -87,7 +88,7 @@ def other_settings(folder, original):
     A run of ten times as many rounds is another run, and takes as long.
     """
     try:
-        return run_folder.settings_of(folder) != run_folder.settings_of(original)
+        return RunFolder(folder).settings() != RunFolder(original).settings()
     except ConfigError:
         return False
 
@@ -107,7 +108,7 @@ RECOVERED = (
 @pytest.fixture
 def quiet(monkeypatch):
     """Draw nothing: pictures take most of the time, and the run's page is drawn in another test."""
-    monkeypatch.setattr(run_folder, "draw_retrogress", lambda records, path, epochs: None)
+    monkeypatch.setattr(report, "draw_retrogress", lambda records, path, epochs: None)
 
 
 @cases(45)
@@ -226,7 +227,7 @@ def test_settings_cut_off_at_a_line_are_no_defaults(half, place, prrfl):
     (folder / "config.toml").write_text("".join(lines[:10]))
     code, _, err = prrfl("resume", folder)
     assert code == 2
-    assert "config.toml is not whole: it lacks the key" in err
+    assert "config.toml is incomplete: key" in err
 
 
 def test_records_that_are_cut_off_are_left_as_they_are(half, place, prrfl):
@@ -272,4 +273,4 @@ def test_other_settings_stop_a_run(half, place, prrfl):
     (folder / "config.toml").write_text(text.replace('"vgg16_slim"', '"vgg_b"'))
     code, _, err = prrfl("resume", folder)
     assert code == 2
-    assert "config.toml: key 'network' is 'vgg_b', the run was begun with 'vgg16_slim'" in err
+    assert "config.toml: key 'network' is 'vgg_b', but the run was started with 'vgg16_slim'" in err

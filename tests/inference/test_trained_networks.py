@@ -19,7 +19,7 @@ from prrfl.data.sources import load_sites
 from prrfl.models import build_network
 from prrfl.reports.calibration import calibration_error, chance_error, reliability
 from prrfl.reports.judgement import judge
-from prrfl.runs.deployed import kept_path, read_about
+from prrfl.runs.deployed import network_path, read_about
 from prrfl.storage.records import read_predictions
 from prrfl.storage.tensor_files import read_tensors
 from prrfl.types import Predictions
@@ -108,7 +108,7 @@ def test_predict_refuses_in_one_line_and_writes_nothing(prrfl, run, data, tmp_pa
 
 def test_a_torn_or_foreign_network_is_named(prrfl, run, data, tmp_path):
     image = next((data / "data/clientA/img_resize32").glob("*.png"))
-    path = kept_path(tmp_path / "run", "clientA", "best")
+    path = network_path(tmp_path / "run", "clientA", "best")
     shutil.copytree(run, tmp_path / "run")
 
     def said():
@@ -127,7 +127,7 @@ def test_a_torn_or_foreign_network_is_named(prrfl, run, data, tmp_path):
 
 
 def test_what_stands_in_a_network_s_file(run):
-    about = read_about(kept_path(run, "clientA", "best"))
+    about = read_about(network_path(run, "clientA", "best"))
     assert (about.site, about.model, about.method) == ("clientA", "personalised", "prrfl")
     assert (about.network, about.classes, about.image_size) == ("vgg16_slim", CLASSES, 32)
     assert (about.round, about.rounds) == (1, 2)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from prrfl.det import Stage, det_epoch, next_stage, transfer_losses
+from prrfl.det import Stage, det_epoch, learning, next_stage, transfer_losses
 from prrfl.training import Learner, Recipe, Site
 from prrfl.types import RoundContext
 from tests.sites import tiny_network, tiny_sites
@@ -44,22 +44,22 @@ def test_losses_by_hand():
     d = torch.tensor([[math.log(3.0), 0.0]], requires_grad=True)
     kl_dp = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
     kl_pd = 0.5 * math.log(2 / 3) + 0.5 * math.log(2.0)
-    for_p, for_d = transfer_losses(EXCHANGE, p, d)
+    for_p, for_d = transfer_losses(learning(EXCHANGE), p, d)
     assert for_p.item() == pytest.approx(kl_dp)
     assert for_d.item() == pytest.approx(kl_pd)
     for_p.backward()
     assert d.grad is None  # the teacher is detached
     torch.testing.assert_close(p.grad, torch.tensor([[-0.25, 0.25]]))
-    assert transfer_losses(RECOVER, p, d)[0] == 0.0
-    assert transfer_losses(SUBLIMATE, p, d)[1] == 0.0
-    assert transfer_losses(RECOVER, p, d)[1].item() == pytest.approx(kl_pd)
-    assert transfer_losses(SUBLIMATE, p, d)[0].item() == pytest.approx(kl_dp)
+    assert transfer_losses(learning(RECOVER), p, d)[0] == 0.0
+    assert transfer_losses(learning(SUBLIMATE), p, d)[1] == 0.0
+    assert transfer_losses(learning(RECOVER), p, d)[1].item() == pytest.approx(kl_pd)
+    assert transfer_losses(learning(SUBLIMATE), p, d)[0].item() == pytest.approx(kl_dp)
 
 
 def test_kl_is_summed_over_classes_and_averaged_over_the_batch():
     p, d = torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
     wanted = (d.softmax(1) * (d.softmax(1) / p.softmax(1)).log()).sum(1).mean()
-    assert transfer_losses(SUBLIMATE, p, d)[0].item() == pytest.approx(wanted.item())
+    assert transfer_losses(learning(SUBLIMATE), p, d)[0].item() == pytest.approx(wanted.item())
 
 
 @pytest.mark.parametrize(("epoch", "epochs", "wanted"), [(0, 2, RECOVER), (1, 2, EXCHANGE), (0, 1, EXCHANGE)])

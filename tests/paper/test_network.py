@@ -10,20 +10,18 @@ from torch import nn
 from prrfl.errors import ConfigError
 from prrfl.models import NETWORKS, build_network, vgg16_slim
 from prrfl.tensors import norm_keys
-from tests.reference import REFERENCE, needs_reference, reference_weights
+from tests.reference import VECTORS, reference_weights
 
 
-@needs_reference
 def test_names_and_shapes_are_the_published_ones():
     expected = [
-        (key, tuple(shape)) for key, shape in json.loads((REFERENCE / "vgg16_slim_keys.json").read_text())
+        (key, tuple(shape)) for key, shape in json.loads((VECTORS / "vgg16_slim_keys.json").read_text())
     ]
     assert [(key, tuple(t.shape)) for key, t in vgg16_slim().state_dict().items()] == expected
 
 
-@needs_reference
 def test_forward_pass_agrees_with_the_authors_code():
-    vectors = np.load(REFERENCE / "vgg16_slim_forward.npz")
+    vectors = np.load(VECTORS / "vgg16_slim_forward.npz")
     network = vgg16_slim().eval()
     network.load_state_dict(reference_weights())
     with torch.inference_mode():

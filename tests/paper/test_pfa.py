@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from prrfl import pfa
 from prrfl.errors import ConfigError, ParticipationError, StateMismatchError
-from tests.reference import REFERENCE, needs_reference
+from tests.reference import VECTORS
 
 
 def split_form(states, ratio, local_keys=()):
@@ -16,20 +16,24 @@ def split_form(states, ratio, local_keys=()):
     return [pfa.rebuild(s, mean, ratio, local_keys) for s in states]
 
 
-@needs_reference
 @pytest.mark.parametrize("form", [pfa.progressive_fourier_aggregation, split_form])
 def test_both_forms_agree_with_the_authors_code(form):
-    vectors = np.load(REFERENCE / "pfa_miccai.npz")
+    vectors = np.load(VECTORS / "pfa.npz")
     inputs = [name for name in vectors.files if name.startswith("in_")]
-    assert len(inputs) >= 5
+    assert len(inputs) == 10
+    compared = 0
     for name in inputs:
         states = [{"weight": torch.from_numpy(w)} for w in vectors[name]]
         for j, ratio in enumerate(vectors["rates"]):
-            expected = vectors[f"out_{name[3:]}_{j}"]
-            for result, wanted in zip(form(states, float(ratio)), expected, strict=True):
+            out = f"out_{name[3:]}_{j}"
+            if out not in vectors.files:
+                continue  # the largest matrix is stored at one ratio
+            for result, wanted in zip(form(states, float(ratio)), vectors[out], strict=True):
                 np.testing.assert_allclose(
                     result["weight"].numpy(), wanted, atol=1e-5, err_msg=f"{name} at {ratio}"
                 )
+            compared += 1
+    assert compared == 46
 
 
 shapes = st.one_of(

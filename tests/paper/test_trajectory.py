@@ -6,31 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from prrfl import PRRFL, Examples, InProcess, Recipe, SiteData, norm_keys, run_rounds, vgg16_slim
+from prrfl import PRRFL, InProcess, Recipe, norm_keys, run_rounds, vgg16_slim
 from prrfl.types import ScoreRecord, TrainRecord
-from tests.reference import REFERENCE, needs_reference, reference_weights
+from tests.reference import VECTORS, reference_sites, reference_weights
 
-pytestmark = [needs_reference, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def outcome():
-    arrays = np.load(REFERENCE / "trajectory_data.npz")
-
-    def examples(split, k):
-        return Examples(
-            torch.from_numpy(arrays[f"{split}_x_{k}"]).double(),
-            torch.from_numpy(arrays[f"{split}_y_{k}"]).long(),
-        )
-
-    sites = [
-        SiteData(f"{k}", examples("train", k), examples("test", k), examples("test", k)) for k in range(4)
-    ]
     network = vgg16_slim().double()
     network.load_state_dict(reference_weights())
     recipe = Recipe(network, shuffle=False, normalise=lambda x: x, precision="float64")
     algorithm = PRRFL()
-    engine = InProcess(algorithm, reversed(sites), recipe)
+    engine = InProcess(algorithm, reversed(reference_sites()), recipe)
     records = list(run_rounds(algorithm, engine, rounds=3, epochs=5, seed=0, norm_keys=norm_keys(network)))
     return records, engine.models()
 
@@ -43,7 +32,7 @@ def test_every_stage_loss_and_score(outcome):
         for r in records
         if isinstance(r, ScoreRecord) and r.moment == "epoch"
     }
-    rows = json.loads((REFERENCE / "trajectory_log.json").read_text())
+    rows = json.loads((VECTORS / "trajectory_log.json").read_text())
     assert len(rows) == len(trained) == len(scored) == 60
     for row in rows:
         key = (row["round"], row["epoch"], str(row["client"]))
@@ -65,33 +54,33 @@ def test_every_stage_loss_and_score(outcome):
 
 def test_final_tensors(outcome):
     _, models = outcome
-    final = np.load(REFERENCE / "trajectory_final.npz")
+    arrays = np.load(VECTORS / "trajectory_final.npz")
+    final = dict(zip(arrays["names"].tolist(), arrays["numbers"], strict=True))
     checked = 0
     for client, networks in models.items():
         for role, tensors in networks.items():
             for key, tensor in tensors.items():
                 name = f"{'personal' if role == 'personalised' else role}_{client}_{key}"
-                if name not in final.files:
+                if name not in final:
                     continue
                 flat = tensor.double().flatten()
                 ours = [flat.sum().item(), flat.norm().item(), *flat[:6].tolist()]
                 np.testing.assert_allclose(ours, final[name][: len(ours)], atol=1e-9, rtol=1e-9, err_msg=name)
                 checked += 1
-    assert checked == len(final.files)
+    assert checked == len(final) == 568
 
 
 def test_the_reference_averages_its_test_loss_over_batches(outcome):
     # Ours is the mean over images; fed the final networks batch by batch, it gives the reference's figure.
     _, models = outcome
-    arrays = np.load(REFERENCE / "trajectory_data.npz")
-    last = json.loads((REFERENCE / "trajectory_log.json").read_text())[-4:]
+    tests = {site.name: site.test for site in reference_sites()}
+    last = json.loads((VECTORS / "trajectory_log.json").read_text())[-4:]
     network = vgg16_slim().double().eval()
     for row in last:
-        k = row["client"]
-        network.load_state_dict(dict(models[str(k)]["personalised"]))
+        site = str(row["client"])
+        network.load_state_dict(dict(models[site]["personalised"]))
         with torch.inference_mode():
-            logits = network(torch.from_numpy(arrays[f"test_x_{k}"]).double())
-        labels = torch.from_numpy(arrays[f"test_y_{k}"]).long()
-        parts = zip(logits.split(16), labels.split(16), strict=True)
+            logits = network(tests[site].inputs)
+        parts = zip(logits.split(16), tests[site].labels.split(16), strict=True)
         loss = np.mean([torch.nn.functional.cross_entropy(a, b).item() for a, b in parts])
         np.testing.assert_allclose(loss, row["test_loss"], atol=1e-9)

@@ -18,7 +18,7 @@ from prrfl.preflight import data as data_checks
 from prrfl.preflight import hardware, installation, speed
 from prrfl.preflight.data import DataSet
 from prrfl.preflight.findings import Finding, counted, duration, verdict
-from prrfl.runs.run import load_data, make_recipe, resolved
+from prrfl.runs.setup import load_data, make_recipe, resolved
 from tests.sites_on_disk import write_layout
 
 SMALL = "image_size = 32\nbatch = 8\nworkers = 1\nthreads = 1\n"
@@ -193,7 +193,7 @@ def test_arrays_are_looked_at(call, small):
     ("line", "said"),
     [
         ("rouns = 3", "unknown key 'rouns' .did you mean 'rounds'"),
-        ("device = 'cuda:99'", "'cuda:99' cannot be used here"),
+        ("device = 'cuda:99'", "'cuda:99' is not available on this machine"),
         ("method = 'centralised'", "workers is 2, but centralised training has one network"),
     ],
 )

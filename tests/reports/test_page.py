@@ -8,7 +8,8 @@ import subprocess
 import pytest
 
 from prrfl.config import load_config
-from prrfl.runs import report, run, run_folder
+from prrfl.runs import report, run, setup
+from prrfl.runs.folder import RunFolder
 from prrfl.storage.records import read_predictions, read_records
 from prrfl.types import ScoreRecord
 from tests.sites_on_disk import write_layout
@@ -24,7 +25,7 @@ def folder(tmp_path_factory):
     data = write_layout(tmp_path_factory.mktemp("data"), other=9)
     settings = load_config(None, {"data": data, "image_size": 32, "rounds": 2, "epochs": 3, "batch": 8})
     folder = tmp_path_factory.mktemp("runs") / "<one>"  # a name that HTML would take for a tag
-    list(run.train(settings, run.load_data(settings), folder))
+    list(run.train(settings, setup.load_data(settings), folder))
     report.report(folder)
     return folder
 
@@ -50,7 +51,7 @@ def shown_sites(text):
 @needs_chromium
 def test_the_browser_shows_the_scores_and_one_site_at_a_time(folder, tmp_path):
     text = dom(folder / "report.html", tmp_path)
-    summary = run_folder.read_summary(folder)
+    summary = RunFolder(folder).summary()
     for site, scores in summary["best"]["sites"].items():
         assert f'<th scope="row">{site}</th><td>9</td><td>{100 * scores["macro_f1"]:.2f}</td>' in text
     assert shown_sites(text) == ["clientA"]

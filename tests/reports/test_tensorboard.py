@@ -3,7 +3,7 @@
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from prrfl.config import load_config
-from prrfl.runs import run
+from prrfl.runs import run, setup
 from prrfl.types import ScoreRecord
 from tests.sites_on_disk import write_layout
 
@@ -12,7 +12,7 @@ def test_events_hold_the_scores(tmp_path):
     data = write_layout(tmp_path / "data")
     flags = {"data": data, "image_size": 32, "rounds": 2, "epochs": 2, "batch": 8, "tensorboard": True}
     settings = load_config(None, flags)
-    records = list(run.train(settings, run.load_data(settings), tmp_path / "run"))
+    records = list(run.train(settings, setup.load_data(settings), tmp_path / "run"))
     events = EventAccumulator(str(tmp_path / "run/tensorboard"))
     events.Reload()
     expected = [

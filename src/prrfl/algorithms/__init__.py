@@ -1,6 +1,6 @@
 """The federated methods, by name."""
 
-from prrfl.algorithms.base import Aggregator, Algorithm, MeanOfShares
+from prrfl.algorithms.base import Aggregator, Algorithm, MeanOfShares, Traits, traits_of, variant_of
 from prrfl.algorithms.centralised import Centralised
 from prrfl.algorithms.fedavg import FedAvg
 from prrfl.algorithms.fedbn import FedBN
@@ -13,6 +13,8 @@ from prrfl.algorithms.silobn import SiloBN
 
 __all__ = [
     "ALGORITHMS",
+    "BASELINE",
+    "DEFAULT",
     "Aggregator",
     "Algorithm",
     "Centralised",
@@ -25,6 +27,9 @@ __all__ = [
     "MeanOfShares",
     "PRRFL",
     "SiloBN",
+    "Traits",
+    "traits_of",
+    "variant_of",
 ]
 
 ALGORITHMS: dict[str, type] = {
@@ -38,4 +43,10 @@ ALGORITHMS: dict[str, type] = {
     "local": Local,
     "centralised": Centralised,
 }
-"""Adding a method: write its file, name it here."""
+"""All methods by name. To add one, write its file and name it here."""
+
+DEFAULT = "prrfl"
+"""The method that runs unless another is chosen. A comparison tests all other methods against it."""
+
+BASELINE = "local"
+"""Training without a federation. A new site's own network is compared with it."""

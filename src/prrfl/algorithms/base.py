@@ -1,7 +1,8 @@
-"""What an algorithm is: a frozen dataclass of hyper-parameters whose methods are pure functions of states."""
+"""A federated method: a frozen dataclass of hyper-parameters, with pure functions of states."""
 
 from collections.abc import Mapping
-from typing import ClassVar, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -45,10 +46,46 @@ class MeanOfShares:
         return self._mean.result()
 
 
+@dataclass(frozen=True)
+class Traits:
+    """What the rest of the package must know about a method. The defaults suit most methods.
+
+    A method that differs sets the class attribute ``traits``; read it with :func:`traits_of`.
+
+    Attributes:
+        scope: ``federated``: it needs at least two sites, which exchange shares. ``alone``: one site is
+            enough, and nothing leaves it. ``pooled``: it trains one network on the images of all sites,
+            which only the simulation can do.
+        variants: names of the settings of the method that a site must agree to separately, because they
+            send more than the method does by default; see :func:`variant_of`.
+        stages: names of the training stages 1, 2, ... that its metric ``stage`` counts; empty without stages.
+    """
+
+    scope: Literal["federated", "alone", "pooled"] = "federated"
+    variants: tuple[str, ...] = ()
+    stages: tuple[str, ...] = ()
+
+
+def traits_of(method: object) -> Traits:
+    """Return the traits of a method or of its class: the defaults if it sets none."""
+    traits: Traits = getattr(method, "traits", Traits())
+    return traits
+
+
+def variant_of(method: object) -> str:
+    """Return which of its :attr:`Traits.variants` a method is with its hyper-parameters; empty if none.
+
+    A method with variants has a property ``variant``.
+    """
+    variant: str = getattr(method, "variant", "")
+    return variant
+
+
 class Algorithm(Protocol[C]):
     """A federated method. ``C`` is its state at one site: a frozen dataclass of learners and numbers.
 
-    No method changes what it is given; randomness comes from the context's seed alone.
+    No method changes its arguments, and all randomness comes from the context's seed. A method may also have
+    ``traits`` and ``variant``, see :class:`Traits` and :func:`variant_of`.
     """
 
     def start(self, initial: Tensors) -> C:
@@ -67,4 +104,7 @@ class Algorithm(Protocol[C]):
         """Return the site's state after the round's aggregate has come back."""
 
     def models(self, client: C) -> Mapping[str, Tensors]:
-        """Return the networks worth scoring, by name. The first is the one that the method deploys."""
+        """Return the networks to score, by name: first the one that is deployed, last the one that is shared.
+
+        A method with a single network returns only that.
+        """

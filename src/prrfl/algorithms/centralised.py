@@ -1,7 +1,9 @@
-"""Centralised training: what a federation could reach at best if images could travel."""
+"""Centralised training on the pooled images of all sites: an upper reference for federated methods."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
+from prrfl.algorithms.base import Traits
 from prrfl.algorithms.local import Local
 
 
@@ -9,5 +11,8 @@ from prrfl.algorithms.local import Local
 class Centralised(Local):
     """Local training of one network on the pooled images of all sites, scored at each site.
 
-    The pool is as many steps longer than a site as there are more images; rounds and epochs are the same.
+    Rounds and epochs are those of the other methods; an epoch over the pool has more steps, because it has
+    more images.
     """
+
+    traits: ClassVar[Traits] = Traits(scope="pooled")

@@ -39,18 +39,15 @@ class FedProx:
         self, client: FedProxState, site: Site, ctx: RoundContext
     ) -> tuple[FedProxState, Mapping[str, float]]:
         """Train for one local epoch with the proximal term."""
-        # Once, not at every step: a GPU would wait for the copies.
-        anchor = {key: tensor.to(site.recipe.device) for key, tensor in client.anchor.items()}
-
-        def objective(step: Step) -> list[Tensor]:
-            terms = [
-                (weight - anchor[key].to(weight.dtype)).square().sum()
-                for key, weight in step.networks[0].named_parameters()
-            ]
-            return [step.losses[0] + self.mu / 2 * torch.stack(terms).sum()]
-
-        learner, metrics = train_one(client.learner, site, ctx, objective)
+        learner, metrics = train_one(client.learner, site, ctx, self._objective, client.anchor)
         return FedProxState(learner, client.anchor), metrics
+
+    def _objective(self, step: Step) -> list[Tensor]:
+        terms = [
+            (weight - step.given[key].to(weight.dtype)).square().sum()
+            for key, weight in step.networks[0].named_parameters()
+        ]
+        return [step.losses[0] + self.mu / 2 * torch.stack(terms).sum()]
 
     def share(self, client: FedProxState, ctx: RoundContext) -> Share:
         """Send all weights."""

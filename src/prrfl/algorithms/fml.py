@@ -39,21 +39,20 @@ class FML:
 
     def train(self, client: FMLState, site: Site, ctx: RoundContext) -> tuple[FMLState, Mapping[str, float]]:
         """Train both networks for one local epoch, each teaching the other."""
-
-        def objective(step: Step) -> list[Tensor]:
-            private, meme = (output.log_softmax(1) for output in step.logits)
-            a, b = self.private_weight, self.meme_weight
-            return [
-                a * step.losses[0] + (1 - a) * distillation(private, meme),
-                b * step.losses[1] + (1 - b) * distillation(meme, private),
-            ]
-
-        epoch = train_epoch([client.private, client.meme], site, ctx, objective)
+        epoch = train_epoch([client.private, client.meme], site, ctx, self._objective)
         return FMLState(*epoch.learners), {
             "loss_private": epoch.losses[0],
             "loss_meme": epoch.losses[1],
             "train_f1": macro_f1(epoch.logits[0], epoch.labels),
         }
+
+    def _objective(self, step: Step) -> list[Tensor]:
+        private, meme = (output.log_softmax(1) for output in step.logits)
+        a, b = self.private_weight, self.meme_weight
+        return [
+            a * step.losses[0] + (1 - a) * distillation(private, meme),
+            b * step.losses[1] + (1 - b) * distillation(meme, private),
+        ]
 
     def share(self, client: FMLState, ctx: RoundContext) -> Share:
         """Send the meme."""

@@ -1,7 +1,9 @@
-"""Local training alone: nothing is sent, nothing comes back. What a federation has to beat."""
+"""Local training: each site trains alone and sends nothing. A federation has to beat this baseline."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
+from prrfl.algorithms.base import Traits
 from prrfl.algorithms.fedavg import FedAvg
 from prrfl.training import Learner
 from prrfl.types import RoundContext, Share, Tensors
@@ -9,7 +11,9 @@ from prrfl.types import RoundContext, Share, Tensors
 
 @dataclass(frozen=True)
 class Local(FedAvg):
-    """Every site on its own, with the rounds' learning-rate schedule and optimiser restarts."""
+    """Each site trains alone, with the learning-rate schedule and optimiser restarts of the rounds."""
+
+    traits: ClassVar[Traits] = Traits(scope="alone")
 
     def share(self, client: Learner, ctx: RoundContext) -> Share:
         """Send nothing."""

@@ -1,10 +1,10 @@
-"""PRR-FL: a personalised network that stays, a deputy that travels, PFA between them, DET at each site."""
+"""PRR-FL: a personalised network stays at the site, a deputy is shared by PFA, and DET lets both learn."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
-from prrfl.algorithms.base import MeanOfShares
+from prrfl.algorithms.base import MeanOfShares, Traits
 from prrfl.algorithms.single import train_one, without
 from prrfl.det import Stage, det_epoch
 from prrfl.pfa import low_band_amplitudes, low_frequency_ratio, rebuild
@@ -12,10 +12,16 @@ from prrfl.tensors import detached
 from prrfl.training import Learner, Site
 from prrfl.types import RoundContext, Share, Tensors
 
+Aggregation = Literal["pfa", "mean"]
+"""How the server combines deputies."""
+
+TransferMode = Literal["staged", "recover", "exchange", "sublimate", "off"]
+"""How the two networks of a site teach each other."""
+
 
 @dataclass(frozen=True, eq=False)
 class PRRFLState:
-    """What a site keeps: both networks, and the DET stage of the last local epoch."""
+    """State of a site: both networks, and the DET stage of the last local epoch."""
 
     personalised: Learner
     deputy: Learner
@@ -29,19 +35,29 @@ class PRRFL:
     Attributes:
         r0: low-frequency ratio of the first round.
         r1: low-frequency ratio approached in the last; equal to ``r0`` for the fixed-ratio ablation.
-        alpha1: below this share of the personalised network's F1 the deputy recovers.
-        alpha2: below this share both networks exchange.
-        aggregation: ``pfa``; or ``mean``, an ablation: deputies' weights outside norm layers are averaged.
-        transfer: ``staged``; or an ablation: one DET stage throughout, or ``off``: a single network, which
-            the one that comes back from the server overwrites.
+        alpha1: the deputy recovers while its F1 is below this fraction of the personalised network's.
+        alpha2: both networks exchange while the deputy's F1 is below this fraction.
+        aggregation: ``pfa``; or ``mean``, an ablation: the plain mean of the deputies' weights outside norm
+            layers.
+        transfer: ``staged``; or an ablation: a single DET stage in every epoch, or ``off``: one network at
+            each site, which the network from the server overwrites.
     """
 
     r0: float = 0.7
     r1: float = 0.95
     alpha1: float = 0.7
     alpha2: float = 0.9
-    aggregation: Literal["pfa", "mean"] = "pfa"
-    transfer: Literal["staged", "recover", "exchange", "sublimate", "off"] = "staged"
+    aggregation: Aggregation = "pfa"
+    transfer: TransferMode = "staged"
+
+    traits: ClassVar[Traits] = Traits(
+        variants=("ablated",), stages=tuple(stage.name.lower() for stage in Stage)
+    )
+
+    @property
+    def variant(self) -> str:
+        """``ablated`` if it sends weights instead of amplitudes, or has a single network, which it sends."""
+        return "ablated" if self.aggregation != "pfa" or self.transfer == "off" else ""
 
     def start(self, initial: Tensors) -> PRRFLState:
         """Give the site two networks with the common initial weights."""

@@ -8,10 +8,14 @@ from prrfl.types import RoundContext, Tensors
 
 
 def train_one(
-    client: Learner, site: Site, ctx: RoundContext, objective: Objective | None = None
+    client: Learner,
+    site: Site,
+    ctx: RoundContext,
+    objective: Objective | None = None,
+    given: Tensors | None = None,
 ) -> tuple[Learner, Mapping[str, float]]:
     """Train one network for one local epoch; measure its loss and its macro-F1 during the epoch."""
-    epoch = train_epoch([client], site, ctx, objective)
+    epoch = train_epoch([client], site, ctx, objective, given)
     return epoch.learners[0], {
         "loss": epoch.losses[0],
         "train_f1": macro_f1(epoch.logits[0], epoch.labels),

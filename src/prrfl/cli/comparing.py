@@ -17,7 +17,7 @@ from prrfl.errors import ConfigError, PRRFLError
 from prrfl.reports.comparison import Row
 from prrfl.reports.tables import brief, legend
 from prrfl.runs.compare import Planned, plan, run_all, tabulate
-from prrfl.runs.folder import rounds_done
+from prrfl.runs.folder import RunFolder
 
 METHODS = ",".join(ALGORITHMS)
 
@@ -67,7 +67,7 @@ def compare(
 def _show(planned: list[Planned], workers: int | None) -> Mapping[str, str]:
     """Do the runs while showing progress; return the last line of output of each that failed."""
     total = sum(one.config.rounds for one in planned)
-    before = sum(rounds_done(one.folder) for one in planned)
+    before = sum(RunFolder(one.folder).rounds_done for one in planned)
     console.print(f"{len(planned)} runs, {total} rounds, of which {before} are done.")
     columns = (
         TextColumn("{task.description}", markup=False),

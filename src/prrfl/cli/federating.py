@@ -66,7 +66,7 @@ def server(
     needs_flower()
     from prrfl.flower.federation import federate, read_settings
     from prrfl.flower.launch import Server, outcome, serving
-    from prrfl.runs.folder import is_finished
+    from prrfl.runs.folder import RunFolder
     from prrfl.storage.records import read_records
     from prrfl.types import AbsenceRecord
 
@@ -82,7 +82,7 @@ def server(
         commands = [ours.superlink(), *map(ours.register, federation.sites), ours.run()]
         print("\n".join(map(str, commands)))
         return
-    if not is_finished(folder):
+    if not RunFolder(folder).is_finished:
         _warn(ours.warnings(datetime.now(UTC)))
         console.print(
             f"{federation.config.method}, experiment {federation.experiment}: waiting for "
@@ -216,7 +216,7 @@ def _follow(folder: Path, rounds: int, outcome: Any) -> None:
     """
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    from prrfl.runs.folder import rounds_done
+    from prrfl.runs.folder import RunFolder
 
     columns = (
         TextColumn("{task.description}"),
@@ -228,7 +228,7 @@ def _follow(folder: Path, rounds: int, outcome: Any) -> None:
     )
     said = (folder / "log.txt").stat().st_size if (folder / "log.txt").is_file() else 0
     with Progress(*columns, console=console, speed_estimate_period=3600) as progress:
-        before = rounds_done(folder)
+        before = RunFolder(folder).rounds_done
         task = progress.add_task("federation", total=rounds, completed=before)
         ended, words, silent = False, "", 0
         while not ended:
@@ -248,7 +248,7 @@ def _follow(folder: Path, rounds: int, outcome: Any) -> None:
                         if " ERROR " not in line:
                             progress.console.print(line, soft_wrap=True, highlight=False)
                     said = log.tell()
-            progress.update(task, completed=rounds_done(folder))
+            progress.update(task, completed=RunFolder(folder).rounds_done)
     if words:
         raise ParticipationError(words)
 

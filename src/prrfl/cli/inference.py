@@ -52,17 +52,17 @@ def predict(
     """
     from prrfl.data.images import find_images
     from prrfl.machine import best_device
-    from prrfl.runs.deployed import classify, read_kept
+    from prrfl.runs.deployed import classify, read_network
 
     found = find_images(images)
-    kept = read_kept(run_folder, site, network, calibrate=calibrate, device=best_device())
-    classes = kept.about.classes
+    saved = read_network(run_folder, site, network, calibrate=calibrate, device=best_device())
+    classes = saved.about.classes
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(["image", "predicted", *(f"p_{name}" for name in classes), "entropy"])
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        for path, p in progress.track(classify(kept, found), total=len(found), description="images"):
+        for path, p in progress.track(classify(saved, found), total=len(found), description="images"):
             values = p.tolist()
             entropy = float(-(p * p.clamp_min(1e-300).log()).sum())
             # File names may hold bytes that are not valid text.
@@ -70,9 +70,9 @@ def predict(
             row = [name, classes[int(p.argmax())], *(f"{v:.6g}" for v in values), f"{entropy:.4f}"]
             writer.writerow(row)
     write_text(out, table.getvalue())
-    scaled = f", temperature {kept.temperature:.3g}" if calibrate else ""
+    scaled = f", temperature {saved.temperature:.3g}" if calibrate else ""
     console.print(
-        f"{len(found)} images by the {network} network of {kept.site}{scaled}: {out}", soft_wrap=True
+        f"{len(found)} images by the {network} network of {saved.site}{scaled}: {out}", soft_wrap=True
     )
 
 
@@ -111,20 +111,20 @@ def evaluate(
 
 
 def _own(run_folder: Path, network: "Which", calibrate: bool) -> Mapping[str, "Judgement"]:
-    from prrfl.inference.evaluate import judge_own
-    from prrfl.runs.folder import settings_of
+    from prrfl.inference.evaluate import evaluate_own_sites
+    from prrfl.runs.folder import RunFolder
 
     classes: tuple[str, ...] = ()
     found: dict[str, Judgement] = {}
     with console.status("scoring"):
-        for kept, judgement in judge_own(run_folder, network, calibrate):
-            found[kept.site], classes = judgement, kept.about.classes
+        for saved, judgement in evaluate_own_sites(run_folder, network, calibrate):
+            found[saved.site], classes = judgement, saved.about.classes
     title = f"{network} network of each site on its own test images"
     table = judgement_table(title, ("site", "images"), classes)
     for site, judgement in found.items():
         table.add_row(site, str(judgement.images), *judgement_cells(judgement))
     console.print(table)
-    precision = settings_of(run_folder).precision
+    precision = RunFolder(run_folder).settings().precision
     if precision != "float32":
         console.print(
             f"Scored in float32; the run scored in {precision}, so its summary may differ slightly.",
@@ -148,15 +148,15 @@ def export(
     if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]:
         raise ConfigError(f"package {missing[0]} is not installed; run pip install 'prrfl[onnx]'")
     from prrfl.inference import export as exporting
-    from prrfl.runs.deployed import read_kept
-    from prrfl.runs.folder import check_folder_is_free
+    from prrfl.runs.deployed import read_network
+    from prrfl.runs.folder import RunFolder
 
-    check_folder_is_free(out)
-    kept = read_kept(run_folder, site, network, calibrate=calibrate)
+    RunFolder(out).check_free()
+    saved = read_network(run_folder, site, network, calibrate=calibrate)
     with console.status("exporting"):
-        off = exporting.export(kept, run_folder, network, out)
+        difference = exporting.export(saved, run_folder, network, out)
     console.print(
-        f"{out / 'model.onnx'}: the {network} network of {kept.site}; onnxruntime's probabilities differ "
-        f"from its own by at most {off:.0e}. Read {out / 'model_card.md'} before use.",
+        f"{out / 'model.onnx'}: the {network} network of {saved.site}; onnxruntime's probabilities differ "
+        f"from its own by at most {difference:.0e}. Read {out / 'model_card.md'} before use.",
         soft_wrap=True,
     )

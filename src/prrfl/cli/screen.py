@@ -77,9 +77,9 @@ def going_on(how: Callable[[], str]) -> Iterator[None]:
 
 def print_summary(folder: Path) -> None:
     """Print the table of sites of a finished run."""
-    from prrfl.runs.folder import read_summary
+    from prrfl.runs.folder import RunFolder
 
-    summary = read_summary(folder)
+    summary = RunFolder(folder).summary()
     table = Table(title="Test scores of each site's own model (%)")
     table.add_column("site")
     for name in ("macro-F1, last", "AUC, last", "macro-F1, best on validation", "AUC, best on validation"):

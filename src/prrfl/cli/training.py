@@ -12,21 +12,14 @@ from prrfl.cli.flags import with_flags
 from prrfl.cli.screen import console, going_on, print_summary, show_progress
 from prrfl.config import TrainConfig, load_config
 from prrfl.errors import ConfigError
-from prrfl.runs import run
+from prrfl.runs import run, setup
 from prrfl.runs.compare import tabulate
-from prrfl.runs.folder import (
-    check_folder_is_free,
-    is_federation,
-    is_finished,
-    is_site_of_federation,
-    rounds_done,
-    settings_here,
-)
+from prrfl.runs.folder import RunFolder
 from prrfl.runs.report import report as write_report
 
 log = logging.getLogger("prrfl")
 
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run")]
 
 
 @with_flags()
@@ -45,12 +38,13 @@ def train(config: Path | None, out: Path | None, **flags: Any) -> None:
 
 def run_training(settings: TrainConfig, folder: Path, resume: bool = False) -> None:
     """Load the data, train while showing progress, and print the table of sites."""
+    there = RunFolder(folder)
     if not resume:
-        check_folder_is_free(folder)  # before reading the data, which may take a while
+        there.check_free()  # before reading the data, which may take a while
     if settings.data is None:
         console.print(f"No --data given: {settings.sites} generated sites of {settings.images} images.")
-    sites = run.load_data(settings)
-    settings = run.resolved(settings, len(sites))
+    sites = setup.load_data(settings)
+    settings = setup.resolved(settings, len(sites))
     console.print(
         f"{settings.method} on {len(sites)} sites ({', '.join(s.name for s in sites)}), "
         f"{sum(len(s.train) for s in sites)} training images of {settings.image_size} px, "
@@ -58,12 +52,12 @@ def run_training(settings: TrainConfig, folder: Path, resume: bool = False) -> N
         f"{settings.device}, processes: {settings.workers}, threads of each: {settings.threads}, "
         f"{settings.precision}"
     )
-    done = rounds_done(folder)
+    done = there.rounds_done
     if done:
         console.print(f"Resuming after round {done} of {settings.rounds}.")
     with going_on(
         lambda: (
-            f"{rounds_done(folder)} of {settings.rounds} rounds are saved; "
+            f"{there.rounds_done} of {settings.rounds} rounds are saved; "
             f"continue with `prrfl resume {folder}`"
         )
     ):
@@ -72,25 +66,26 @@ def run_training(settings: TrainConfig, folder: Path, resume: bool = False) -> N
     console.print(f"Run folder: {folder}", soft_wrap=True)
 
 
-def resume(run_folder: RunFolder) -> None:
+def resume(run_folder: RunPath) -> None:
     """Resume a run that was stopped, from its last complete round; the bits are the same.
 
     If the data has changed, an error names the site and split. If the run's device is not available, another
     one is used, with a warning.
     """
-    if is_finished(run_folder):
+    there = RunFolder(run_folder)
+    if there.is_finished:
         print_summary(run_folder)
         console.print(f"{run_folder} is finished; nothing to do.", soft_wrap=True)
         return
-    if is_federation(run_folder):
+    if there.is_federation:
         raise ConfigError(
             f"{run_folder} is a federation over real sites; resume it with its `prrfl server` command"
         )
-    if is_site_of_federation(run_folder):
+    if there.is_site:
         raise ConfigError(
             f"{run_folder} is a site's folder of a federation; resume it with its `prrfl site` command"
         )
-    run_training(settings_here(run_folder), run_folder, resume=True)
+    run_training(there.settings_here(), run_folder, resume=True)
 
 
 def report(

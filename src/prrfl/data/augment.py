@@ -13,6 +13,20 @@ from prrfl.errors import ConfigError
 Range = tuple[float, float]
 
 
+SMOOTHINGS = ("none", "median 3", "median 5", "gaussian 3", "gaussian 5", "noise")
+
+SHARES = {"median 3": 3, "median 5": 3, "gaussian 3": 2, "gaussian 5": 4, "noise": 6}
+"""How often each is taken, of 18 times. A Gaussian kernel of 5 is drawn twice as often as one of 3, as in the
+published code."""
+
+GAUSSIAN = {3: (1.0, 2.0, 1.0), 5: (1.0, 4.0, 6.0, 4.0, 1.0)}
+"""Rows of the Gaussian kernels, before division by their sum."""
+
+FIELD = 2**20
+"""Normal numbers drawn for the noise of one epoch. Each image takes a window of them at random: numbers for
+every pixel of every image would take longer to draw than a GPU takes to train on them."""
+
+
 @dataclass(frozen=True, eq=False)
 class Draws:
     """What was drawn for each of N images; probabilities are already applied.
@@ -22,15 +36,16 @@ class Draws:
         brightness: (N,) added to pixels of 0...255.
         smoothing: (N,) index into ``SMOOTHINGS``.
         noise_sd: (N,) standard deviation on the 0...255 scale; 0 for images without noise.
+        noise_at: (N,) where in ``noise`` an image's window begins.
+        noise: standard normal numbers, one field for all images.
     """
 
     affine: Tensor
     brightness: Tensor
     smoothing: Tensor
     noise_sd: Tensor
-
-
-SMOOTHINGS = ("none", "median 3", "median 5", "gaussian 3", "gaussian 5", "noise")
+    noise_at: Tensor
+    noise: Tensor
 
 
 @dataclass(frozen=True)
@@ -59,21 +74,9 @@ class Augmentation:
     rotation: float = 15.0
     affine_p: float = 0.85
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Return augmented copies of (N, 3, H, W) uint8 images, as float32 in 0...255.
-
-        Raises:
-            ConfigError: if the images are not uint8 of rank 4.
-        """
-        if images.dtype != torch.uint8 or images.ndim != 4:
-            raise ConfigError(
-                f"augmentation takes (N, C, H, W) uint8 images, got {tuple(images.shape)} {images.dtype}; "
-                "leave augment out, or give a function of your own"
-            )
-        return apply(images, self.draw(len(images), generator), generator)
-
-    def draw(self, n: int, generator: torch.Generator) -> Draws:
-        """Draw what happens to each of n images."""
+    def draw(self, shape: Sequence[int], generator: torch.Generator) -> Draws:
+        """Draw what happens to each image of a batch or data set of shape (N, C, H, W), on the CPU."""
+        n, pixels = shape[0], math.prod(shape[1:])
 
         def uniform(low: float, high: float) -> Tensor:
             return low + (high - low) * torch.rand(n, generator=generator)
@@ -83,72 +86,94 @@ class Augmentation:
 
         flips = torch.stack([1.0 - 2.0 * happens(self.flip_p) for _ in range(2)])
         brightness = 255 * uniform(-self.brightness, self.brightness) * happens(self.brightness_p)
-        # Median and Gaussian blur take a third each, half of it with each kernel; noise the last third.
-        kind = 1 + torch.tensor([0, 1, 2, 3, 4, 4])[torch.randint(6, (n,), generator=generator)]
+        kinds = [SMOOTHINGS.index(name) for name, share in SHARES.items() for _ in range(share)]
+        kind = torch.tensor(kinds)[torch.randint(len(kinds), (n,), generator=generator)]
         smoothing = kind * happens(self.smooth_p)
         noise_sd = uniform(*self.noise_variance).sqrt() * (smoothing == SMOOTHINGS.index("noise"))
         moved = happens(self.affine_p)
         scale = 1 + uniform(-self.scale, self.scale) * moved
         angle = uniform(-self.rotation, self.rotation) * moved * (math.pi / 180)
         shift = torch.stack([2 * uniform(-self.shift, self.shift) * moved for _ in range(2)])
-        return Draws(_affine(flips, scale, angle, shift), brightness, smoothing, noise_sd)
+        windows = min(FIELD, max(1, n * pixels))
+        return Draws(
+            affine=_affine(flips, scale, angle, shift),
+            brightness=brightness,
+            smoothing=smoothing,
+            noise_sd=noise_sd,
+            noise_at=torch.randint(windows, (n,), generator=generator),
+            noise=torch.randn(windows + pixels - 1, generator=generator),
+        )
+
+    def __call__(self, images: Tensor, drawn: Draws, rows: Tensor) -> Tensor:
+        """Return augmented copies of images.
+
+        Args:
+            images: (M, C, H, W) uint8, on any device.
+            drawn: what was drawn for a whole data set.
+            rows: (M,) which of its images these are, on the CPU.
+
+        Returns:
+            (M, C, H, W) float32 in 0...255.
+
+        Raises:
+            ConfigError: if the images are not uint8 of rank 4.
+        """
+        if images.dtype != torch.uint8 or images.ndim != 4:
+            raise ConfigError(
+                f"augmentation takes (N, C, H, W) uint8 images, got {tuple(images.shape)} {images.dtype}; "
+                "leave augment out, or give one of your own"
+            )
+        return apply(images, drawn, rows)
 
 
-def apply(images: Tensor, draws: Draws, generator: torch.Generator) -> Tensor:
-    """Return float32 copies of (N, 3, H, W) uint8 images, changed as drawn; the noise field is drawn here.
+def apply(images: Tensor, draws: Draws, rows: Tensor) -> Tensor:
+    """Return float32 copies of (M, C, H, W) uint8 images, changed as drawn for those rows.
 
     The order is brightness, blur or noise, affine. Flips are part of the affine map: they commute with the
     rest in distribution, and one interpolation is cheaper and blurs less than several.
     """
 
     def there(drawn: Tensor) -> Tensor:
-        return drawn.to(images.device, non_blocking=True)
+        return drawn[rows].to(images.device, non_blocking=True)
 
-    pixels = (images.float() + there(draws.brightness).view(-1, 1, 1, 1)).clamp_(0, 255)
-    for index, name in enumerate(SMOOTHINGS):
+    smoothing = draws.smoothing[rows]
+
+    def chosen(name: str) -> Tensor:
         # Looked up where it was drawn, on the CPU: a GPU would have to be waited for.
-        rows = (draws.smoothing == index).nonzero().squeeze(1)
-        if len(rows) == 0 or name == "none":
-            continue
-        chosen = there(rows)
-        kind, _, size = name.partition(" ")
-        part = pixels[chosen]
-        if kind == "noise":
-            sd = there(draws.noise_sd[rows]).view(-1, 1, 1, 1)
-            part = (part + normal(part.shape, generator, images.device) * sd).clamp_(0, 255)
-        else:
-            part = median_blur(part, int(size)) if kind == "median" else gaussian_blur(part, int(size))
-        pixels[chosen] = part
+        return (smoothing == SMOOTHINGS.index(name)).nonzero().squeeze(1)
+
+    pixels = images.float()
+    for size in (3, 5):
+        if len(at := chosen(f"median {size}")):
+            here = at.to(images.device, non_blocking=True)
+            # Before brightness, with which a median commutes exactly: bytes are compared faster than floats.
+            pixels[here] = median_blur(images[here], size).float()
+    pixels.add_(there(draws.brightness).view(-1, 1, 1, 1)).clamp_(0, 255)
+    for size in (3, 5):
+        if len(at := chosen(f"gaussian {size}")):
+            here = at.to(images.device, non_blocking=True)
+            pixels[here] = gaussian_blur(pixels[here], size)
+    if len(at := chosen("noise")):
+        here, sd = (t.to(images.device, non_blocking=True) for t in (at, draws.noise_sd[rows[at]]))
+        pixels[here] = (pixels[here] + _noise(draws, rows[at], pixels) * sd.view(-1, 1, 1, 1)).clamp_(0, 255)
     grid = functional.affine_grid(there(draws.affine), list(pixels.shape), align_corners=False)
     return functional.grid_sample(pixels, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-def normal(shape: Sequence[int], generator: torch.Generator, device: torch.device) -> Tensor:
-    """Return standard normal numbers, drawn on the device itself with a seed from the CPU's generator."""
-    if device.type != "cpu":
-        seed = int(torch.randint(2**62, (), generator=generator))
-        generator = torch.Generator(device).manual_seed(seed)
-    return torch.randn(*shape, generator=generator, device=device)
+def _noise(draws: Draws, rows: Tensor, like: Tensor) -> Tensor:
+    """Return each row's window of the field of noise, in the shape and on the device of images."""
+    field, at = (t.to(like.device, non_blocking=True) for t in (draws.noise, draws.noise_at[rows]))
+    return field.unfold(0, math.prod(like.shape[1:]), 1)[at].view(-1, *like.shape[1:])
 
 
 def median_blur(images: Tensor, size: int) -> Tensor:
-    """Return the median of each size x size neighbourhood, borders replicated. (N, C, H, W) to the same."""
-    padded = functional.pad(images, [size // 2] * 4, mode="replicate").contiguous()
-    # A GPU waits for launches rather than for arithmetic: sorting takes a few, selection hundreds.
-    return (_median_by_selection if images.device.type == "cpu" else _median_by_sorting)(padded, size)
+    """Return the median of each size x size neighbourhood, borders replicated. (N, C, H, W) to the same.
 
-
-def _median_by_sorting(padded: Tensor, size: int) -> Tensor:
-    windows = padded.unfold(2, size, 1).unfold(3, size, 1).flatten(-2)
-    return windows.sort(-1).values[..., size * size // 2]
-
-
-def _median_by_selection(padded: Tensor, size: int) -> Tensor:
-    """Select by elementwise minima and maxima of shifted images, several times as fast as sorting on a CPU.
-
-    Among half + 2 values neither the smallest nor the largest can be the median, so both are dropped and the
+    It is selected by elementwise minima and maxima of shifted images, several times as fast as sorting:
+    among half + 2 values neither the smallest nor the largest can be the median, so both are dropped and the
     next value comes in.
     """
+    padded = _pad(images, size // 2)
     height, width = padded.shape[2] - size + 1, padded.shape[3] - size + 1
     waiting = [padded[:, :, i : i + height, j : j + width] for i in range(size) for j in range(size)]
     held = [waiting.pop() for _ in range(size * size // 2 + 2)]
@@ -161,15 +186,22 @@ def _median_by_selection(padded: Tensor, size: int) -> Tensor:
     return held[0]
 
 
+def _pad(images: Tensor, by: int) -> Tensor:
+    """Return images with their borders replicated. Indices, because PyTorch pads no bytes on a GPU."""
+    rows, columns = (
+        torch.arange(-by, length + by, device=images.device).clamp_(0, length - 1)
+        for length in images.shape[2:]
+    )
+    return images[:, :, rows[:, None], columns]
+
+
 def gaussian_blur(images: Tensor, size: int) -> Tensor:
-    """Return a Gaussian blur with a size x size kernel, its width as OpenCV derives it, borders reflected."""
-    sigma = 0.3 * ((size - 1) * 0.5 - 1) + 0.8
-    at = torch.arange(size, dtype=images.dtype, device=images.device) - size // 2
-    kernel = torch.exp(-(at**2) / (2 * sigma**2))
-    kernel = (kernel / kernel.sum()).expand(images.shape[1], 1, 1, size)
+    """Return a blur by a binomial kernel of size x size, borders reflected. (N, C, H, W) to the same."""
+    row = torch.tensor(GAUSSIAN[size], dtype=images.dtype)
+    row = (row / row.sum()).to(images.device, non_blocking=True).expand(images.shape[1], 1, 1, size)
     padded = functional.pad(images, [size // 2] * 4, mode="reflect")
-    across = functional.conv2d(padded, kernel, groups=images.shape[1])
-    return functional.conv2d(across, kernel.transpose(2, 3), groups=images.shape[1])
+    across = functional.conv2d(padded, row, groups=images.shape[1])
+    return functional.conv2d(across, row.transpose(2, 3), groups=images.shape[1])
 
 
 def _affine(flips: Tensor, scale: Tensor, angle: Tensor, shift: Tensor) -> Tensor:

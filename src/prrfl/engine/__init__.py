@@ -1,8 +1,21 @@
-"""How an algorithm reaches its sites: the round loop, one visit to a site, and the simulation engines."""
+"""The round loop, one visit to a site, and the simulation in one process.
 
-from prrfl.engine.in_process import InProcess
-from prrfl.engine.rounds import Arrival, Deployed, Engine, Exchange, run_rounds
+Only a simulation loads :mod:`prrfl.engine.workers`, the same over several processes.
+"""
+
+from prrfl.engine.in_process import InProcess, Pooled
+from prrfl.engine.rounds import Arrival, Deployed, Engine, Exchange, Keeper, rounds_from, run_rounds
 from prrfl.engine.site import Visitor
-from prrfl.engine.workers import Workers
 
-__all__ = ["Arrival", "Deployed", "Engine", "Exchange", "InProcess", "Visitor", "Workers", "run_rounds"]
+__all__ = [
+    "Arrival",
+    "Deployed",
+    "Engine",
+    "Exchange",
+    "InProcess",
+    "Keeper",
+    "Pooled",
+    "Visitor",
+    "rounds_from",
+    "run_rounds",
+]

@@ -1,30 +1,37 @@
-"""The simulation engine: every site in this process, one after the other."""
+"""The simulation engine: all sites in this process, one after the other; on a GPU, side by side."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from prrfl.algorithms.base import Algorithm, C
+from prrfl.capture import on_gpu
+from prrfl.engine.lanes import Lanes
 from prrfl.engine.rounds import Arrival, Deployed
 from prrfl.engine.site import Visitor
 from prrfl.errors import ParticipationError
 from prrfl.storage.tensor_files import StatesOnDisk, read_state, write_state
 from prrfl.tensors import check_same_layout, count_bytes
-from prrfl.training import Recipe, Site
+from prrfl.training import Recipe, Site, draws_numbers
 from prrfl.types import ClientId, Examples, RoundContext, RoundRecord, SiteData, Split, Tensors
 
+E = TypeVar("E")
+
 POOL = "all sites"
-"""The name under which pooled sites train."""
+"""Name of the site that holds the images of all sites, for a method that pools them."""
 
 Present = Callable[[RoundContext], Collection[ClientId]]
-"""Says which sites take part in a round."""
+"""Returns the sites that take part in a round."""
 
 
 class InProcess:
-    """Holds the sites' data and states, and visits them in order of name, however they are given."""
+    """Holds the data and states of all sites, and visits them in order of name.
+
+    On a GPU it visits a few at a time; records and shares still come in order of name.
+    """
 
     def __init__(
         self,
@@ -32,23 +39,22 @@ class InProcess:
         sites: Iterable[SiteData],
         recipe: Recipe,
         present: Present | None = None,
-        pooled: bool = False,
         rest_in: Path | None = None,
         share_dtype: torch.dtype | None = None,
     ) -> None:
-        """Give every site its starting state.
+        """Give every site its first state.
 
         Args:
             algorithm: the method.
-            sites: the sites' data; names must differ.
-            recipe: how to train; the network's weights are the common start.
-            present: which sites take part in a round; all, if not given.
-            pooled: train one network on the images of all sites together, and score it at each of them.
-            rest_in: an empty folder where states rest while they are not in use; in memory, if not given.
+            sites: the data of each site; names must differ.
+            recipe: how to train; the weights of its network are the common start.
+            present: returns the sites that take part in a round; by default all of them.
+            rest_in: an empty folder that stores the states that are not in use; by default they stay in
+                memory.
             share_dtype: see :class:`prrfl.engine.site.Visitor`.
 
         Raises:
-            ParticipationError: if two sites have the same name, or there is none.
+            ParticipationError: if there is no site, or two sites have the same name.
         """
         ordered = sorted((data.to(recipe.device) for data in sites), key=lambda data: data.name)
         names = [data.name for data in ordered]
@@ -59,16 +65,27 @@ class InProcess:
                 raise ParticipationError(f"two sites are named '{name}'; names must differ")
         self._algorithm = algorithm
         self._present = present
-        if pooled:
-            self._visitors = {POOL: Visitor(algorithm, Site(pool(ordered), recipe), share_dtype, ordered)}
-        else:
-            self._visitors = {
-                data.name: Visitor(algorithm, Site(data, recipe), share_dtype) for data in ordered
-            }
+        self._visitors = {
+            visitor.site.name: visitor
+            for visitor in self._make_visitors(ordered, algorithm, recipe, share_dtype)
+        }
+        # Side by side, networks that draw random numbers would draw each other's.
+        alone = not on_gpu(recipe.device) or draws_numbers(recipe, ordered[0].train.inputs[:2])
+        self._lanes: Lanes[Any] | None = None if alone else Lanes(recipe)
         self._start = partial(algorithm.start, recipe.network.state_dict())
         self._states: MutableMapping[ClientId, Any] = (
             {} if rest_in is None else StatesOnDisk(rest_in, type(self._start()))
         )
+
+    def _make_visitors(
+        self,
+        sites: Sequence[SiteData],
+        algorithm: Algorithm[Any],
+        recipe: Recipe,
+        share_dtype: torch.dtype | None,
+    ) -> list[Visitor[Any]]:
+        """Return a visitor for each site that trains."""
+        return [Visitor(algorithm, Site(data, recipe), share_dtype) for data in sites]
 
     @property
     def names(self) -> list[ClientId]:
@@ -77,34 +94,41 @@ class InProcess:
 
     def train(self, ctx: RoundContext) -> Iterator[RoundRecord | Arrival]:
         """Visit the present sites one by one."""
-        for name in taking_part(self.names, self._present, ctx):
-            yield from self.train_at(name, ctx)
+        names = taking_part(self.names, self._present, ctx)
+        yield from self._visit([partial(self.train_at, name, ctx) for name in names])
 
     def train_at(self, name: ClientId, ctx: RoundContext) -> Iterator[RoundRecord | Arrival]:
-        """Let one site train for one round."""
+        """Train one site for one round."""
         self._states[name], share = yield from self._visitors[name].train(self._state(name), ctx)
         yield Arrival(share, {name: count_bytes(share.tensors)})
 
     def receive(self, mean: Tensors, ctx: RoundContext) -> Iterator[RoundRecord]:
         """Hand the mean to the present sites."""
-        for name in taking_part(self.names, self._present, ctx):
-            yield from self.receive_at(name, mean, ctx)
+        names = taking_part(self.names, self._present, ctx)
+        yield from self._visit([partial(self.receive_at, name, mean, ctx) for name in names])
 
     def receive_at(self, name: ClientId, mean: Tensors, ctx: RoundContext) -> Iterator[RoundRecord]:
-        """Hand the mean to one site."""
+        """Give the mean to one site."""
         self._states[name] = yield from self._visitors[name].receive(self._state(name), mean, ctx)
 
+    def _visit(self, visits: Sequence[Callable[[], Iterator[E]]]) -> Iterator[E]:
+        if self._lanes is not None and len(visits) > 1:
+            yield from self._lanes.run(visits)
+        else:
+            for visit in visits:
+                yield from visit()
+
     def models(self) -> dict[ClientId, Mapping[str, Tensors]]:
-        """Return every site's networks as they are now; the first of each is the one deployed."""
+        """Return the current networks of every site; the first of each is the deployed one."""
         return {name: self._algorithm.models(self._state(name)) for name in self._visitors}
 
     def deployed(self) -> Iterator[Deployed]:
-        """Yield what each site would take home now."""
+        """Yield the network that each site would deploy now."""
         for name in self._visitors:
             yield self.deployed_at(name)
 
     def deployed_at(self, name: ClientId) -> Deployed:
-        """Return what one site would take home now."""
+        """Return the network that one site would deploy now."""
         return self._visitors[name].deployed(self._state(name))
 
     def save(self, folder: Path) -> None:
@@ -122,12 +146,12 @@ class InProcess:
             write_state(path, self._state(name))
 
     def load(self, folder: Path) -> None:
-        """Go on from states that were saved."""
+        """Replace every site's state by the one saved in a folder."""
         for name in self._visitors:
             self.load_at(name, folder)
 
     def load_at(self, name: ClientId, folder: Path) -> None:
-        """Go on from one site's saved state."""
+        """Replace one site's state by the one saved in a folder."""
         self._states[name] = read_client(folder / f"{name}.safetensors", self._algorithm, self._start())
         self._visitors[name].forget()
 
@@ -138,11 +162,24 @@ class InProcess:
             return self._start()
 
 
+class Pooled(InProcess):
+    """Trains one network on the images of all sites together, and scores it at each of them."""
+
+    def _make_visitors(
+        self,
+        sites: Sequence[SiteData],
+        algorithm: Algorithm[Any],
+        recipe: Recipe,
+        share_dtype: torch.dtype | None,
+    ) -> list[Visitor[Any]]:
+        return [Visitor(algorithm, Site(pool(sites), recipe), share_dtype, sites)]
+
+
 def read_client(path: Path, algorithm: Algorithm[C], start: C) -> C:
-    """Read a site's state whose networks have the layout of those that a method started with.
+    """Read the state of a site, and check it against the state that the method starts with.
 
     Raises:
-        StateMismatchError: if they have not, or the file is absent, torn, or of another method.
+        StateMismatchError: if the file is missing, damaged, or of another method or network.
     """
     state = read_state(path, type(start))
     for name, weights in algorithm.models(state).items():
@@ -151,7 +188,7 @@ def read_client(path: Path, algorithm: Algorithm[C], start: C) -> C:
 
 
 def taking_part(names: Sequence[ClientId], present: Present | None, ctx: RoundContext) -> Sequence[ClientId]:
-    """Return the names of the sites that take part in a round, in their order."""
+    """Return the names of the sites that take part in a round, in the given order."""
     if present is None:
         return names
     there = set(present(ctx))
@@ -159,7 +196,7 @@ def taking_part(names: Sequence[ClientId], present: Present | None, ctx: RoundCo
 
 
 def pool(sites: Sequence[SiteData]) -> SiteData:
-    """Return the images of all sites as if they were one site's."""
+    """Return the images of all sites as the data of one site."""
 
     def joined(split: Split) -> Examples:
         parts = [site.split(split) for site in sites]

@@ -1,7 +1,7 @@
-"""The only round loop. It knows no algorithm's inside, and an engine only as an exchange of shares."""
+"""The round loop. It sees a method as its protocol, and an engine as an exchange of shares."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,12 +13,12 @@ from prrfl.types import ClientId, ExchangeRecord, RoundContext, RoundRecord, Sha
 
 @dataclass(frozen=True)
 class Arrival:
-    """A share on its way to the aggregate.
+    """A share that an exchange hands to the aggregator.
 
     Attributes:
-        share: one site's share; or the mean of several sites', its weight being the sum of theirs, where
-            nobody sees a single one.
-        bytes_up: for each site in it, how many bytes it sent.
+        share: the share of one site. Under secure summation, where the server sees no single share: the mean
+            of the shares of several sites, with the sum of their weights.
+        bytes_up: bytes sent, for each site that contributed.
     """
 
     share: Share
@@ -26,20 +26,20 @@ class Arrival:
 
     @property
     def whose(self) -> str:
-        """The site's name, or the names of all."""
+        """Names of the sites that contributed, separated by commas."""
         return ", ".join(self.bytes_up)
 
 
 @dataclass(frozen=True, eq=False)
 class Deployed:
-    """What one site would take home now.
+    """The network that a site would deploy now.
 
     Attributes:
         client: the site.
-        model: the network's name in the algorithm.
+        model: the network's name in the method.
         weights: its state_dict.
-        valid: for each site that judges it, (N, C) logits on its validation images.
-        test: the same on its test images.
+        valid: per site on which it is scored, (N, C) logits of the validation images.
+        test: the same for the test images.
     """
 
     client: ClientId
@@ -50,30 +50,34 @@ class Deployed:
 
 
 class Exchange(Protocol):
-    """What the round loop needs of an engine, which brings the algorithm to the sites, near or far."""
+    """Brings a method to its sites, in this process or elsewhere. The round loop needs no more than this."""
 
     def train(self, ctx: RoundContext) -> Iterator[RoundRecord | Arrival]:
-        """Let every present site train for one round; its records first, then its share."""
+        """Train every present site for one round; yield each site's records, then its share."""
 
     def receive(self, mean: Tensors, ctx: RoundContext) -> Iterator[RoundRecord]:
-        """Hand the mean to every site that shared in this round."""
+        """Send the mean to every site that shared in this round; yield their records."""
 
 
-class Engine(Exchange, Protocol):
-    """An engine in whole: what a run needs to be kept and gone on with, too."""
-
-    def deployed(self) -> Iterator[Deployed]:
-        """Yield what each site would take home now."""
+class Keeper(Protocol):
+    """Holds the states of all sites, so that a run can be saved and resumed."""
 
     def save(self, folder: Path) -> None:
-        """Write every site's state as ``<site>.safetensors``."""
+        """Write every site's state as ``<site>.safetensors`` into a folder."""
 
     def load(self, folder: Path) -> None:
-        """Go on from states that were saved.
+        """Replace every site's state by one that was saved.
 
         Raises:
-            StateMismatchError: if one is absent, torn, or of another method.
+            StateMismatchError: if a state is missing, damaged, or of another method or network.
         """
+
+    def deployed(self) -> Iterator[Deployed]:
+        """Yield the network that each site would deploy now."""
+
+
+class Engine(Exchange, Keeper, Protocol):
+    """A simulation engine: an exchange that also holds the states of its sites."""
 
 
 def run_rounds(
@@ -84,25 +88,37 @@ def run_rounds(
     epochs: int,
     norm_keys: frozenset[str],
     seed: int = 0,
-    first: int = 0,
 ) -> Iterator[RoundRecord]:
-    """Run a federation and yield its records as they arise.
+    """Run a federation from its first round; yield the records as they arise.
 
     Args:
         algorithm: the method.
         exchange: the engine.
         rounds: number T of communication rounds.
-        epochs: number E of local epochs in each.
-        norm_keys: names of the network's normalisation tensors, :func:`prrfl.tensors.norm_keys` of it. There
-            is no default: without them PRR-FL and FedBN would average what they must not, and not say so.
-        seed: source of all randomness.
-        first: the round to begin with, when earlier ones are done.
+        epochs: number E of local epochs per round.
+        norm_keys: names of the network's normalisation tensors, from :func:`prrfl.tensors.norm_keys`. There
+            is no default: without them, PRR-FL and FedBN would silently average what must stay at the site.
+        seed: seed of all randomness.
 
     Raises:
         ParticipationError: if no site shares anything in a round.
     """
-    for index in range(first, rounds):
-        ctx = RoundContext(index, rounds, 0, epochs, seed, norm_keys)
+    return rounds_from(RoundContext(0, rounds, 0, epochs, seed, norm_keys), algorithm, exchange)
+
+
+def rounds_from(start: RoundContext, algorithm: Algorithm[Any], exchange: Exchange) -> Iterator[RoundRecord]:
+    """Run the rounds of a federation from one of them to the last; yield the records as they arise.
+
+    Args:
+        start: the round to start with, at its first epoch.
+        algorithm: the method.
+        exchange: the engine; its sites have the states in which the round before left them.
+
+    Raises:
+        ParticipationError: if no site shares anything in a round.
+    """
+    for index in range(start.round, start.rounds):
+        ctx = replace(start, round=index)
         aggregator = algorithm.aggregator(ctx)
         bytes_up: dict[ClientId, int] = {}
         for event in exchange.train(ctx):

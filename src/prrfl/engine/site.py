@@ -1,4 +1,4 @@
-"""One visit to a site, shared by every engine: train, score, share; later receive, score."""
+"""One visit to a site, the same for every engine: train, score, share; later receive, score."""
 
 import math
 from collections.abc import Generator, Iterator, Sequence
@@ -31,7 +31,7 @@ from prrfl.types import (
 
 @dataclass(frozen=True, eq=False)
 class _Outcome:
-    """What a network gave on one split of one site; its weights, while the site is visited."""
+    """Outputs of a network on one split of one site, with its weights while the site is visited."""
 
     weights: Tensors | None
     logits: Tensor
@@ -40,30 +40,32 @@ class _Outcome:
 
 @dataclass(eq=False)
 class Visitor(Generic[C]):
-    """Carries an algorithm to one site.
+    """Runs a method at one site.
 
-    It remembers the last outputs of each network, because the same weights would give the same again. So each
-    visit must begin with the state that the last one returned, or be preceded by :meth:`forget`.
+    It caches the last outputs of each network: weights that did not change are not scored again. Therefore
+    each visit must start with the state that the previous visit returned, or :meth:`forget` must be called
+    first.
 
     Attributes:
         algorithm: the method.
-        site: where it trains.
-        share_dtype: real-valued tensors travel in this type, both ways: ``torch.float16`` halves the bytes;
-            ``None`` leaves them as they are.
-        judged_on: the sites whose valid and test images score it; only the site itself, if not given.
+        site: data and recipe of the site.
+        share_dtype: type in which real-valued tensors are sent, both ways; ``torch.float16`` halves the
+            traffic, ``None`` leaves the types unchanged.
+        scored_on: the sites on whose validation and test images networks are scored; by default the site
+            itself.
     """
 
     algorithm: Algorithm[C]
     site: Site
     share_dtype: torch.dtype | None = None
-    judged_on: Sequence[SiteData] = ()
+    scored_on: Sequence[SiteData] = ()
     _known: dict[tuple[str, ClientId, Split], _Outcome] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.judged_on = self.judged_on or (self.site.data,)
+        self.scored_on = self.scored_on or (self.site.data,)
 
     def train(self, client: C, ctx: RoundContext) -> Generator[RoundRecord, Any, tuple[C, Share]]:
-        """Run the round's local epochs; yield records as they arise, return the new state and the share.
+        """Run a round's local epochs; yield the records as they arise, return the new state and the share.
 
         Raises:
             NonFiniteShareError: if a loss or a tensor to be sent is NaN or infinite.
@@ -76,7 +78,7 @@ class Visitor(Generic[C]):
                 if not math.isfinite(value):
                     raise NonFiniteShareError(
                         f"site {self.site.name}, {_when(now)}: {name} is {value}; "
-                        "lower the learning rate, or look for broken inputs at this site"
+                        "lower the learning rate, or check the images of this site"
                     )
             yield TrainRecord(ctx.round, epoch, self.site.name, dict(metrics))
             yield from self._scores(client, now, "test", "epoch", deployed_only=True)
@@ -92,7 +94,7 @@ class Visitor(Generic[C]):
         return client, share
 
     def receive(self, client: C, mean: Tensors, ctx: RoundContext) -> Generator[RoundRecord, Any, C]:
-        """Hand the round's mean to the site; yield the scores after it, return the new state."""
+        """Give the round's mean to the site; yield the scores afterwards, return the new state."""
         self._recognise(client)
         mean = mean if self.share_dtype is None else _cast(mean, torch.float32)
         client = self.algorithm.receive(client, mean, ctx)
@@ -103,26 +105,26 @@ class Visitor(Generic[C]):
         return client
 
     def deployed(self, client: C) -> Deployed:
-        """Return what the site would take home now."""
+        """Return the network that the site would deploy now."""
         self._recognise(client)
         model, weights = next(iter(self.algorithm.models(client).items()))
 
         def outputs(split: Split) -> Tensors:
             return {
                 data.name: self._outcome(model, weights, data, split, "at the end").logits
-                for data in self.judged_on
+                for data in self.scored_on
             }
 
-        taken_home = Deployed(self.site.name, model, weights, outputs("valid"), outputs("test"))
+        network = Deployed(self.site.name, model, weights, outputs("valid"), outputs("test"))
         self._rest(client)
-        return taken_home
+        return network
 
     def forget(self) -> None:
-        """Forget all outputs, because the site's state was replaced."""
+        """Clear the cache of outputs, because the state of the site was replaced."""
         self._known.clear()
 
     def _rest(self, client: C) -> None:
-        """Keep what belongs to the state that a visit ends with; not its weights, which may rest on disk."""
+        """Keep the outputs of a visit's final state, but not its weights, which may be stored on disk."""
         models = self.algorithm.models(client)
         self._known = {
             key: replace(known, weights=None)
@@ -131,7 +133,7 @@ class Visitor(Generic[C]):
         }
 
     def _recognise(self, client: C) -> None:
-        """Take the state that a visit begins with as the one that the last visit ended with."""
+        """Match the cached outputs with the networks of the state that a visit starts with."""
         models = self.algorithm.models(client)
         self._known = {key: replace(known, weights=models[key[0]]) for key, known in self._known.items()}
 
@@ -140,8 +142,8 @@ class Visitor(Generic[C]):
     ) -> Iterator[ScoreRecord]:
         for index, (name, weights) in enumerate(self.algorithm.models(client).items()):
             deployed = index == 0
-            for data in self.judged_on if deployed or not deployed_only else ():
-                when = _when(ctx) if moment != "after" else f"round {ctx.round + 1}, after the mean came back"
+            for data in self.scored_on if deployed or not deployed_only else ():
+                when = _when(ctx) if moment != "after" else f"round {ctx.round + 1}, after receiving the mean"
                 scores = self._outcome(name, weights, data, split, when).scores
                 yield ScoreRecord(ctx.round, ctx.epoch, data.name, split, name, deployed, moment, scores)
 
@@ -153,7 +155,7 @@ class Visitor(Generic[C]):
             if not logits.isfinite().all():
                 raise NonFiniteShareError(
                     f"site {data.name}, {when}: the {name} network gives NaN or infinity on its {split} "
-                    "images; lower the learning rate, or look for broken inputs at this site"
+                    "images; lower the learning rate, or check the images of this site"
                 )
             known = _Outcome(weights, logits, score(logits, examples.labels))
             self._known[name, data.name, split] = known
@@ -161,12 +163,12 @@ class Visitor(Generic[C]):
 
 
 def _when(ctx: RoundContext) -> str:
-    """Say the moment as users count, from 1."""
+    """Return round and epoch for messages, counted from 1."""
     return f"round {ctx.round + 1}, epoch {ctx.epoch + 1}"
 
 
 def packed(share: Share, dtype: torch.dtype | None) -> Share:
-    """Return a share as it travels: real-valued tensors in a type; unchanged, if none is given."""
+    """Return a share as it is sent: real-valued tensors cast to a type, or unchanged without one."""
     return share if dtype is None else replace(share, tensors=_cast(share.tensors, dtype))
 
 

@@ -66,7 +66,7 @@ class Workers:
     """An engine whose sites live in processes: each site in one of them, with its data, state and scores.
 
     Processes are forked, so that they share the images' memory. What passes between them is safetensors and
-    JSON. Linux only; not for GPUs, whose driver cannot be forked.
+    JSON. Linux only. On a GPU the processes must be started before anything in this one has touched CUDA.
     """
 
     def __init__(

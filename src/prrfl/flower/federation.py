@@ -14,7 +14,7 @@ from prrfl.config import LARGEST_FILE, TrainConfig, checked, parse_toml
 from prrfl.errors import ConfigError, ParticipationError
 from prrfl.flower.certs import check_names
 from prrfl.flower.secure_sum import FEWEST
-from prrfl.runs.folder import begin, check_folder_is_free
+from prrfl.runs.folder import RunFolder
 from prrfl.storage.atomic import write_json
 from prrfl.storage.reading import read_bytes, read_text
 from prrfl.types import ClientId, RoundContext
@@ -47,6 +47,10 @@ class Federation:
     def config(self) -> TrainConfig:
         """The training's settings, defaults filled in as they hold at the server."""
         return checked(self.settings, "the settings")
+
+    def settings_for_sites(self) -> str:
+        """Return the settings that are sent to the sites, as JSON."""
+        return as_json({key: value for key, value in self.settings.items() if key != "tensorboard"})
 
 
 def federate(
@@ -100,13 +104,13 @@ def federate(
                     f"{value!r}; give the same to go on with it, or choose another folder"
                 )
         if not (folder / "config.toml").is_file():  # it was killed just then
-            begin(config, folder)
+            RunFolder(folder).begin(config)
         return begun
-    check_folder_is_free(folder)
+    RunFolder(folder).check_free()
     experiment = f"{_plain(folder.name)}-{uuid4().hex[:8]}"
     federation = Federation(experiment, dict(settings), names, quorum, deadline, secure)
     write_json(path, asdict(federation))
-    begin(config, folder)
+    RunFolder(folder).begin(config)
     return federation
 
 

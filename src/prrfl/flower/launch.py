@@ -228,7 +228,7 @@ class Node:
         certs: the folder that ``prrfl certs`` made for this site, or one like it.
         home: the site's folder; Flower's own files lie below it.
         port: on which the node speaks with its own processes, at this machine alone.
-        config: what the site's end is told, see :class:`prrfl.flower.participant.Local`.
+        config: what the site's end is told, see :class:`prrfl.flower.site.orders.SiteSettings`.
     """
 
     superlink: str

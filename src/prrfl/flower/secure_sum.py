@@ -41,7 +41,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prrfl.errors import ConfigError, NonFiniteShareError, StateMismatchError
-from prrfl.flower.records import OrderRefusedError
+from prrfl.flower.messages import OrderRefusedError
 from prrfl.storage.atomic import replacing
 from prrfl.storage.reading import parse_json, read_bytes, read_text
 from prrfl.types import ClientId, Share, Tensors

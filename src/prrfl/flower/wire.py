@@ -15,8 +15,8 @@ from prrfl.data.synthetic import GeneratedData, write_generated
 from prrfl.flower.certs import make_certs
 from prrfl.flower.consent import METHODS
 from prrfl.flower.federation import as_json, check_method
-from prrfl.flower.participant import Local, carry_out
-from prrfl.flower.records import Answer, Order, Step, to_records
+from prrfl.flower.messages import Answer, Order, Step, to_records
+from prrfl.flower.site.orders import SiteSettings, carry_out
 from prrfl.storage.tensor_files import read_state
 from prrfl.types import ClientId, Share
 
@@ -60,7 +60,7 @@ def _round(folder: Path, settings: str, secure: bool) -> Iterator[Item]:
 
     def ask(step: Step, name: ClientId, **more: Any) -> tuple[Order, Answer]:
         own = folder / "certs" / "sites" / name
-        local = Local(
+        local = SiteSettings(
             name,
             data=folder / "data",
             home=folder / name,

@@ -23,7 +23,7 @@ from prrfl.preflight.installation import (
     check_system,
 )
 from prrfl.preflight.speed import check_training
-from prrfl.runs.run import make_recipe, resolved
+from prrfl.runs.setup import make_recipe, resolved
 
 __all__ = ["Finding", "preflight", "verdict"]
 

@@ -11,7 +11,7 @@ from prrfl.data.images import SPLITS, Entry
 from prrfl.data.sources import read_entries
 from prrfl.errors import PRRFLError
 from prrfl.preflight.findings import Finding, counted
-from prrfl.runs.run import load_data
+from prrfl.runs.setup import load_data
 
 CHECK = "`prrfl data check` lists them"
 SPLIT = "`prrfl data split` makes splits without them"

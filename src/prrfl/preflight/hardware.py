@@ -13,7 +13,7 @@ from prrfl.config import TrainConfig
 from prrfl.data.synthetic import GeneratedData, cache_folder
 from prrfl.machine import multiplies_bfloat16, usable_cores
 from prrfl.preflight.findings import Finding, size
-from prrfl.runs.folder import KEPT
+from prrfl.runs.checkpoint import CHECKPOINTS_KEPT
 from prrfl.storage.tensor_files import to_bytes
 from prrfl.tensors import count_bytes
 from prrfl.training import Recipe
@@ -78,7 +78,7 @@ def run_bytes(config: TrainConfig, sites: int, recipe: Recipe) -> int:
     weights = recipe.network.state_dict()
     state = len(to_bytes(config.algorithm().start(weights)))
     # While a round is committed, its states come on top of those that are kept.
-    return sites * ((KEPT + 1) * state + 2 * count_bytes(weights))
+    return sites * ((CHECKPOINTS_KEPT + 1) * state + 2 * count_bytes(weights))
 
 
 def check_folder(topic: str, path: Path, needed: int) -> Finding:

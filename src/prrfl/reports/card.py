@@ -24,8 +24,9 @@ def model_card(
     """Return the card.
 
     Args:
-        facts: what the template names besides: ``about`` (of the network), ``site``, ``which``,
-            ``temperature``, ``fitted_on``, ``version``, ``today``, ``file``, ``checksum``, ``picture``.
+        facts: the other variables of the template: ``about`` (the network), ``scope`` (of the method),
+            ``site``, ``which``, ``temperature``, ``fitted_on``, ``version``, ``today``, ``file``,
+            ``checksum``, ``picture``.
         classes: names of the labels.
         sites: whose networks are kept beside this one.
         plain: the network's predictions of the site's test images, at temperature 1.

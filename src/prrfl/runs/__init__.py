@@ -1,1 +1,1 @@
-"""Runs: from settings to a folder with everything that came of it."""
+"""Runs: from settings to a folder with all results."""

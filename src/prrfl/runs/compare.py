@@ -1,4 +1,4 @@
-"""Methods × seeds on one data set: plan the runs, do those that are not done, put them side by side.
+"""Methods × seeds on the same data: plan the runs, do those that are missing, and tabulate the results.
 
 A comparison folder holds ``runs/<method>-seed<n>/`` (run folders), ``comparison.{csv,md,tex,png}``,
 ``retrogress.csv``, ``scores.csv`` and ``report.html``.
@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
 
-from prrfl.algorithms import ALGORITHMS
+from prrfl.algorithms import ALGORITHMS, DEFAULT
 from prrfl.config import TrainConfig, load_config
 from prrfl.data.fingerprint import difference, fingerprints
 from prrfl.data.synthetic import GeneratedData, cached
@@ -28,9 +28,9 @@ from prrfl.reports import comparison, scores, tables
 from prrfl.reports.meter import measure
 from prrfl.reports.overlay import draw_comparison
 from prrfl.reports.page import comparison_page
-from prrfl.runs import folder as run_folder
-from prrfl.runs.deployed import kept_path, predictions_path, read_about
-from prrfl.runs.run import load_data
+from prrfl.runs.deployed import network_path, predictions_path, read_about
+from prrfl.runs.folder import RunFolder
+from prrfl.runs.setup import load_data
 from prrfl.storage.atomic import write_text
 from prrfl.storage.records import read_predictions, read_records
 from prrfl.types import ClientId, Predictions
@@ -41,7 +41,14 @@ POLL_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Planned:
-    """One run of a comparison; the method ``prrfl:transfer=off`` is PRR-FL with a setting changed."""
+    """One run of a comparison.
+
+    Attributes:
+        method: name in the table; ``prrfl:transfer=off`` is ``prrfl`` with one setting changed.
+        seed: its seed.
+        config: its settings.
+        folder: its run folder.
+    """
 
     method: str
     seed: int
@@ -52,51 +59,48 @@ class Planned:
 def plan(
     config: Path | None, flags: Mapping[str, object], methods: Sequence[str], seeds: Sequence[int], out: Path
 ) -> list[Planned]:
-    """Return the runs of a comparison, seed by seed. With the same seed all methods have the same start.
+    """Return the runs of a comparison, seed by seed. All methods start from the same weights for a seed.
 
     Args:
         config: a TOML file of settings, or ``None``.
         flags: settings that override it.
-        methods: names, each with any settings of its own: ``name:key=value+key=value``.
-        seeds: whole numbers.
+        methods: names, each with settings of its own if any: ``name:key=value+key=value``.
+        seeds: integers.
         out: the comparison's folder.
 
     Raises:
-        ConfigError: naming the method, setting or run folder at fault.
-        DataError: if the data is not there, or not what runs that are there were begun with.
+        ConfigError: with the method, setting or run folder at fault.
+        DataError: if the data is missing, or has changed since runs in the folder were started.
     """
     base = load_config(config, {**flags, "workers": 1})
-    if base.data and not base.data.exists():  # said once, not by every run
-        raise DataError(f"--data {base.data} is not there; expected a folder, a manifest .csv or an .npz")
+    if base.data and not base.data.exists():  # reported once, instead of by every run
+        raise DataError(f"--data {base.data} does not exist; expected a folder, a manifest .csv or an .npz")
     data = base.data or cached(GeneratedData(base.sites, base.images, base.image_size, base.seed))
     for what, listed in (("method", methods), ("seed", seeds)):
         if not listed:
-            raise ConfigError(f"no {what} given; name at least one")
+            raise ConfigError(f"no {what} given; expected at least one")
         if twice := [item for item in listed if list(listed).count(item) > 1]:
-            raise ConfigError(f"{what} {twice[0]} is named twice; name each once")
+            raise ConfigError(f"{what} {twice[0]} is given twice; give each once")
     planned = []
     for seed in seeds:
         for method in methods:
             settings = {**flags, **_settings(method), "seed": seed, "data": data}
             folder = out / "runs" / f"{method.replace(':', '-').replace('=', '-')}-seed{seed}"
-            # The base as a whole, so that a quickstart's or file's settings hold for every run.
+            # All settings of the base, so that those of the file or the quickstart apply to every run.
             whole = {**base.model_dump(exclude_none=True), **settings}
             planned.append(Planned(method, seed, load_config(None, whole), folder))
-    begun = {folder: run_folder.settings_of(folder) for folder in _run_folders(out)}
+    begun = {folder: RunFolder(folder).settings() for folder in _run_folders(out)}
     _check_alike({one.folder: one.config for one in planned} | begun)
     for one in planned:
         if one.folder in begun:
             _check_same(begun[one.folder], one)
-    if any(not run_folder.is_finished(one.folder) for one in planned):
-        _check_data_is_theirs(list(begun), planned[0].config)
+    if any(not RunFolder(one.folder).is_finished for one in planned):
+        _check_data_unchanged(list(begun), planned[0].config)
     return planned
 
 
-SHARED = frozenset({"data", "classes", "image_size", "allow_missing", "sites", "images", "method", "seed"})
-"""Settings that no method may have of its own, because it would not be compared with the others then."""
-
-FREE = frozenset({"device", "workers", "threads", "tensorboard"})
-"""Settings that may differ from run to run: they change how a run is done, not what it is."""
+FREE = TrainConfig.where(comparison="free")
+"""Settings that may differ between the runs of a comparison: they say where a run is computed, not what."""
 
 
 def _settings(method: str) -> dict[str, object]:
@@ -108,19 +112,19 @@ def _settings(method: str) -> dict[str, object]:
         key, equals, value = part.partition("=")
         if not equals:
             raise ConfigError(f"method '{method}': expected name:key=value, as in prrfl:transfer=off")
-        if key in SHARED | FREE:
-            raise ConfigError(f"method '{method}': {key} is the same for all methods; give --{key} instead")
+        if key in TrainConfig.where(comparison="same") | TrainConfig.where(comparison="free"):
+            raise ConfigError(f"method '{method}': {key} is the same for all methods; use --{key} instead")
         if key in others:
-            known = f"its own are {', '.join(sorted(own))}" if own else "it has none of its own"
+            known = f"it has {', '.join(sorted(own))}" if own else "it has no settings of its own"
             raise ConfigError(f"method '{method}': {name} has no setting {key}; {known}")
         settings[key] = value
     return settings
 
 
 def _run_folders(out: Path) -> list[Path]:
-    """Return the folders of all runs of a comparison, PRR-FL's first."""
+    """Return the folders of all runs of a comparison, those of the default method first."""
     folders = [path.parent for path in (out / "runs").glob("*-seed*/config.toml")]
-    return sorted(folders, key=lambda path: (_method(path) != comparison.REFERENCE, path.name))
+    return sorted(folders, key=lambda path: (_method(path) != DEFAULT, path.name))
 
 
 def _check_same(found: TrainConfig, planned: Planned) -> None:
@@ -128,13 +132,13 @@ def _check_same(found: TrainConfig, planned: Planned) -> None:
     for key, value in found.model_dump(exclude=set(FREE)).items():
         if value != expected[key]:
             raise ConfigError(
-                f"{planned.folder} holds a run with {key} = {value}, now asked for with {expected[key]}; "
-                "choose another --out, or remove that folder"
+                f"{planned.folder} holds a run with {key} = {value}, but the command asks for "
+                f"{expected[key]}; choose another --out, or remove that folder"
             )
 
 
 def _check_alike(runs: Mapping[Path, TrainConfig]) -> None:
-    """Raise unless all runs have the same settings, but for those that their methods name."""
+    """Raise unless all runs have the same settings, apart from those that their methods name."""
     found: dict[str, tuple[Path, object]] = {}
     for folder, config in runs.items():
         named = _settings(_method(folder)).keys() | {"seed"} | FREE
@@ -142,36 +146,41 @@ def _check_alike(runs: Mapping[Path, TrainConfig]) -> None:
             first, expected = found.setdefault(key, (folder, value))
             if value != expected:
                 raise ConfigError(
-                    f"{first} has {key} = {expected}, but {folder} has {value}; they cannot be "
-                    "compared: choose another --out, or remove one of the folders"
+                    f"{first} has {key} = {expected}, but {folder} has {value}, so they cannot be compared; "
+                    "choose another --out, or remove one of the folders"
                 )
 
 
 @dataclass(frozen=True)
 class State:
-    """How far a comparison came: complete rounds of all runs, and the last words of runs that failed."""
+    """Progress of a comparison.
+
+    Attributes:
+        rounds: complete rounds of all runs together.
+        failed: last line of output of each run that failed, by method and seed.
+    """
 
     rounds: int
     failed: Mapping[str, str]
 
 
 def run_all(planned: Sequence[Planned], workers: int | None = None) -> Iterator[State]:
-    """Do all runs that are not finished, each in a process of its own; resume those that were begun.
+    """Do all unfinished runs, each in a process of its own; resume those that were started before.
 
     Args:
         planned: the runs.
-        workers: processes at a time; as many as there are cores if not given, one on a GPU.
+        workers: number of processes at a time; by default one per core, or one on a GPU.
 
     Yields:
-        How far it came, a few times a second.
+        The progress, a few times per second.
     """
     cores = usable_cores()
     on_gpu = any(one.config.device.startswith("cuda") for one in planned)
     workers = min(workers or (1 if on_gpu else cores), len(planned))
-    # Threads depend on the plan, not on what is left of it, because sums in threads round differently.
+    # Threads depend on the whole plan, not on the runs that remain: results depend on the number of threads.
     threads = max(1, cores // workers)
     failed: dict[str, str] = {}
-    waiting = [one for one in planned if not run_folder.is_finished(one.folder)]
+    waiting = [one for one in planned if not RunFolder(one.folder).is_finished]
     running: list[_Process] = []
     try:
         while waiting or running:
@@ -180,11 +189,11 @@ def run_all(planned: Sequence[Planned], workers: int | None = None) -> Iterator[
             time.sleep(POLL_SECONDS)
             for ended in [one for one in running if one.process.poll() is not None]:
                 running.remove(ended)
-                if words := ended.last_words():
-                    failed[f"{ended.planned.method}, seed {ended.planned.seed}"] = words
-            yield State(sum(run_folder.rounds_done(one.folder) for one in planned), failed)
+                if message := ended.error():
+                    failed[f"{ended.planned.method}, seed {ended.planned.seed}"] = message
+            yield State(sum(RunFolder(one.folder).rounds_done for one in planned), failed)
     finally:
-        # Reached early when the user interrupts: no process outlives the command that started it.
+        # Also reached when the user interrupts the command: no run outlives it.
         for one in running:
             one.process.terminate()
         for one in running:
@@ -193,17 +202,17 @@ def run_all(planned: Sequence[Planned], workers: int | None = None) -> Iterator[
 
 @dataclass(frozen=True)
 class _Process:
-    """A run that goes on in a process of its own, and what it says on standard error."""
+    """A run in a process of its own, and the file that takes its standard error."""
 
     planned: Planned
     process: subprocess.Popen[bytes]
-    said: IO[bytes]
+    stderr: IO[bytes]
 
-    def last_words(self) -> str:
-        """Return the last line of a run that failed, nothing of one that ended well."""
-        with self.said:
-            self.said.seek(0)
-            lines = self.said.read().decode(errors="replace").strip().splitlines()
+    def error(self) -> str:
+        """Return the last line of standard error of a run that failed; empty if it succeeded."""
+        with self.stderr:
+            self.stderr.seek(0)
+            lines = self.stderr.read().decode(errors="replace").strip().splitlines()
         if self.process.returncode == 0:
             return ""
         return lines[-1] if lines else f"ended with exit code {self.process.returncode}"
@@ -211,26 +220,25 @@ class _Process:
 
 def _start(one: Planned, threads: int) -> _Process:
     if not (one.folder / "config.toml").is_file():
-        run_folder.begin(one.config.model_copy(update={"threads": threads}), one.folder)
+        RunFolder(one.folder).begin(one.config.model_copy(update={"threads": threads}))
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    said = TemporaryFile()  # noqa: SIM115 - not a pipe, which would stop the run when nobody reads
+    stderr = TemporaryFile()  # noqa: SIM115 - not a pipe, which blocks the run once it is full
     command = [sys.executable, "-m", "prrfl", "resume", str(one.folder)]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=said)
-    return _Process(one, process, said)
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=stderr)
+    return _Process(one, process, stderr)
 
 
 def read_runs(folder: Path) -> tuple[list[comparison.Run], TrainConfig]:
     """Return a comparison's finished runs, in the order of its table, and their settings.
 
     Raises:
-        ConfigError: if the folder holds no finished run, or runs whose settings differ.
-        DataError: if runs were trained or judged on different data.
+        ConfigError: if the folder holds no finished run, or runs with different settings.
+        DataError: if runs were trained or tested on different data.
     """
-    finished = {
-        path: run_folder.settings_of(path) for path in _run_folders(folder) if run_folder.is_finished(path)
-    }
+    folders = [RunFolder(path) for path in _run_folders(folder)]
+    finished = {there.path: there.settings() for there in folders if there.is_finished}
     if not finished:
-        raise ConfigError(f"{folder} holds no finished run; expected the folder of a comparison")
+        raise ConfigError(f"{folder} holds no finished run; give the folder of a comparison")
     _check_alike(finished)
     runs = [_read_run(path, config) for path, config in finished.items()]
     for one, path in zip(runs, finished, strict=True):
@@ -240,7 +248,7 @@ def read_runs(folder: Path) -> tuple[list[comparison.Run], TrainConfig]:
 
 
 def _read_run(folder: Path, config: TrainConfig) -> comparison.Run:
-    summary = run_folder.read_summary(folder)
+    summary = RunFolder(folder).summary()
     sites = summary["best"]["sites"]
     if config.method != _method(folder).partition(":")[0]:
         raise ConfigError(f"{folder} holds a run of method {config.method}; rename the folder, or remove it")
@@ -260,29 +268,29 @@ def _read_run(folder: Path, config: TrainConfig) -> comparison.Run:
 
 
 def _training_counts(folder: Path, site: ClientId) -> tuple[int, ...] | None:
-    """Return how many training images of each class a site's network saw; ``None`` if none is kept."""
-    paths = (kept_path(folder, whose, "best") for whose in (site, POOL))
+    """Return the number of training images of each class of a site; ``None`` without a saved network."""
+    paths = (network_path(folder, name, "best") for name in (site, POOL))
     path = next((path for path in paths if path.is_file()), None)
     return read_about(path).images["train"] if path else None
 
 
-def _check_data_is_theirs(folders: Sequence[Path], config: TrainConfig) -> None:
-    """Raise unless the data is what runs were begun with: before others are trained, not in the table."""
-    # One without a complete round begins anew, on the data that is there.
-    begun = [one for one in folders if run_folder.rounds_done(one) and run_folder.read_data(one) is not None]
+def _check_data_unchanged(folders: Sequence[Path], config: TrainConfig) -> None:
+    """Raise if the data has changed since runs were started: before others are trained, not afterwards."""
+    # A run without a complete round starts again, with the present data.
+    begun = [there for there in map(RunFolder, folders) if there.rounds_done and there.data() is not None]
     if begun:
         now = fingerprints(load_data(config))
-        for folder in begun:
-            run_folder.check_data(folder, now)
+        for there in begun:
+            there.check_data(now)
 
 
 def _check_data(folders: Sequence[Path]) -> None:
-    """Raise unless all runs were trained on the same data; a warning says where that was not noted."""
-    found = {folder: run_folder.read_data(folder) for folder in folders}
+    """Raise unless all runs were trained on the same data; warn if that is unknown for some."""
+    found = {folder: RunFolder(folder).data() for folder in folders}
     if unknown := [folder for folder, data in found.items() if data is None]:
         log.warning(
-            "%d of %d runs hold no data.json, %s first: nobody can tell whether they were trained on "
-            "the data of the others",
+            "%d of %d runs have no data.json, the first is %s: it cannot be checked whether they were "
+            "trained on the same data as the others",
             len(unknown),
             len(folders),
             unknown[0],
@@ -292,8 +300,8 @@ def _check_data(folders: Sequence[Path]) -> None:
         first, expected = noted[0]
         if changed := difference(expected, data):
             raise DataError(
-                f"{folder} was trained on other data than {first}: {changed}; remove one of the folders, and "
-                "run it again"
+                f"{folder} was trained on other data than {first}: {changed}; remove one of the folders and "
+                "repeat that run"
             )
 
 
@@ -304,13 +312,13 @@ def _check_tests(
         mine, theirs = expected.get(site), found.get(site)
         if mine is None or theirs is None or mine.ids != theirs.ids or not mine.labels.equal(theirs.labels):
             raise DataError(
-                f"{folder}: the test images of site {site} are not those of the other runs; the data has "
-                "changed since, so remove that folder and run it again"
+                f"{folder}: site {site} has other test images than in the other runs, because the data has "
+                "changed; remove that folder and repeat the run"
             )
 
 
 def _method(folder: Path) -> str:
-    """Return a method's name in the table from its run folder: ``prrfl-transfer-off-seed0``."""
+    """Return a method's name in the table from its run folder, such as ``prrfl-transfer-off-seed0``."""
     name, *settings = folder.name.rpartition("-seed")[0].split("-", 1)
     if not settings:
         return name
@@ -319,7 +327,7 @@ def _method(folder: Path) -> str:
 
 
 def tabulate(folder: Path) -> list[comparison.Row]:
-    """Write a comparison's tables and pictures from its finished runs; return the rows."""
+    """Write the tables and figures of a comparison from its finished runs; return the rows."""
     runs, config = read_runs(folder)
     rows = comparison.compare(runs)
     of_runs = [(run.method, run.seed, run.records) for run in runs]
@@ -341,7 +349,7 @@ def _drops_to_csv(runs: Sequence[comparison.Run]) -> str:
         {
             "method": one.method,
             "seed": one.seed,
-            **asdict(replace(drop, round=drop.round + 1)),  # counted as users do
+            **asdict(replace(drop, round=drop.round + 1)),  # counted from 1
             "drop_f1": drop.f1,
             "drop_auc": drop.auc,
         }

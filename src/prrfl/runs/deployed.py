@@ -1,4 +1,4 @@
-"""The networks that a run keeps for its sites: written with all that one needs to use them, and used."""
+"""The deployed networks of a run: saved with all that is needed to use them, read back, and used."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from prrfl.calibration import fit_temperature
 from prrfl.config import TrainConfig
 from prrfl.data.images import SPLITS, read_image
+from prrfl.engine import Deployed
 from prrfl.engine.in_process import POOL
 from prrfl.errors import ConfigError, StateMismatchError, nearest
 from prrfl.evaluation import predictions, probabilities
 from prrfl.models import NETWORKS, build_network
-from prrfl.storage.records import read_predictions
+from prrfl.storage.atomic import write_text
+from prrfl.storage.records import predictions_to_csv, read_predictions
 from prrfl.storage.tensor_files import read_notes, read_tensors, write_tensors
 from prrfl.tensors import check_same_layout
 from prrfl.training import Recipe, forward, predict, prepare, scoring_batch
@@ -32,18 +34,18 @@ Which = Literal["best", "last"]
 
 @dataclass(frozen=True)
 class About:
-    """What stands in the header of a kept network's file, so that the file is enough to use it.
+    """The header of a saved network's file, which holds all that is needed to use the network.
 
     Attributes:
-        site: whose it is; all sites' together, where they are pooled.
+        site: the site that it was trained for; all sites together, if they are pooled.
         model: its name in the method: ``personalised`` for PRR-FL.
-        network: the architecture's name.
-        classes: names of its outputs, in their order.
-        image_size: side of its inputs, in pixels.
-        round: index of the communication round after which it was kept.
+        network: name of the architecture.
+        classes: names of its outputs, in order.
+        image_size: width and height of its inputs, in pixels.
+        round: index of the communication round after which it was saved.
         rounds: number of rounds of the run.
-        images: per split, how many images of each class the site had.
-        weights: name of the file of weights that training started from; empty for fresh ones.
+        images: per split, number of the site's images of each class.
+        weights: name of the file of weights that training started from; empty for random weights.
     """
 
     site: ClientId
@@ -59,16 +61,16 @@ class About:
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
-    """A network that a run kept, ready to use.
+class SavedNetwork:
+    """A network that a run saved, ready to use.
 
     Attributes:
-        site: whom it is used for.
+        site: the site on which it is used.
         weights: its state_dict.
-        recipe: its architecture and the preparation of its inputs; in float32, whatever the training's
-            precision, so that what it says of an image does not depend on the machine's best arithmetic.
-        temperature: its logits are divided by it; see :mod:`prrfl.calibration`.
-        fitted_on: number of validation images that the temperature was fitted on; 0 where none was asked for.
+        recipe: its architecture and the preparation of its inputs. It runs in float32, whatever the precision
+            of training, so that its outputs do not depend on the arithmetic that suits the machine.
+        temperature: divides its logits; see :mod:`prrfl.calibration`.
+        fitted_on: number of validation images on which the temperature was fitted; 0 without calibration.
     """
 
     site: ClientId
@@ -79,107 +81,130 @@ class Kept:
     fitted_on: int = 0
 
 
-def about(config: TrainConfig, site: ClientId, model: str, index: int, data: Sequence[SiteData]) -> About:
-    """Return what is to be said of a network.
-
-    Args:
-        config: the run's settings.
-        site: whose it is.
-        model: its name in the method.
-        index: of the round.
-        data: what it was trained on; of several sites, where they are pooled.
-    """
-    images: dict[str, tuple[int, ...]] = {
-        split: tuple(
-            torch.cat([one.split(split).labels for one in data])
-            .bincount(minlength=len(config.classes))
-            .tolist()
-        )
-        for split in SPLITS
-    }
-    return About(
-        site,
-        model,
-        config.method,
-        config.network,
-        config.classes,
-        config.image_size,
-        index,
-        config.rounds,
-        images,
-        config.weights.name if config.weights else "",
-    )
-
-
-def write_kept(path: Path, weights: Tensors, about: About) -> None:
-    """Write a network with what is to be said of it, atomically."""
-    write_tensors(path, weights, asdict(about))
-
-
-def kept_path(folder: Path, site: ClientId, which: Which) -> Path:
-    """Return where a folder keeps a site's network."""
+def network_path(folder: Path, site: ClientId, which: Which) -> Path:
+    """Return the path of a site's network in the folder of a run, or in a site's own of a federation."""
     return folder / "models" / site / f"{which}.safetensors"
 
 
 def predictions_path(folder: Path, site: ClientId, which: Which, split: Split) -> Path:
-    """Return where a folder keeps what a site's network says of its test or validation images."""
+    """Return the path of the predictions of a site's network on its test or validation images."""
     return folder / "predictions" / site / (f"{which}.csv" if split == "test" else f"{which}-{split}.csv")
 
 
+@dataclass(frozen=True)
+class DeployedWriter:
+    """Writes the deployed networks of a run, with their predictions.
+
+    Attributes:
+        folder: of the run, or a site's own of a federation.
+        config: the run's settings.
+        sites: the data, by site.
+    """
+
+    folder: Path
+    config: TrainConfig
+    sites: Mapping[ClientId, SiteData]
+
+    def write(self, deployed: Deployed, names: Sequence[Which], index: int) -> None:
+        """Write a site's network after a round, and its predictions on validation and test images.
+
+        Args:
+            deployed: the network and its outputs.
+            names: what to write it as.
+            index: index of the round.
+        """
+        about = self._about(deployed, index)
+        for name in names:
+            path = network_path(self.folder, deployed.client, name)
+            write_tensors(path, deployed.weights, asdict(about))
+        outputs: Mapping[Split, Tensors] = {"valid": deployed.valid, "test": deployed.test}
+        for split, of_sites in outputs.items():
+            for site, logits in of_sites.items():
+                found = predictions(logits, self.sites[site].split(split))
+                table = predictions_to_csv(found, self.config.classes)
+                for name in names:
+                    write_text(predictions_path(self.folder, site, name, split), table)
+
+    def _about(self, deployed: Deployed, index: int) -> About:
+        pooled = deployed.client not in self.sites
+        data = list(self.sites.values()) if pooled else [self.sites[deployed.client]]
+        images: dict[str, tuple[int, ...]] = {
+            split: tuple(
+                torch.cat([one.split(split).labels for one in data])
+                .bincount(minlength=len(self.config.classes))
+                .tolist()
+            )
+            for split in SPLITS
+        }
+        return About(
+            site=deployed.client,
+            model=deployed.model,
+            method=self.config.method,
+            network=self.config.network,
+            classes=self.config.classes,
+            image_size=self.config.image_size,
+            round=index,
+            rounds=self.config.rounds,
+            images=images,
+            weights=self.config.weights.name if self.config.weights else "",
+        )
+
+
 def sites_of(folder: Path) -> list[ClientId]:
-    """Return the sites that a run's folder, or a site's own of a federation, keeps a network for, by name.
+    """Return the names of the sites whose networks a run's folder, or a site's own of a federation, holds.
 
     Raises:
-        ConfigError: if there is none.
+        ConfigError: if it holds none.
     """
     names = sorted(path.parent.name for path in (folder / "models").glob("*/last.safetensors"))
-    if names == [POOL]:  # one network for all, judged at each
+    if names == [POOL]:  # one network for all, scored at each site
         names = sorted(path.parent.name for path in (folder / "predictions").glob("*/last.csv"))
     if not names:
         raise ConfigError(
-            f"{folder} keeps no network; give the folder of a run with a complete round, or a site's own of "
-            "a federation over real sites"
+            f"{folder} holds no network; give the folder of a run with at least one complete round, or a "
+            "site's own folder of a federation"
         )
     return names
 
 
-def read_kept(
+def read_network(
     folder: Path,
     site: ClientId | None,
     which: Which = "best",
     *,
     calibrate: bool = False,
     device: str = "cpu",
-) -> Kept:
-    """Read the network that a run kept for a site.
+) -> SavedNetwork:
+    """Read the network that a run saved for a site.
 
     Args:
         folder: of a run, or a site's own of a federation.
-        site: which one; may be ``None`` where there is one alone.
-        which: of the rounds that compete for the best, or the last one's.
-        calibrate: fit a temperature on what the network said of the site's validation images.
-        device: where it will run.
+        site: name of the site; may be ``None`` if there is only one.
+        which: the best network on validation, or the last one.
+        calibrate: fit a temperature to the network's saved predictions on the site's validation images.
+        device: where the network will run.
 
     Raises:
         ConfigError: if there is no such site or network.
-        DataError: if predictions that calibration needs are absent or damaged.
-        StateMismatchError: if the network's file is torn, or none that a run kept.
+        DataError: if the predictions that calibration needs are missing or damaged.
+        StateMismatchError: if the network's file is damaged, or not from a run.
     """
     names = sites_of(folder)
     if site is None and len(names) > 1:
-        raise ConfigError(f"{folder} keeps networks of {', '.join(names)}; choose one by --site")
+        raise ConfigError(f"{folder} holds networks of {', '.join(names)}; choose one with --site")
     site = names[0] if site is None else site
     if site not in names:
         raise ConfigError(
-            f"{folder} keeps no network of site '{site}'{nearest(site, names)}; there are {', '.join(names)}"
+            f"{folder} holds no network of site '{site}'{nearest(site, names)}; choose one of "
+            f"{', '.join(names)}"
         )
-    path = kept_path(folder, site, which)
+    path = network_path(folder, site, which)
     if not path.parent.is_dir():
-        path = kept_path(folder, POOL, which)
+        path = network_path(folder, POOL, which)
     if which == "best" and not path.is_file():
         raise ConfigError(
-            f"{path} is not there yet: the best is chosen among the last 20 % of rounds; take the last by "
-            "--network last"
+            f"{path} does not exist yet: the best network is chosen among the last 20 % of rounds; use the "
+            "last one with --network last"
         )
     temperature, fitted_on = 1.0, 0
     if calibrate:
@@ -189,66 +214,66 @@ def read_kept(
     weights, about = read_tensors(path), read_about(path)
     network = build_network(about.network, len(about.classes))
     check_same_layout(network.state_dict(), weights, str(path))
-    return Kept(site, about, weights, Recipe(network, device=device), temperature, fitted_on)
+    return SavedNetwork(site, about, weights, Recipe(network, device=device), temperature, fitted_on)
 
 
 def read_about(path: Path) -> About:
-    """Return what stands in the header of a kept network's file.
+    """Return the header of a saved network's file.
 
     Raises:
-        StateMismatchError: if the file is torn, or none that a run kept.
+        StateMismatchError: if the file is damaged, or not from a run.
     """
     try:
         about = TypeAdapter(About).validate_python(read_notes(path))
     except ValidationError as cause:
         first = cause.errors()[0]
         key = ".".join(map(str, first["loc"])) or "header"
-        raise StateMismatchError(f"{path} is no network that a run kept: {key}: {first['msg']}") from None
+        raise StateMismatchError(f"{path} is not a network saved by a run: {key}: {first['msg']}") from None
     if about.network not in NETWORKS:
         raise StateMismatchError(
-            f"{path}: network '{about.network}' is unknown here; known: {', '.join(sorted(NETWORKS))}"
+            f"{path}: unknown network '{about.network}'; known networks: {', '.join(sorted(NETWORKS))}"
         )
     return about
 
 
-def judged(kept: Kept, examples: Examples) -> Predictions:
-    """Return what a network says of a site's examples.
+def predict_examples(network: SavedNetwork, examples: Examples) -> Predictions:
+    """Return a network's predictions on a site's examples.
 
     Raises:
-        StateMismatchError: if that is no number, as of a file that was changed.
+        StateMismatchError: if its outputs are not finite, because its file was changed.
     """
-    (logits,) = predict([kept.weights], examples, kept.recipe)
+    (logits,) = predict([network.weights], examples, network.recipe)
     if not logits.isfinite().all():
         raise StateMismatchError(
-            f"the network kept for site {kept.site} answers with NaN or infinity, so that its file is not as "
-            "it was written; restore it from a copy"
+            f"the network saved for site {network.site} gives NaN or infinity: its file is damaged; restore "
+            "it from a copy"
         )
-    return predictions(logits, examples, kept.temperature)
+    return predictions(logits, examples, network.temperature)
 
 
-def classify(kept: Kept, images: Sequence[Path]) -> Iterator[tuple[Path, Tensor]]:
-    """Yield each image with its (C,) probabilities, decoding the next batch while one is computed.
+def classify(network: SavedNetwork, images: Sequence[Path]) -> Iterator[tuple[Path, Tensor]]:
+    """Yield each image with its (C,) probabilities; decode the next batch while the current one is computed.
 
     Raises:
         DataError: naming the image that cannot be decoded.
     """
-    size = kept.about.image_size
-    network = kept.recipe.build_for_scoring(kept.weights)
-    waiting = iter(images)
+    size = network.about.image_size
+    module = network.recipe.build_for_scoring(network.weights)
+    remaining = iter(images)
     with ThreadPoolExecutor() as pool:
 
         def batch() -> list[tuple[Path, Future[NDArray[np.uint8]]]]:
-            paths = islice(waiting, scoring_batch(size * size, kept.recipe))
+            paths = islice(remaining, scoring_batch(size * size, network.recipe))
             return [(path, pool.submit(read_image, path, size)) for path in paths]
 
         try:
-            now = batch()
-            while now:
-                then = batch()
-                pixels = np.stack([decoded.result() for _, decoded in now])
-                found = probabilities(_logits(network, pixels, kept.recipe), kept.temperature)
-                yield from zip((path for path, _ in now), found, strict=True)
-                now = then
+            current = batch()
+            while current:
+                following = batch()
+                pixels = np.stack([decoded.result() for _, decoded in current])
+                found = probabilities(_logits(module, pixels, network.recipe), network.temperature)
+                yield from zip((path for path, _ in current), found, strict=True)
+                current = following
         finally:
             pool.shutdown(cancel_futures=True)
 

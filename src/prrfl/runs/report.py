@@ -1,4 +1,4 @@
-"""The page of one run: what its folder holds, with images where the data is at hand."""
+"""The results of one run: summary, table of scores, curves, and the page, made from the run's folder."""
 
 import io
 import logging
@@ -8,44 +8,72 @@ from typing import Any
 
 from PIL import Image
 
+from prrfl.config import TrainConfig
 from prrfl.errors import ConfigError, DataError, ParticipationError
 from prrfl.reports.page import Sample, run_page
+from prrfl.reports.retrogress import draw_retrogress
+from prrfl.reports.scores import to_csv
+from prrfl.reports.summary import summarise
 from prrfl.runs.deployed import Which, predictions_path
-from prrfl.runs.folder import finish, first_candidate, is_federation, settings_of
-from prrfl.runs.run import load_data
-from prrfl.storage.atomic import write_text
+from prrfl.runs.folder import RunFolder, first_candidate
+from prrfl.runs.setup import load_data
+from prrfl.storage.atomic import write_json, write_text
 from prrfl.storage.records import read_predictions, read_records
-from prrfl.types import Predictions, SiteData, Split
+from prrfl.types import Predictions, RoundRecord, SiteData, Split
 
 log = logging.getLogger("prrfl")
 
 
-def report(folder: Path) -> dict[str, Any]:
-    """Remake summary, pictures, tables and ``report.html`` of a run from its folder; return the summary.
+def finish(
+    records: Sequence[RoundRecord], config: TrainConfig, folder: RunFolder, seconds: float | None = None
+) -> dict[str, Any]:
+    """Write summary, table of scores and retrogress curves from the records of a run; return the summary.
 
-    The page shows images and class counts only where the run's data is at hand.
+    Args:
+        records: the run's records.
+        config: its settings.
+        folder: its folder.
+        seconds: its wall time; by default that of the summary which the folder holds already.
+    """
+    path = folder.path / "summary.json"
+    if seconds is None and path.is_file():
+        seconds = folder.summary().get("seconds")
+    summary = summarise(records, first_candidate(config.rounds))
+    if seconds is not None:
+        summary["seconds"] = round(seconds, 1)
+    write_json(path, summary)
+    write_text(folder.path / "scores.csv", to_csv([(config.method, config.seed, records)], config.classes))
+    draw_retrogress(records, folder.path / "retrogress.png", config.epochs)
+    return summary
+
+
+def report(folder: Path) -> dict[str, Any]:
+    """Write summary, curves, table and ``report.html`` of a run from its folder; return the summary.
+
+    The page shows images and class counts only if the run's data is available.
 
     Raises:
-        ConfigError: if the folder holds no run.
+        ConfigError: if the folder holds no run, or no complete round.
         DataError: if its records are damaged.
     """
-    settings = settings_of(folder)
+    there = RunFolder(folder)
+    settings = there.settings()
     records = read_records(folder / "metrics.jsonl", classes=len(settings.classes))
     if not records:
-        raise ConfigError(f"{folder}: no round was completed, there is nothing to report")
-    summary = finish(records, settings, folder)
-    # Over real sites, neither predictions nor images come to the server.
-    there = [] if is_federation(folder) else list(summary["best"]["sites"])
-    # Before the rounds that compete for the best, the last one is all there is.
+        raise ConfigError(f"{folder} has no complete round, so there is nothing to report")
+    summary = finish(records, settings, there)
+    # In a federation, predictions and images stay at the sites.
+    local = [] if there.is_federation else list(summary["best"]["sites"])
+    # Until the rounds that can be the best one, there is only the last network.
     which: Which = "last" if summary["rounds"] <= first_candidate(settings.rounds) else "best"
     predictions = {
         site: read_predictions(predictions_path(folder, site, which, "test"), settings.classes)
-        for site in there
+        for site in local
     }
     try:
-        sites = load_data(settings) if there else []
+        sites = load_data(settings) if local else []
     except (DataError, ParticipationError) as cause:
-        log.warning("the page shows no images: %s", cause)
+        log.warning("the page shows no images, because the data cannot be read: %s", cause)
         sites = []
     page = run_page(
         records,
@@ -56,7 +84,7 @@ def report(folder: Path) -> dict[str, Any]:
         samples=[
             sample
             for site in sites
-            if site.name in predictions  # the data may have got a site since
+            if site.name in predictions  # a site may have been added to the data since
             for sample in samples(site, predictions[site.name], settings.classes)
         ],
     )
@@ -65,13 +93,13 @@ def report(folder: Path) -> dict[str, Any]:
 
 
 def class_counts(site: SiteData, classes: int) -> dict[str, list[int]]:
-    """Return for each split how many images there are of each class."""
+    """Return, per split, the number of images of each class."""
     splits: tuple[Split, ...] = ("train", "valid", "test")
     return {name: site.split(name).labels.bincount(minlength=classes).tolist() for name in splits}
 
 
 def samples(site: SiteData, predictions: Predictions, classes: Sequence[str], each: int = 4) -> list[Sample]:
-    """Return the test images of which the network is surest, wrong ones first, then right ones."""
+    """Return the test images with the most confident predictions: wrong ones first, then correct ones."""
     sure, predicted = predictions.probabilities.max(1)
     wrong = predicted != predictions.labels
     rows = {name: row for row, name in enumerate(site.test.ids)}

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from prrfl import cli
-from prrfl.runs import folder as run_folder
+from prrfl.runs.folder import RunFolder
 from prrfl.storage.records import read_records
 from prrfl.storage.tensor_files import read_tensors
-from tests.engine.test_resume import files_of
+from tests.runs.test_resume import files_of
 from tests.sites_on_disk import write_layout
 
 ROUNDS = 4
@@ -119,11 +119,11 @@ def test_who_stops_a_run_is_told_how_to_go_on(data, tmp_path, number):
         stderr=subprocess.PIPE,
         text=True,
     )
-    wait_for(lambda: run_folder.rounds_done(out) > 1, process)
+    wait_for(lambda: RunFolder(out).rounds_done > 1, process)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number
-    kept = run_folder.rounds_done(out)
+    kept = RunFolder(out).rounds_done
     assert err == f"stopped; {kept} of 999 rounds are saved; continue with `prrfl resume {out}`\n"
     assert not list(out.rglob(".*"))
 

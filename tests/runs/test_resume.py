@@ -1,4 +1,4 @@
-"""A run that was stopped goes on as if it had not been."""
+"""A run that was interrupted ends with the same bits as one that was not."""
 
 import json
 import shutil
@@ -9,7 +9,8 @@ import torch
 from prrfl.config import load_config
 from prrfl.data.fingerprint import short
 from prrfl.errors import ConfigError, StateMismatchError
-from prrfl.runs import run, run_folder
+from prrfl.runs import run, setup
+from prrfl.runs.folder import RunFolder
 from prrfl.storage.records import read_predictions
 from prrfl.storage.tensor_files import read_state, read_tensors, write_state
 from prrfl.types import ExchangeRecord
@@ -27,7 +28,7 @@ def settings(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(settings, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    list(run.train(settings, run.load_data(settings), folder))
+    list(run.train(settings, setup.load_data(settings), folder))
     return folder
 
 
@@ -43,7 +44,7 @@ def files_of(folder):
 
 def stopped(settings, folder, rounds, extra):
     """Stop a run some records into the round after the given number of complete ones."""
-    steps = run.train(settings, run.load_data(settings), folder)
+    steps = run.train(settings, setup.load_data(settings), folder)
     for record in steps:
         rounds -= isinstance(record, ExchangeRecord)
         if rounds <= 0:
@@ -56,8 +57,8 @@ def stopped(settings, folder, rounds, extra):
 @pytest.mark.parametrize(("rounds", "extra"), [(0, 3), (1, 0), (1, 9), (2, 1)])
 def test_a_stopped_run_ends_with_the_same_bits(settings, whole, tmp_path, rounds, extra):
     stopped(settings, tmp_path / "run", rounds, extra)
-    assert not run_folder.is_finished(tmp_path / "run")
-    list(run.train(settings, run.load_data(settings), tmp_path / "run", resume=True))
+    assert not RunFolder(tmp_path / "run").is_finished
+    list(run.train(settings, setup.load_data(settings), tmp_path / "run", resume=True))
     assert files_of(tmp_path / "run") == files_of(whole)
 
 
@@ -70,19 +71,22 @@ def test_a_report_meanwhile_ends_no_run(settings, whole, tmp_path, prrfl):
 
 def test_two_processes_in_one_folder_are_refused(settings, whole, tmp_path, prrfl):
     stopped(settings, tmp_path / "run", 1, 3)
-    with run_folder.alone(tmp_path / "run"):
+    with RunFolder(tmp_path / "run").locked():
         code, _, err = prrfl("resume", tmp_path / "run")
     assert code == 2
-    assert err == f"error: another process works in run folder {tmp_path / 'run'}; wait for it, or stop it\n"
+    assert (
+        err
+        == f"error: another process is using run folder {tmp_path / 'run'}; wait until it ends, or stop it\n"
+    )
     code, _, err = prrfl("resume", tmp_path / "run")
     assert (code, err) == (0, "")
     assert files_of(tmp_path / "run") == files_of(whole)
 
 
 def test_states_may_rest_on_disk_meanwhile(settings, whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "REST_ABOVE", 0)
+    monkeypatch.setattr(run, "STATES_IN_MEMORY", 0)
     stopped(settings, tmp_path / "run", 1, 9)
-    list(run.train(settings, run.load_data(settings), tmp_path / "run", resume=True))
+    list(run.train(settings, setup.load_data(settings), tmp_path / "run", resume=True))
     assert files_of(tmp_path / "run") == files_of(whole)
     assert not list((tmp_path / "run").glob(".rest*"))
 
@@ -91,16 +95,16 @@ def test_workers_do_not_change_a_bit(settings, tmp_path):
     found = []
     for workers in (1, 2):
         config = settings.model_copy(update={"threads": 1, "workers": workers})
-        list(run.train(config, run.load_data(config), tmp_path / str(workers)))
+        list(run.train(config, setup.load_data(config), tmp_path / str(workers)))
         found.append(files_of(tmp_path / str(workers)))
     assert found[0] == found[1]
 
 
 def test_what_is_picked_for_a_machine(settings, monkeypatch):
-    monkeypatch.setattr(run, "usable_cores", lambda: 16)
+    monkeypatch.setattr(setup, "usable_cores", lambda: 16)
 
     def picked(sites, **changed):
-        config = run.resolved(settings.model_copy(update=changed), sites)
+        config = setup.resolved(settings.model_copy(update=changed), sites)
         return config.workers, config.threads
 
     assert picked(4) == (4, 4)
@@ -119,34 +123,34 @@ def test_a_crash_between_records_and_state_is_undone(settings, whole, tmp_path):
     stopped(settings, folder, 2, 0)
     state = next((folder / "state").iterdir())
     shutil.copytree(state, tmp_path / "one round behind")
-    for record in run.train(settings, run.load_data(settings), folder, resume=True):
+    for record in run.train(settings, setup.load_data(settings), folder, resume=True):
         if isinstance(record, ExchangeRecord):
             break
     (folder / "summary.json").unlink(missing_ok=True)
     shutil.rmtree(folder / "state")
     shutil.copytree(tmp_path / "one round behind", folder / "state" / state.name)
-    list(run.train(settings, run.load_data(settings), folder, resume=True))
+    list(run.train(settings, setup.load_data(settings), folder, resume=True))
     assert files_of(folder) == files_of(whole)
 
 
 @pytest.mark.parametrize("victim", ["clientA.safetensors", "progress.json", "metrics.jsonl"])
-def test_what_is_damaged_is_named_and_the_round_before_gone_on_from(
+def test_damage_is_named_and_the_run_resumes_from_the_previous_checkpoint(
     settings, whole, tmp_path, caplog, victim
 ):
     folder = tmp_path / "run"
     stopped(settings, folder, 2, 0)
-    assert [path.name for path in run_folder.round_folders(folder)] == ["round-0000", "round-0001"]
+    assert [path.name for path in RunFolder(folder).checkpoints()] == ["round-0000", "round-0001"]
     path = folder / victim if victim.endswith("jsonl") else folder / "state/round-0001" / victim
     path.write_bytes(path.read_bytes()[:-100] + bytes(100))
-    events = run.train(settings, run.load_data(settings), folder, resume=True)
+    events = run.train(settings, setup.load_data(settings), folder, resume=True)
     assert next(events).round == 1
     list(events)
     assert "round-0001 cannot be used" in caplog.text
-    assert f"{victim} is not as it was written" in caplog.text
+    assert f"{victim} is damaged" in caplog.text
     assert files_of(folder) == files_of(whole)
 
 
-def test_nothing_is_begun_anew_unasked(settings, tmp_path, prrfl):
+def test_a_run_with_a_damaged_checkpoint_does_not_start_again(settings, tmp_path, prrfl):
     folder = tmp_path / "run"
     stopped(settings, folder, 1, 0)
     victim = folder / "state/round-0000/clientA.safetensors"
@@ -156,7 +160,7 @@ def test_nothing_is_begun_anew_unasked(settings, tmp_path, prrfl):
     }
     code, _, err = prrfl("resume", folder)
     assert code == 2
-    assert f"{victim} is not as it was written, nor is there another round to go on from" in err
+    assert f"{victim} is damaged: its checksum differs, and no other checkpoint can be used" in err
     assert {path: path.read_bytes() for path in before} == before
 
 
@@ -171,9 +175,9 @@ def test_records_without_a_state_are_not_thrown_away(settings, tmp_path, prrfl):
     assert (folder / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_refused_process_leaves_resting_states_alone(settings, whole, tmp_path, monkeypatch, prrfl):
-    monkeypatch.setattr(run, "REST_ABOVE", 0)
-    steps = run.train(settings, run.load_data(settings), tmp_path / "run")
+def test_a_refused_process_leaves_the_states_of_another_alone(settings, whole, tmp_path, monkeypatch, prrfl):
+    monkeypatch.setattr(run, "STATES_IN_MEMORY", 0)
+    steps = run.train(settings, setup.load_data(settings), tmp_path / "run")
     for _ in range(9):
         next(steps)
     # Another process, by its number: this one could not tell itself apart.
@@ -181,7 +185,7 @@ def test_a_refused_process_leaves_resting_states_alone(settings, whole, tmp_path
         other.setattr(run.os, "getpid", lambda: 1)
         code, _, err = prrfl("resume", tmp_path / "run")
     assert code == 2
-    assert "another process works in" in err
+    assert "another process is using" in err
     list(steps)
     assert files_of(tmp_path / "run") == files_of(whole)
 
@@ -194,7 +198,7 @@ def test_other_settings_are_refused_by_name(settings, whole, tmp_path, prrfl):
     config.write_text(text.replace("lr = 0.01", "lr = 0.02"))
     code, _, err = prrfl("resume", folder)
     assert code == 2
-    assert "config.toml: key 'lr' is 0.02, the run was begun with 0.01; put that back" in err
+    assert "config.toml: key 'lr' is 0.02, but the run was started with 0.01; restore that value" in err
     config.write_text(text.replace("allow_missing = false", "allow_missing = true"))
     assert prrfl("resume", folder)[0] == 0
     assert files_of(folder) == files_of(whole)
@@ -239,29 +243,29 @@ def test_other_data_is_refused_by_site_and_split(tmp_path, prrfl, caplog):
     code, _, err = prrfl("resume", folder)
     assert code == 2
     assert err == (
-        f"error: the data is not what {folder} was begun with: site clientB, train: other labels; put it "
-        "back, or begin another run\n"
+        f"error: the data has changed since {folder} was started: site clientB, train: other labels; restore "
+        "the data, or start another run\n"
     )
     assert (folder / "environment.json").read_text() == noted
     table.write_text("".join(before.splitlines(keepends=True)[:-2]))
-    assert "site clientB, train: 9 → 7 images; put" in prrfl("resume", folder)[2]
+    assert "site clientB, train: 9 → 7 images; restore" in prrfl("resume", folder)[2]
     (folder / "data.json").write_text("{")
-    assert "data.json is not as it was written" in prrfl("resume", folder)[2]
+    assert "data.json is damaged" in prrfl("resume", folder)[2]
     # As an older version left it.
     (folder / "data.json").unlink()
     table.write_text(before)
     assert prrfl("resume", folder)[0] == 0
-    assert f"{folder} holds no data.json" in caplog.text
+    assert f"{folder} has no data.json" in caplog.text
     assert not (folder / "data.json").exists()
 
 
-def test_where_a_run_was_gone_on_with_is_noted_beside_where_it_was_begun(settings, tmp_path):
+def test_the_environment_of_each_resumption_is_written(settings, tmp_path):
     folder = tmp_path / "run"
     stopped(settings, folder, 1, 0)
     first = json.loads((folder / "environment.json").read_text())
-    assert first["data"] == short(run_folder.read_data(folder))
+    assert first["data"] == short(RunFolder(folder).data())
     for round_ in (1, 2):
-        for record in run.train(settings, run.load_data(settings), folder, resume=True):
+        for record in run.train(settings, setup.load_data(settings), folder, resume=True):
             if isinstance(record, ExchangeRecord):
                 break
         found = json.loads((folder / "environment.json").read_text())
@@ -272,7 +276,7 @@ def test_where_a_run_was_gone_on_with_is_noted_beside_where_it_was_begun(setting
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_run_of_a_machine_with_a_gpu_is_read_and_gone_on_with_without_one(
+def test_a_run_from_a_machine_with_a_gpu_is_read_and_resumed_without_one(
     settings, whole, tmp_path, prrfl, caplog
 ):
     def of_a_gpu(folder):
@@ -281,8 +285,8 @@ def test_a_run_of_a_machine_with_a_gpu_is_read_and_gone_on_with_without_one(
         return folder
 
     finished = of_a_gpu(shutil.copytree(whole, tmp_path / "c/runs/prrfl-seed2"))
-    assert run_folder.is_finished(finished)
-    assert run_folder.settings_of(finished).device == "cuda"
+    assert RunFolder(finished).is_finished
+    assert RunFolder(finished).settings().device == "cuda"
     for command in (["resume", finished], ["report", finished], ["report", tmp_path / "c"]):
         assert prrfl(*command)[0] == 0
     assert "cuda" in (tmp_path / "c/report.html").read_text()
@@ -290,6 +294,6 @@ def test_a_run_of_a_machine_with_a_gpu_is_read_and_gone_on_with_without_one(
     folder = tmp_path / "run"
     stopped(settings, folder, 1, 0)
     assert prrfl("resume", of_a_gpu(folder))[0] == 0
-    assert f"{folder} was begun on cuda, which cannot be used here: it goes on on cpu" in caplog.text
+    assert f"{folder} was started on cuda, which this machine does not have. It resumes on cpu" in caplog.text
     assert files_of(folder) == files_of(whole)
     assert json.loads((folder / "environment.json").read_text())["resumed"][0]["device"] == "cpu"

@@ -1,0 +1,319 @@
+"""What a GPU makes of the package: whether all is right there, seconds, and what the paper's run takes.
+
+Needs PyTorch with CUDA, NumPy, SciPy, scikit-learn, safetensors and pydantic; no network.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from benchmarks.figures import Figure, Settings
+from benchmarks.workload import noise_site, paper_recipe
+from prrfl import capture, training
+from prrfl.algorithms import PRRFL
+from prrfl.data.sources import load_sites
+from prrfl.det import Stage, learning, objective
+from prrfl.engine import InProcess, run_rounds
+from prrfl.engine.workers import Workers
+from prrfl.evaluation import macro_f1
+from prrfl.machine import arithmetic, gpu
+from prrfl.models import vgg16_slim
+from prrfl.tensors import norm_keys
+from prrfl.training import Learner, Recipe, Site, batches, generator, predict, train_epoch
+from prrfl.types import ExchangeRecord, RoundContext, RoundRecord, SiteData, TrainRecord
+
+TRAINING_IMAGES = {"A": 2091, "B": 2708, "C": 1144, "D": 1400}
+"""Of the paper's four sites."""
+
+ROUNDS, EPOCHS = 50, 5
+FLOPS_PER_IMAGE = 15.6e9
+"""Of an epoch of PRR-FL at 128 px: two networks, each scored once and trained once."""
+
+CONTEXT = RoundContext(round=0, rounds=2, epoch=0, epochs=5, seed=0)
+VECTORS = Path(__file__).parents[1] / "tests" / "paper" / "vectors"
+
+
+def measure_gpu(settings: Settings) -> Iterator[Figure]:
+    """Check and time everything on the first GPU."""
+    found = gpu()
+    if found is None:
+        print(f"gpu       no GPU that PyTorch {torch.__version__} can use; nothing to measure")
+        return
+    print(f"gpu       {found.name}, {found.memory[1] / 2**30:.0f} GiB, PyTorch {torch.__version__}")
+    sites = paper_sites(settings)
+    recipe = replace(paper_recipe("bfloat16"), device="cuda")
+    small = [replace(site, train=head(site.train, 150), test=head(site.test, 40)) for site in sites]
+    # First of all, because no process can be forked once this one has touched the GPU.
+    with Workers(partial(InProcess, PRRFL(), recipe=recipe), small, workers=4) as workers:
+        spread = fingerprint(workers, recipe)
+    with Workers(partial(InProcess, PRRFL(), recipe=recipe), sites, workers=4) as workers:
+        in_processes = seconds_of_round(workers, recipe)
+    yield from checks(small, recipe, spread)
+    yield from trajectory()
+    yield from timings(sites, recipe, in_processes)
+
+
+def paper_sites(settings: Settings) -> list[SiteData]:
+    """Return four sites of the paper's size: real ones if there are, else noise."""
+    if settings.data is not None:
+        return load_sites(
+            settings.data, image_size=settings.size, classes=("nv", "bkl", "mel"), allow_missing=True
+        )
+    shrink = settings.pick(1, 16)
+    return [noise_site(name, n // shrink, settings.size) for name, n in TRAINING_IMAGES.items()]
+
+
+def head(examples, n):
+    """Return the first examples."""
+    return replace(examples, inputs=examples.inputs[:n], labels=examples.labels[:n], ids=examples.ids[:n])
+
+
+# Whether all is right
+
+
+def right(name: str, holds: bool) -> Figure:
+    """Return one check."""
+    return Figure(name, float(holds), "ok" if holds else "WRONG")
+
+
+def checks(sites: Sequence[SiteData], recipe: Recipe, spread: str) -> Iterator[Figure]:
+    """Hold all ways to run against each other, bit for bit."""
+    engine = InProcess(PRRFL(), sites, recipe)
+    beside = fingerprint(engine, recipe)
+    yield right("same seed, same bits", beside == fingerprint(InProcess(PRRFL(), sites, recipe), recipe))
+    yield right("four processes give the bits of one", beside == spread)
+    with one_by_one():
+        apart = fingerprint(InProcess(PRRFL(), sites, replace(recipe)), recipe)
+    yield right("sites one after the other give the bits of sites side by side", beside == apart)
+    with eagerly():
+        eager = fingerprint(InProcess(PRRFL(), sites, replace(recipe)), recipe)
+    yield right("steps that are launched give the bits of steps that are replayed", beside == eager)
+    for name, other in variants(recipe).items():
+        captured = epochs(sites[0], other)
+        with eagerly():
+            yield right(f"the same with {name}", captured == epochs(sites[0], replace(other)))
+    yield right("nothing in an epoch waits for the GPU", not waits(sites[0], recipe))
+
+
+class Waits(nn.Module):
+    """A network whose forward pass asks the GPU for a number, which no graph can record."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x) * (1.0 if x.mean().item() > -9 else 2.0)
+
+
+def variants(recipe: Recipe) -> dict[str, Recipe]:
+    """Return other ways to train."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        drops = nn.Sequential(
+            nn.Conv2d(3, 8, 3),
+            nn.ReLU(),
+            nn.Dropout(0.3),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(8, 3),
+        )
+        waiting = Waits()
+    return {
+        "float32": replace(recipe, precision="float32"),
+        "float64": replace(recipe, network=vgg16_slim().double(), precision="float64"),
+        "Adam": replace(recipe, optimizer="adam"),
+        "dropout": replace(recipe, network=drops, precision="float32"),
+        "a network that cannot be recorded": replace(recipe, network=waiting, precision="float32"),
+    }
+
+
+@contextmanager
+def eagerly() -> Iterator[None]:
+    """Launch every step."""
+    most, capture.MOST = capture.MOST, 0
+    try:
+        yield
+    finally:
+        capture.MOST = most
+
+
+@contextmanager
+def one_by_one() -> Iterator[None]:
+    """Visit one site at a time."""
+    before = InProcess._visit
+    InProcess._visit = lambda _, visits: (event for visit in visits for event in visit())
+    try:
+        yield
+    finally:
+        InProcess._visit = before
+
+
+def fingerprint(engine: InProcess | Workers, recipe: Recipe) -> str:
+    """Run two short rounds; return a digest of everything measured."""
+    records = rounds(engine, recipe, 2, 2)
+    return hashlib.sha256(repr(list(records)).encode()).hexdigest()
+
+
+def rounds(engine: InProcess | Workers, recipe: Recipe, number: int, epochs: int) -> Iterator[RoundRecord]:
+    """Run rounds of PRR-FL."""
+    keys = norm_keys(recipe.network)
+    return run_rounds(PRRFL(), engine, rounds=number, epochs=epochs, norm_keys=keys)
+
+
+def epochs(site: SiteData, recipe: Recipe) -> list[bytes]:
+    """Train one network for three epochs over two learning rates; return its tensors' bytes."""
+    here = Site(site.to("cuda"), recipe)
+    learner = Learner(recipe.network.state_dict())
+    for t, epoch in ((0, 0), (0, 1), (5, 0)):
+        (learner,) = train_epoch([learner], here, RoundContext(t, 9, epoch, 2, 0)).learners
+    logits = predict([learner.weights], here.data.test, recipe)[0]
+    return [tensor.numpy().tobytes() for tensor in (*learner.weights.values(), logits)]
+
+
+def waits(site: SiteData, recipe: Recipe) -> bool:
+    """Return whether an operation of two epochs waits for the GPU, before their ends."""
+    data = site.to("cuda")
+    trainer = training._trainer(recipe, 2, objective)
+    start = [Learner(recipe.network.state_dict())] * 2
+    with arithmetic("cuda", recipe.precision):
+        for epoch in range(2):
+            trainer.begin(start, replace(CONTEXT, epoch=epoch), {"learns": learning(Stage.EXCHANGE)})
+            torch.cuda.synchronize()
+            for inputs, labels in batches(data.train, recipe, 16, generator(epoch), shuffle=True):
+                torch.cuda.set_sync_debug_mode("error" if epoch else "default")
+                try:
+                    trainer.step(inputs, labels)
+                except RuntimeError as cause:
+                    print(f"gpu       {cause}")
+                    return True
+                finally:
+                    torch.cuda.set_sync_debug_mode("default")
+    return False
+
+
+def trajectory() -> Iterator[Figure]:
+    """Follow the authors' code for three rounds of five epochs in float64."""
+    if not VECTORS.is_dir():
+        print(f"gpu       {VECTORS} is missing: the authors' trajectory is not checked")
+        return
+    from tests.reference import reference_sites, reference_weights
+
+    network = vgg16_slim().double()
+    network.load_state_dict(reference_weights())
+    recipe = Recipe(network, shuffle=False, normalise=lambda x: x, precision="float64", device="cuda")
+    found = {
+        (r.round, r.epoch, r.client): r.metrics
+        for r in rounds(InProcess(PRRFL(), reference_sites(), recipe), recipe, 3, 5)
+        if isinstance(r, TrainRecord)
+    }
+    apart = []
+    for row in json.loads((VECTORS / "trajectory_log.json").read_text()):
+        ours = found[row["round"], row["epoch"], str(row["client"])]
+        apart += [
+            abs(ours[f"loss_{a}"] - row[f"loss_{b}"])
+            for a, b in (("personalised", "personal"), ("deputy",) * 2)
+        ]
+        apart.append(abs(ours["stage"] - row["stage"]))
+    yield right("the authors' trajectory in float64, to 1e-9", max(apart) < 1e-9)
+    yield Figure("largest difference to it in stages and losses", max(apart), "")
+
+
+# How long it takes
+
+
+def timings(sites: Sequence[SiteData], recipe: Recipe, in_processes: float) -> Iterator[Figure]:
+    """Time a step, the parts of an epoch, and rounds; say what the paper's run takes."""
+    data = sites[2].to("cuda")
+    per_step = {}
+    for name, how in {"launched": eagerly, "replayed": one_by_one}.items():
+        with how():
+            per_step[name] = seconds_of_step(data, replace(recipe))
+        yield Figure(f"a step of both networks, {name}", 1e3 * per_step[name], "ms (this run)")
+    n = len(data.train)
+    draw = generator(0)
+    steps = -(-n // recipe.batch)
+    drawing = stopwatch(lambda: recipe.augment.draw(data.train.inputs.shape, draw))
+    yield Figure("drawing an epoch's chance, per batch", 1e3 * drawing / steps, "ms (this run)")
+    batch = stopwatch(lambda: list(batches(data.train, recipe, 16, draw, shuffle=True))) / steps
+    yield Figure("preparing a batch, all of it", 1e3 * batch, "ms (this run)")
+    start = [recipe.network.state_dict()] * 2
+    augmented = stopwatch(lambda: predict(start, data.train, recipe, draw))
+    plain = stopwatch(lambda: predict(start, data.train, recipe))
+    for name, taken in (("augmented", augmented), ("plain", plain)):
+        yield Figure(f"scoring both networks, {name}", 2 * n / taken, "images/s (this run)")
+    labels, logits = data.train.labels.cpu(), torch.randn(n, 3)
+    yield Figure(
+        "macro-F1 of an epoch's outputs", 1e3 * stopwatch(lambda: macro_f1(logits, labels)), "ms (this run)"
+    )
+    site, learners = Site(data, recipe), [Learner(s) for s in start]
+    epoch = stopwatch(
+        lambda: train_epoch(learners, site, CONTEXT, objective, {"learns": learning(Stage.EXCHANGE)})
+    )
+    yield Figure(f"an epoch's training, {n} images", epoch, "s (this run)")
+    yield Figure("its steps alone", per_step["replayed"] * steps, "s (this run)")
+    taken = {}
+    with eagerly(), one_by_one():
+        epoch = seconds_of_round(InProcess(PRRFL(), sites, replace(recipe)), recipe, epochs=1)
+        taken["launched, one site at a time, from one epoch"] = EPOCHS * epoch
+    with one_by_one():
+        taken["replayed, one site at a time"] = seconds_of_round(
+            InProcess(PRRFL(), sites, replace(recipe)), recipe
+        )
+    taken["replayed, four processes"] = in_processes
+    taken["replayed, sites side by side"] = seconds_of_round(
+        InProcess(PRRFL(), sites, replace(recipe)), recipe
+    )
+    images = sum(len(site.train) for site in sites)
+    for name, seconds in taken.items():
+        yield Figure(f"a round of {EPOCHS} epochs, {name}", seconds, "s (this run)")
+    yield Figure("the paper's run of 50 rounds at this rate", ROUNDS * seconds / 60, "min (this run)")
+    yield Figure("arithmetic", FLOPS_PER_IMAGE * images * EPOCHS / seconds / 1e12, "TFLOP/s (this run)")
+    yield Figure("a matrix product of 8192 in bfloat16", product(), "TFLOP/s (this run)")
+    yield Figure("peak of memory", torch.cuda.max_memory_allocated() / 2**30, "GiB")
+
+
+def stopwatch(call: Callable[[], object], times: int = 3) -> float:
+    """Return the mean seconds of a call, after two that are not counted."""
+    for _ in range(2):
+        call()
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(times):
+        call()
+    torch.cuda.synchronize()
+    return (time.perf_counter() - start) / times
+
+
+def seconds_of_step(site: SiteData, recipe: Recipe) -> float:
+    """Return the seconds of one step of both networks."""
+    trainer = training._trainer(recipe, 2, objective)
+    trainer.begin([Learner(recipe.network.state_dict())] * 2, CONTEXT, {"learns": learning(Stage.EXCHANGE)})
+    inputs, labels = next(batches(site.train, recipe, 16))
+    with arithmetic("cuda", recipe.precision):
+        return stopwatch(lambda: trainer.step(inputs, labels), 30)
+
+
+def seconds_of_round(engine: InProcess | Workers, recipe: Recipe, epochs: int = EPOCHS) -> float:
+    """Return the seconds of the second round of PRR-FL; steps are recorded in the first."""
+    ends = [time.perf_counter()]
+    for record in rounds(engine, recipe, 2, epochs):
+        if isinstance(record, ExchangeRecord):
+            ends.append(time.perf_counter())
+    return ends[-1] - ends[-2]
+
+
+def product(n: int = 8192) -> float:
+    """Return the TFLOP/s of a matrix product."""
+    a, b = (torch.randn(n, n, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    return 2 * n**3 / stopwatch(lambda: a @ b, 10) / 1e12

@@ -1,0 +1,196 @@
+"""Flower's server app, and the fleet: an engine whose sites are Flower's nodes."""
+
+import logging
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from prrfl.algorithms import Algorithm
+from prrfl.engine import Arrival, Deployed
+from prrfl.engine.site import packed
+from prrfl.errors import PRRFLError, one_line
+from prrfl.flower.federation import Federation, federate, read_federation, read_settings
+from prrfl.flower.messages import Answer, Step
+from prrfl.flower.server.admission import (
+    Attendance,
+    check_answer,
+    check_share,
+    expected_records,
+    parse_records,
+)
+from prrfl.flower.server.masked_round import MaskedRound, parse_key
+from prrfl.flower.server.transport import Transport
+from prrfl.runs.folder import RunFolder
+from prrfl.runs.run import opened, remaining_rounds
+from prrfl.runs.setup import Run, share_dtype
+from prrfl.tensors import count_bytes
+from prrfl.training import Recipe
+from prrfl.types import ExchangeRecord, RoundContext, RoundRecord, Share, Tensors
+
+log = logging.getLogger("prrfl")
+
+LINGERS = 120.0
+"""Seconds for which a server app may outlive a SuperLink that was killed, and hold the run's folder."""
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Start or resume a federation from Flower's run config."""
+    given = context.run_config
+    folder = Path(str(given["folder"]))
+    if (folder / "federation.json").is_file() and not given["sites"]:
+        federation = read_federation(folder)
+    else:
+        federation = federate(
+            folder,
+            read_settings(Path(str(given["config"]))) if given["config"] else {},
+            [name.strip() for name in str(given["sites"]).split(",") if name.strip()],
+            int(given["quorum"]),
+            float(given["deadline"]),
+            bool(given["secure"]),
+        )
+    logging.basicConfig(stream=sys.stdout, format="%(asctime)s %(levelname)s %(message)s")
+    if RunFolder(folder).is_finished:
+        log.warning("the run in %s is finished; nothing to do", folder)
+        return
+    for record in run_federation(grid, federation, folder):
+        if isinstance(record, ExchangeRecord):
+            print(f"round {record.round + 1}/{federation.config.rounds} done", flush=True)
+
+
+def run_federation(grid: Grid, federation: Federation, folder: Path) -> Iterator[RoundRecord]:
+    """Run the remaining rounds of a federation, save them in its folder, and yield the records as they arise.
+
+    Raises:
+        ParticipationError: if a round has fewer sites than the quorum.
+    """
+    run, there = Run.of(federation.config), RunFolder(folder)
+    fleet = Fleet(grid, federation, run.method, run.recipe, folder)
+    with opened(there, patience=LINGERS):
+        log.info("sites: %s", ", ".join(federation.sites))
+        yield from remaining_rounds(run, fleet, there, fleet.keep)
+
+
+class Fleet:
+    """An engine whose sites are nodes, each known by the name under which its key is registered.
+
+    Answers are taken in order of name, so that sums have the same bits as in one process.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        federation: Federation,
+        algorithm: Algorithm[Any],
+        recipe: Recipe,
+        folder: Path,
+    ) -> None:
+        """Reach the sites of a federation over a grid.
+
+        Args:
+            grid: Flower's connection to the nodes.
+            federation: what the consortium agreed on.
+            algorithm: the method that its settings describe.
+            recipe: the recipe of local training that they describe.
+            folder: the run's folder.
+        """
+        self._federation = federation
+        self._algorithm = algorithm
+        self._start = algorithm.start(recipe.network.state_dict())
+        self._models = list(algorithm.models(self._start))
+        self._share_dtype = share_dtype(federation.config)
+        self._transport = Transport(grid, federation)
+        self._attendance = Attendance(federation)
+        self._masked = MaskedRound(federation, self._transport, self._attendance, folder / "sum.json")
+
+    def train(self, ctx: RoundContext) -> Iterator[RoundRecord | Arrival]:
+        """Let every site train; continue with those whose answers are valid and in time.
+
+        Raises:
+            ParticipationError: if they are fewer than the quorum.
+        """
+        expected = self._expected_share(ctx)
+        keys: list[Mapping[str, str]] = []
+        attendance, secure = self._attendance, self._federation.secure
+        attendance.start_round()
+        asked = self._masked.started(ctx.round) or self._federation.sites
+        for name in self._federation.sites:
+            if name not in asked:
+                reason = "the masked sum of this round was started without it"
+                yield attendance.absent(ctx.round, name, reason)
+        for name, answer in self._transport.ask("train", ctx.round, asked):
+            try:
+                records = self._records(answer, "train", ctx)
+                if secure:
+                    keys.append(parse_key(answer))
+                else:
+                    check_share(answer, expected)
+            except PRRFLError as fault:
+                yield attendance.absent(ctx.round, name, str(fault))
+                continue
+            yield from records
+            attendance.present.append(name)
+            if not secure:
+                share = Share(answer.share, answer.weight)
+                yield Arrival(share, {name: count_bytes(share.tensors)})
+        attendance.check_quorum(ctx.round)
+        if secure:
+            self._masked.check_complete(ctx.round)
+            yield from self._masked.sum(ctx, keys, expected)
+
+    def receive(self, mean: Tensors, ctx: RoundContext) -> Iterator[RoundRecord]:
+        """Send the mean to every site that shared in this round.
+
+        Raises:
+            ParticipationError: if fewer sites than the quorum take it.
+        """
+        attendance, received = self._attendance, []
+        for name, answer in self._transport.ask("receive", ctx.round, attendance.present, mean=mean):
+            try:
+                records = self._records(answer, "receive", ctx)
+            except PRRFLError as fault:
+                yield attendance.absent(ctx.round, name, str(fault))
+                continue
+            yield from records
+            received.append(name)
+        attendance.present = received
+        attendance.check_quorum(ctx.round)
+
+    def keep(self, names: Sequence[str], index: int) -> None:
+        """Let the sites save their networks as the best, if they are; each saves its last one unasked."""
+        if "best" in names:
+            for name, answer in self._transport.ask("keep", index, self._attendance.present):
+                if answer.error:
+                    log.warning(
+                        "round %d: site %s did not save its best network: %s",
+                        index + 1,
+                        name,
+                        one_line(answer.error),
+                    )
+
+    def deployed(self) -> Iterator[Deployed]:
+        """Yield nothing: deployed networks never leave their sites."""
+        return iter(())
+
+    def save(self, folder: Path) -> None:
+        """Write nothing: sites save their states themselves."""
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def load(self, folder: Path) -> None:
+        """Read nothing: sites resume from their own states."""
+
+    def _expected_share(self, ctx: RoundContext) -> Share:
+        """Return a share with the names, shapes, types and weight of this round's."""
+        return packed(self._algorithm.share(self._start, ctx), self._share_dtype)
+
+    def _records(self, answer: Answer, step: Step, ctx: RoundContext) -> list[RoundRecord]:
+        """Return the records of a valid answer."""
+        check_answer(answer, self._federation, ctx.round)
+        expected = expected_records(step, ctx, answer.site, self._models)
+        return parse_records(answer.records, expected, len(self._federation.config.classes))

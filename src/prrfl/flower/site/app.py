@@ -1,0 +1,103 @@
+"""Flower's client app: an order comes in, its answer goes out."""
+
+import logging
+import sys
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from prrfl.errors import (
+    ConfigError,
+    DataError,
+    NonFiniteShareError,
+    PRRFLError,
+    StateMismatchError,
+    one_line,
+)
+from prrfl.flower.consent import parse_methods
+from prrfl.flower.messages import STEPS, Answer, Order, OrderRefusedError, from_records, to_records
+from prrfl.flower.site.orders import SiteSettings, carry_out
+from prrfl.types import ClientId
+
+REASONS: Mapping[type[Exception], str] = {
+    DataError: "its data cannot be used",
+    ConfigError: "a setting or key cannot be used there",
+    StateMismatchError: "its saved state of the run cannot be used",
+    NonFiniteShareError: "its training gives NaN, infinity or numbers too large to share; lower the learning "
+    "rate, or ask the site to check for broken images",
+    OSError: "a file cannot be read or written there",
+    MemoryError: "it has too little memory",
+}
+"""What the server is told of an error at a site, by the kind of error."""
+
+app = ClientApp()
+
+
+class AtSiteError(Exception):
+    """What Flower sends in place of an exception of a site's process, whose message stays at the site."""
+
+
+def answer(message: Message, context: Context) -> Message:
+    """Carry out an order. If the site cannot, its answer says so; the reason goes to the site's own log.
+
+    Raises:
+        AtSiteError: in place of any unexpected exception, because Flower sends the message of an exception to
+            the server. The server then sends the order again.
+    """
+    logging.basicConfig(stream=sys.stdout, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("prrfl").setLevel(logging.INFO)
+    name = str(context.node_config.get("name", "?"))
+    try:
+        local = settings_of(context.node_config)
+        order = from_records(Order, message.content)
+        try:
+            done = carry_out(order, local)
+        except (PRRFLError, OSError) as cause:
+            _print_error(name, cause)
+            done = Answer(order.experiment, local.name, order.round, error=reason_for_server(cause, name))
+        return Message(to_records(done), reply_to=message)
+    except Exception as cause:
+        traceback.print_exc()
+        _print_error(name, cause)
+        reason = reason_for_server(cause, name)
+    raise AtSiteError(reason)  # outside the block, so that the cause is not attached to it
+
+
+def settings_of(node: Mapping[str, Any]) -> SiteSettings:
+    """Return the settings that ``prrfl site`` gave to the node, see :class:`prrfl.flower.launch.Node`."""
+    return SiteSettings(
+        name=str(node["name"]),
+        data=Path(str(node["data"])),
+        home=Path(str(node["home"])),
+        device=str(node.get("device", "auto")),
+        threads=int(node.get("threads", 0)),
+        allow_missing=bool(node.get("allow-missing", False)),
+        roster=Path(str(node["roster"])) if "roster" in node else None,
+        signing_key=Path(str(node["signing-key"])) if "signing-key" in node else None,
+        methods=parse_methods(str(node.get("methods", "prrfl"))),
+    )
+
+
+def reason_for_server(why: Exception, name: ClientId) -> str:
+    """Return what the server may know of an error at a site.
+
+    The message of an error can quote files: image names, cells of tables, paths, row numbers. So the server
+    learns only the kind of error, except for a refused order, whose message quotes nothing of the site's.
+    """
+    if isinstance(why, OrderRefusedError):
+        return str(why)
+    reason = next((text for kind, text in REASONS.items() if isinstance(why, kind)), "its process failed")
+    return f"site {name}: {reason}; the site's operator finds the reason in HOME/flower/supernode.log"
+
+
+def _print_error(name: str, why: Exception) -> None:
+    # `prrfl site` looks for lines with this prefix in Flower's output, and repeats them.
+    print(f"site {name}: {one_line(str(why) or type(why).__name__)}", file=sys.stderr, flush=True)
+
+
+for step in STEPS:
+    app.train(step)(answer)

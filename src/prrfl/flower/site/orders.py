@@ -1,0 +1,329 @@
+"""A site's end of a federation: it carries out orders on its own disk, each of them once.
+
+Flower starts a new process for every order, so all that a site remembers is in its folder,
+``<home>/<experiment>``:
+
+    settings.json                   the settings that the experiment was started with
+    state/<round>-<n>-<done>/       the site's state, its share and its records after training (n = 1) and
+                                    after the mean (n = 2); the last three of them
+    models/<site>/{best,last}.safetensors, predictions/<site>/{best,last}.csv
+    sum.key                         under secure summation, the private key for the experiment
+    masked.json, revealed.json      under secure summation, what the masks were used for
+
+If an order comes again, the site answers it from this folder. So a message that arrives twice, or a node or
+server that was killed, never trains a round twice.
+"""
+
+import fcntl
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prrfl.config import TrainConfig, checked
+from prrfl.data.sources import load_site
+from prrfl.engine import Visitor
+from prrfl.errors import ConfigError
+from prrfl.flower.consent import agreed_as
+from prrfl.flower.messages import Answer, Order, OrderRefusedError
+from prrfl.flower.secure_sum import Identity, masked, own_seed, read_cohort, read_roster
+from prrfl.flower.site.mask_ledger import MaskLedger
+from prrfl.flower.site.steps import StepStore, parse_object, read_saved
+from prrfl.machine import prepared
+from prrfl.runs.deployed import DeployedWriter, network_path, predictions_path, read_about
+from prrfl.runs.setup import make_recipe, resolved, share_dtype
+from prrfl.storage.atomic import remove_partial, replacing, write_json, write_text
+from prrfl.storage.records import to_line
+from prrfl.storage.tensor_files import read_state, to_bytes
+from prrfl.tensors import check_same_layout, norm_keys
+from prrfl.training import Recipe, Site
+from prrfl.types import ClientId, RoundContext, RoundRecord, Share, TrainRecord
+
+log = logging.getLogger("prrfl")
+
+
+@dataclass(frozen=True)
+class SiteSettings:
+    """What a site decides itself, whatever the server asks for.
+
+    Attributes:
+        name: the site's name.
+        data: its data, as for ``prrfl train --data``.
+        home: the folder for its states and networks.
+        device: where it trains.
+        threads: threads of its arithmetic; 0 chooses.
+        allow_missing: skip images that a table names but that do not exist.
+        roster: the consortium's public signing keys. A site with a roster takes part only under secure
+            summation: it never sends a share without a mask.
+        signing_key: its own private signing key.
+        methods: those of :data:`prrfl.flower.consent.METHODS` that it agrees to.
+    """
+
+    name: ClientId
+    data: Path
+    home: Path
+    device: str = "auto"
+    threads: int = 0
+    allow_missing: bool = False
+    roster: Path | None = None
+    signing_key: Path | None = None
+    methods: tuple[str, ...] = ("prrfl",)
+
+
+def carry_out(order: Order, local: SiteSettings) -> Answer:
+    """Carry out an order, or find that this was done before, and return the answer.
+
+    Raises:
+        OrderRefusedError: if the order is not for this site, or the site does not agree to it.
+        PRRFLError: if it cannot be carried out.
+        OSError: if the site's disk is full or cannot be written.
+    """
+    check_addressed(order, local)
+    participant = Participant(order, local)
+    with participant.alone():
+        match order.step:
+            case "train":
+                return participant.train()
+            case "share":
+                return participant.share()
+            case "reveal":
+                return participant.reveal()
+            case "receive":
+                return participant.receive()
+            case "keep":
+                return participant.keep()
+
+
+def check_addressed(order: Order, local: SiteSettings) -> None:
+    """Check that an order is for this site, from a server of the same version, and masked as the site is.
+
+    Raises:
+        OrderRefusedError: if not.
+    """
+    if order.site != local.name:
+        raise OrderRefusedError(f"site {local.name} received an order for site {order.site}")
+    if order.version != version("prrfl"):
+        raise OrderRefusedError(
+            f"site {local.name} runs prrfl {version('prrfl')}, but the server runs {order.version}; install the "
+            "same version on both"
+        )
+    if order.secure and local.roster is None:
+        raise OrderRefusedError(
+            f"the server asks for secure summation, but site {local.name} has no roster; start the site with "
+            "--secure"
+        )
+    if local.roster is not None and not order.secure:
+        raise OrderRefusedError(
+            f"site {local.name} takes part only under secure summation, which the server did not ask for; "
+            "start the server with --secure"
+        )
+
+
+class Participant:
+    """One site with one order to carry out."""
+
+    def __init__(self, order: Order, local: SiteSettings) -> None:
+        """Combine the order's settings with the site's own.
+
+        Raises:
+            ConfigError: if the settings are invalid at this site.
+            OrderRefusedError: if the site does not agree to the method.
+        """
+        self.given = parse_object(order.settings, "the server's settings")
+        own = {
+            "data": local.data,
+            "device": local.device,
+            "allow_missing": local.allow_missing,
+            "weights": None,  # or the server could ask for the content of a file of the site
+        }
+        config = checked(
+            {**self.given, **own, "workers": 1, "threads": local.threads}, "the server's settings"
+        )
+        self.order, self.local = order, local
+        if (asked := agreed_as(config)) not in local.methods:
+            raise OrderRefusedError(
+                f"site {local.name} does not agree to method {asked}, only to {', '.join(local.methods)}; "
+                f"to agree, start the site with --methods {asked}"
+            )
+        self.config: TrainConfig = resolved(config, 1)
+        self.algorithm = self.config.algorithm()
+        self.folder = local.home / _as_folder(order.experiment)
+        self._steps = StepStore(self.folder / "state", local.name, order.experiment)
+        self._ledger = MaskLedger(self.folder, local.name)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Wait until no other process, such as one of a killed node, works in the experiment's folder."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            remove_partial(self.folder)
+            self._check_settings()
+            yield
+
+    def train(self) -> Answer:
+        """Train for the round, unless that is done; answer with the records, and the share or the key."""
+        done = self._steps.find(self.order.round, "trained")
+        if done is None:
+            before = self._steps.last_before(self.order.round)
+            state = read_state(before / "state.safetensors", self._kind) if before else self._start()
+            with prepared(self.config.threads):
+                state, share, lines = self._run(self._visitor.train(state, self._ctx))
+            done = self._steps.commit(
+                self.order.round, "trained", {"state": state, "share": share}, {"records.jsonl": lines}
+            )
+        records = read_saved(done / "records.jsonl")
+        if self.order.secure:
+            return self._answer(records=records, key=json.dumps(self._identity.signed_key()))
+        share = read_state(done / "share.safetensors", Share)
+        return self._answer(records=records, share=share.tensors, weight=share.weight)
+
+    def share(self) -> Answer:
+        """Answer with the masked share of the round."""
+        share = read_state(self._steps.trained(self.order.round) / "share.safetensors", Share)
+        cohort = read_cohort(self.order.cohort, self.local.name)
+        sums = masked(share, self._identity, cohort, self.order.round)
+        self._ledger.mask(share, cohort, self.order.round)
+        return self._answer(share={"masked": torch.from_numpy(sums)})
+
+    def reveal(self) -> Answer:
+        """Answer with the seed of the site's own mask, for the one cohort of the round that gets it."""
+        cohort = read_cohort(self.order.cohort, self.local.name)
+        seed = own_seed(self._identity, cohort, self.order.round)
+        self._ledger.reveal(cohort, self.order.round)
+        return self._answer(seed=seed.hex())
+
+    def receive(self) -> Answer:
+        """Take the round's mean, unless that is done; answer with the records."""
+        digest = hashlib.sha256(to_bytes(Share(self.order.mean))).hexdigest()
+        done = self._steps.find(self.order.round, "received")
+        if done is None or read_saved(done / "mean.sha256") != digest:
+            trained = self._steps.trained(self.order.round)
+            share = read_state(trained / "share.safetensors", Share)
+            check_same_layout(share.tensors, self.order.mean, "the mean that the server sent")
+            state = read_state(trained / "state.safetensors", self._kind)
+            with prepared(self.config.threads):
+                state, lines = self._run(self._visitor.receive(state, self.order.mean, self._ctx))
+                self._save_last(state)
+            texts = {"records.jsonl": lines, "mean.sha256": digest}
+            done = self._steps.commit(self.order.round, "received", {"state": state}, texts)
+        return self._answer(records=read_saved(done / "records.jsonl"))
+
+    def keep(self) -> Answer:
+        """Save the round's network and predictions as the best."""
+        name = self.local.name
+        last, best = (
+            [network_path(self.folder, name, which)]
+            + [predictions_path(self.folder, name, which, split) for split in ("valid", "test")]
+            for which in ("last", "best")
+        )
+        saved = read_about(last[0]).round
+        if saved != self.order.round:
+            raise OrderRefusedError(
+                f"site {name} has no network of round {self.order.round + 1} to save as the best, only that of "
+                "another round"
+            )
+        for path, copy in zip(last, best, strict=True):
+            with replacing(copy) as temporary:
+                shutil.copyfile(path, temporary)
+        return self._answer()
+
+    def _answer(self, **what: Any) -> Answer:
+        return Answer(self.order.experiment, self.local.name, self.order.round, **what)
+
+    @cached_property
+    def _recipe(self) -> Recipe:
+        return make_recipe(self.config)
+
+    @cached_property
+    def _visitor(self) -> Visitor[Any]:
+        data = load_site(
+            self.local.data,
+            self.local.name,
+            image_size=self.config.image_size,
+            classes=self.config.classes,
+            allow_missing=self.config.allow_missing,
+        )
+        site = Site(data.to(self.config.device), self._recipe)
+        return Visitor(self.algorithm, site, share_dtype(self.config))
+
+    @property
+    def _ctx(self) -> RoundContext:
+        config = self.config
+        return RoundContext(
+            self.order.round, config.rounds, 0, config.epochs, config.seed, norm_keys(self._recipe.network)
+        )
+
+    @cached_property
+    def _identity(self) -> Identity:
+        if self.local.roster is None or self.local.signing_key is None:
+            raise ConfigError(f"site {self.local.name} has no signing key; start the site with --secure")
+        return Identity.load(
+            self.local.name,
+            self.order.experiment,
+            self.local.signing_key,
+            read_roster(self.local.roster),
+            self.folder / "sum.key",
+        )
+
+    @property
+    def _kind(self) -> type[Any]:
+        return type(self._start())
+
+    def _start(self) -> Any:
+        return self.algorithm.start(self._recipe.network.state_dict())
+
+    def _check_settings(self) -> None:
+        """Save an experiment's settings, and refuse others under the same name."""
+        path, given = self.folder / "settings.json", self.given
+        if not path.exists():
+            write_json(path, given)
+        elif (started := parse_object(read_saved(path), str(path))) != given:
+            key = next(k for k in sorted(started | given) if started.get(k) != given.get(k))
+            raise OrderRefusedError(
+                f"site {self.local.name} started experiment {self.order.experiment} with {key} = "
+                f"{started.get(key)!r}, but the server now sends {given.get(key)!r}; start a new run for other "
+                "settings"
+            )
+
+    def _run(self, visit: Generator[RoundRecord, Any, Any]) -> tuple[Any, ...]:
+        """Run a visit to its end; return its results, and its records as lines."""
+        lines: list[str] = []
+        while True:
+            try:
+                record = next(visit)
+            except StopIteration as end:
+                result = end.value if isinstance(end.value, tuple) else (end.value,)
+                return (*result, "".join(lines))
+            lines.append(to_line(record))
+            if isinstance(record, TrainRecord):
+                log.info(
+                    "site %s: round %d/%d, epoch %d/%d done",
+                    self.local.name,
+                    record.round + 1,
+                    self.config.rounds,
+                    record.epoch + 1,
+                    self.config.epochs,
+                )
+
+    def _save_last(self, state: Any) -> None:
+        data = self._visitor.site.data
+        # So that `prrfl evaluate` finds the data.
+        write_text(self.folder / "config.toml", self.config.to_toml())
+        writer = DeployedWriter(self.folder, self.config, {data.name: data})
+        writer.write(self._visitor.deployed(state), ["last"], self.order.round)
+
+
+def _as_folder(experiment: str) -> str:
+    if not experiment or not all(c.isalnum() or c in "-_." for c in experiment) or experiment[0] == ".":
+        raise ConfigError(f"invalid experiment name '{experiment}'; use letters, digits, - and _")
+    return experiment

@@ -1,0 +1,139 @@
+"""From settings to all that a run needs: data, method, recipe, and choices that depend on the machine."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self, cast
+
+import torch
+
+from prrfl.algorithms import ALGORITHMS, Algorithm, traits_of
+from prrfl.config import TrainConfig
+from prrfl.data.augment import Augmentation
+from prrfl.data.images import SPLITS
+from prrfl.data.sources import load_sites
+from prrfl.errors import ConfigError, ParticipationError
+from prrfl.machine import usable_cores
+from prrfl.models import build_network
+from prrfl.models.weights import load_weights
+from prrfl.training import Precision, Recipe
+from prrfl.types import SiteData, Split
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A run, before anything of it is trained.
+
+    Attributes:
+        settings: all settings, resolved.
+        method: the method that they describe.
+        recipe: the recipe of local training that they describe; its network holds the initial weights.
+    """
+
+    settings: TrainConfig
+    method: Algorithm[Any]
+    recipe: Recipe
+
+    @classmethod
+    def of(cls, settings: TrainConfig) -> Self:
+        """Return the run that the settings describe.
+
+        Raises:
+            StateMismatchError: if the weights to start from cannot be used.
+        """
+        return cls(settings, settings.algorithm(), make_recipe(settings))
+
+
+def load_data(config: TrainConfig, needed: Sequence[Split] = SPLITS) -> list[SiteData]:
+    """Return the sites of the data that the settings name, or of generated data if they name none.
+
+    Args:
+        config: the settings.
+        needed: the splits that every site must have; other splits may be empty.
+
+    Raises:
+        DataError: if the data cannot be used.
+        ParticipationError: if there is only one site, and the method needs more.
+    """
+    folder = config.data
+    if folder is None:
+        # Not at the top: sites of a federation have data of their own, and need not load the generator.
+        from prrfl.data.synthetic import GeneratedData, cached
+
+        folder = cached(GeneratedData(config.sites, config.images, config.image_size, config.seed))
+    sites = load_sites(
+        folder,
+        image_size=config.image_size,
+        classes=config.classes,
+        allow_missing=config.allow_missing,
+        needed=needed,
+    )
+    if len(sites) < 2 and traits_of(ALGORITHMS[config.method]).scope != "alone":
+        alone = [name for name, kind in ALGORITHMS.items() if traits_of(kind).scope == "alone"]
+        raise ParticipationError(
+            f"{folder} holds one site, {sites[0].name}; federated training needs at least 2 "
+            f"(method {' or '.join(alone)} trains a single site)"
+        )
+    return sites
+
+
+def make_recipe(config: TrainConfig) -> Recipe:
+    """Return the recipe of local training that the settings describe.
+
+    Raises:
+        StateMismatchError: if the weights to start from cannot be used.
+    """
+    network = build_network(config.network, len(config.classes), config.seed)
+    if config.weights is not None:
+        load_weights(network, str(config.weights))
+    if config.precision == "float64":
+        network.double()  # the initial weights get the type of all later ones
+    return Recipe(
+        network=network,
+        batch=config.batch,
+        optimizer=config.optimizer,
+        lr=config.lr,
+        lr_step=config.lr_step,
+        lr_gamma=config.lr_gamma,
+        weight_decay=config.weight_decay,
+        augment=Augmentation() if config.augment else None,
+        device=config.device,
+        precision=cast(Precision, config.precision),  # the settings have replaced auto
+    )
+
+
+def share_dtype(config: TrainConfig) -> torch.dtype | None:
+    """Return the type in which real-valued tensors are sent; ``None``: their own type."""
+    return torch.float16 if config.share_bits == 16 else None
+
+
+def resolved(config: TrainConfig, sites: int) -> TrainConfig:
+    """Return the settings with workers and threads chosen, if they are left to choose, and absolute paths.
+
+    Sites are independent while they train. A process per site therefore wastes less than threads, which wait
+    for each other at every layer; cores that are left over go to threads. On a GPU one process trains several
+    sites at a time, which is faster than processes that take turns. Threads do not depend on ``workers``,
+    because results depend on threads.
+
+    Raises:
+        ConfigError: if the settings ask for several processes, but there can only be one.
+    """
+    cores = usable_cores()
+    pooled = traits_of(ALGORITHMS[config.method]).scope == "pooled"
+    on_gpu = config.device.startswith("cuda")
+    single = {
+        f"{config.method} training has one network": pooled,
+        "this process already uses the GPU and cannot be forked": on_gpu and torch.cuda.is_initialized(),  # type: ignore[no-untyped-call]
+    }
+    for reason, holds in single.items():
+        if holds and config.workers > 1:
+            raise ConfigError(f"workers is {config.workers}, but {reason}; omit it, or set it to 1")
+    most = 1 if pooled else sites
+    picked = 1 if on_gpu else max(1, cores // (config.threads or 1))
+    workers = min(most, config.workers or picked)
+    threads = config.threads or max(1, cores // most)
+    # Absolute, so that a run can be resumed from any working directory.
+    paths = {
+        "data": config.data and config.data.absolute(),
+        "weights": config.weights and config.weights.absolute(),
+    }
+    return config.model_copy(update={"workers": workers, "threads": threads, **paths})
