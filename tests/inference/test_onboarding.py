@@ -90,7 +90,7 @@ def test_a_network_that_gives_no_numbers_is_named(prrfl, folder):
     for more in ([], ["--data", folder / "data"]):
         code, _, err = prrfl("evaluate", folder / "run", *more)
         assert code == 2
-        assert "the network kept for site clientB answers with NaN or infinity" in err
+        assert "the network saved for site clientB gives NaN or infinity" in err
 
 
 @pytest.mark.parametrize("more", [[], ["--network", "last"]])
