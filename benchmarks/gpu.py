@@ -135,6 +135,7 @@ def variants(recipe: Recipe) -> dict[str, Recipe]:
         "Adam": replace(recipe, optimizer="adam"),
         "dropout": replace(recipe, network=drops, precision="float32"),
         "a network that cannot be recorded": replace(recipe, network=waiting, precision="float32"),
+        "two networks side by side after that": replace(recipe, network=vgg16_slim(), precision="float32"),
     }
 
 
@@ -152,7 +153,7 @@ def eagerly() -> Iterator[None]:
 def one_by_one() -> Iterator[None]:
     """Visit one site at a time."""
     before = InProcess._visit
-    InProcess._visit = lambda _, visits: (event for visit in visits for event in visit())
+    InProcess._visit = lambda _, visits: (event for visit in visits.values() for event in visit())
     try:
         yield
     finally:

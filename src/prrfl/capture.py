@@ -8,8 +8,9 @@ that they read and write: one launch replays them all. The arithmetic is the sam
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,15 +20,28 @@ log = logging.getLogger("prrfl")
 K = TypeVar("K")
 V = TypeVar("V")
 
-MOST = 8
+MOST = 16
 """Recordings kept for each function, one for each shape of its inputs. Rarer shapes run as they are."""
 
 _recording = threading.Lock()
 """Threads record one at a time."""
 
-_pools = threading.local()
-"""The memory of a thread's recordings. They share it, because they are replayed one after the other and what
-they leave is copied at once."""
+
+class _Own(threading.local):
+    """What each thread has for itself on a GPU.
+
+    Attributes:
+        streams: by purpose and device. PyTorch has 32 and then gives the same ones again, so none are wasted.
+        memory: of its recordings. They can share it because they are replayed one after the other, and what
+            they leave is copied at once.
+    """
+
+    def __init__(self) -> None:
+        self.streams: dict[tuple[str, str], torch.cuda.Stream] = {}
+        self.memory: Any = None
+
+
+_own = _Own()
 
 
 def on_gpu(device: str) -> bool:
@@ -67,6 +81,7 @@ class Captured:
             device: where it computes.
         """
         self._function = function
+        self._device = device
         self._records = on_gpu(device)
         self._seen: dict[tuple[object, ...], _Recording | None] = {}
 
@@ -88,54 +103,65 @@ class Captured:
         return recording.replay(inputs) if recording else self._function(*inputs)
 
     def _record(self, inputs: Sequence[Tensor]) -> _Recording | None:
-        static = tuple(tensor.clone() for tensor in inputs)
         try:
             with _recording:
-                graph = record(self._function, static)
+                return record(self._function, inputs, self._device)
         except RuntimeError as cause:
             self._records = False
-            reason = str(cause).splitlines()[0]
-            log.warning("this network cannot be recorded as a CUDA graph and trains slower: %s", reason)
+            log.warning(
+                "this network cannot be recorded as a CUDA graph, so it trains more slowly: %s",
+                str(cause).splitlines()[0],
+            )
             return None
-        return _Recording(graph[0], static, graph[1])
 
 
-def record(
-    function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor]
-) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...]]:
-    """Record a function of these very tensors; return the graph and the tensors that will hold its outputs.
-
-    Nothing is computed.
+def record(function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor], device: str) -> _Recording:
+    """Return a recording of a function for inputs of these shapes. Nothing is computed.
 
     Raises:
         RuntimeError: if the function waits for the GPU.
     """
+    static = tuple(tensor.clone() for tensor in inputs)
     graph = torch.cuda.CUDAGraph()
-    if not hasattr(_pools, "pool"):
-        _pools.pool = torch.cuda.graph_pool_handle()
-    # Other threads may go on meanwhile: only what this one does is recorded.
-    with torch.cuda.graph(graph, pool=_pools.pool, capture_error_mode="thread_local"):
-        outputs = function(*inputs)
-    return graph, outputs
+    if _own.memory is None:
+        _own.memory = torch.cuda.graph_pool_handle()
+    with torch.cuda.stream(own_stream("recording", device)):
+        # Other threads go on meanwhile: only what this one does is recorded.
+        graph.capture_begin(_own.memory, capture_error_mode="thread_local")
+        try:
+            outputs = function(*static)
+        except BaseException:
+            _own.memory = None  # what was being recorded into cannot be used again
+            with suppress(RuntimeError):
+                graph.capture_end()
+            raise
+        graph.capture_end()
+    return _Recording(graph, static, outputs)
 
 
-def streams(count: int, device: str) -> list[torch.cuda.Stream]:
-    """Return new streams of a GPU; none on any other device."""
-    return [torch.cuda.Stream(device) for _ in range(count)] if on_gpu(device) else []  # type: ignore[no-untyped-call]
+def own_stream(purpose: str, device: str) -> torch.cuda.Stream:
+    """Return a stream of a GPU that this thread alone uses, for one purpose."""
+    key = (purpose, device)
+    if key not in _own.streams:
+        _own.streams[key] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    return _own.streams[key]
 
 
-def side_by_side(calls: Sequence[Callable[[], Tensor]], streams: Sequence[torch.cuda.Stream]) -> list[Tensor]:
-    """Return what each call computes on a GPU, each on a stream of its own, so that they overlap.
+def side_by_side(calls: Sequence[Callable[[], Tensor]], device: str) -> list[Tensor]:
+    """Return what each call computes; on a GPU each on a stream of its own, so that they overlap.
 
     One small network fills a part of a GPU. Autograd goes back along the same streams.
     """
-    here = torch.cuda.current_stream()
+    if not on_gpu(device) or len(calls) < 2:
+        return [call() for call in calls]
+    here = torch.cuda.current_stream(device)
+    beside = [own_stream(f"network {k}", device) for k in range(len(calls))]
     outputs = []
-    for call, stream in zip(calls, streams, strict=True):
+    for call, stream in zip(calls, beside, strict=True):
         stream.wait_stream(here)
         with torch.cuda.stream(stream):
             outputs.append(call())
-    for output, stream in zip(outputs, streams, strict=True):
+    for output, stream in zip(outputs, beside, strict=True):
         here.wait_stream(stream)
         output.record_stream(here)  # its memory is not free again before what follows has read it
     return outputs

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prrfl.capture import Captured, Kept, on_gpu, side_by_side, streams
+from prrfl.capture import Captured, Kept, on_gpu, side_by_side
 from prrfl.folding import Pairs, fold, foldable
 from prrfl.machine import arithmetic
 from prrfl.types import ClientId, Examples, RoundContext, SiteData, Tensors
@@ -299,7 +299,6 @@ class _Trainer:
         self._networks = tuple(recipe.build(start).train() for _ in range(networks))
         self._optimisers = [_optimiser(network, recipe) for network in self._networks]
         self._given: dict[str, Tensor] = {}
-        self._streams = streams(networks, recipe.device)
         self.step = Captured(self._step, recipe.device)
 
     def begin(self, learners: Sequence[Learner], ctx: RoundContext, given: Tensors) -> None:
@@ -321,7 +320,7 @@ class _Trainer:
     def _step(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Learn from one batch; return the losses (K,) and the logits (K, N, C) before it."""
         networks, recipe = self._networks, self._recipe
-        logits = forward(networks, inputs, recipe, self._streams)
+        logits = forward(networks, inputs, recipe)
         own = tuple(recipe.loss(output, labels) for output in logits)
         step = Step(networks, inputs, labels, logits, own, self._given)
         goals = self._objective(step) if self._objective else own
@@ -410,20 +409,8 @@ def reestimate_norms(weights: Tensors, data: Examples, recipe: Recipe) -> Tensor
     return _weights(network)
 
 
-def forward(
-    networks: Sequence[nn.Module],
-    inputs: Tensor,
-    recipe: Recipe,
-    beside: Sequence[torch.cuda.Stream] = (),
-) -> tuple[Tensor, ...]:
-    """Return each network's (N, C) logits, computed in the recipe's precision, in float32 or better.
-
-    Args:
-        networks: the networks.
-        inputs: (N, ...) as they take them.
-        recipe: device and precision.
-        beside: streams of a GPU, one for each network, where they are to run side by side.
-    """
+def forward(networks: Sequence[nn.Module], inputs: Tensor, recipe: Recipe) -> tuple[Tensor, ...]:
+    """Return each network's (N, C) logits, computed in the recipe's precision, in float32 or better."""
     kind = torch.device(recipe.device).type
 
     def output(network: nn.Module) -> Tensor:
@@ -431,8 +418,7 @@ def forward(
             logits: Tensor = network(inputs)
         return logits if logits.dtype == torch.float64 else logits.float()
 
-    calls = [partial(output, network) for network in networks]
-    return tuple(side_by_side(calls, beside) if len(beside) > 1 else (call() for call in calls))
+    return tuple(side_by_side([partial(output, network) for network in networks], recipe.device))
 
 
 def _optimiser(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

@@ -61,7 +61,7 @@ def test_a_site_that_never_comes_is_told_of_by_the_exit_code_and_the_report(data
             deployed.site(name)
         server = deployed.server("--rounds", "1", "--epochs", "1", "--quorum", "3", "--deadline", "30")
         assert server.wait(timeout=200) == 3, deployed.said()
-        assert "round 1 went on without clientD: no answer within 30 s" in deployed.said()
+        assert "round 1 continued without clientD: no answer within 30 s" in deployed.said()
         assert RunFolder(deployed.run).summary()["absent"] == {"clientD": [0]}
         subprocess.run([PRRFL, "report", deployed.run], check=True, capture_output=True)
         assert "Without clientD in round(s) 1." in (deployed.run / "report.html").read_text("utf-8")

@@ -1,4 +1,4 @@
-"""Trained networks put to use: predicted with, judged, exported, started from."""
+"""Trained networks: prediction, evaluation, calibration, export, and starting from their weights."""
 
 import csv
 import json
@@ -17,8 +17,8 @@ from sklearn.metrics import f1_score, log_loss
 from prrfl.calibration import at_temperature, fit_temperature
 from prrfl.data.sources import load_sites
 from prrfl.models import build_network
+from prrfl.reports.assessment import assess
 from prrfl.reports.calibration import calibration_error, chance_error, reliability
-from prrfl.reports.judgement import judge
 from prrfl.runs.deployed import network_path, read_about
 from prrfl.storage.records import read_predictions
 from prrfl.storage.tensor_files import read_tensors
@@ -69,8 +69,8 @@ def test_predict_says_of_images_what_the_run_says_of_them(prrfl, run, data, tmp_
     assert (code, err) == (0, "")
     assert "48 images by the best network of clientA" in " ".join(out.split())
     rows = {row["image"]: row for row in rows_of(tmp_path / "p.csv")}
-    kept = read_predictions(run / "predictions/clientA/best.csv")
-    for name, expected in zip(kept.ids, kept.probabilities.tolist(), strict=True):
+    saved = read_predictions(run / "predictions/clientA/best.csv")
+    for name, expected in zip(saved.ids, saved.probabilities.tolist(), strict=True):
         row = rows[str(data / f"data/clientA/img_resize32/{name}.png")]
         found = [float(row[f"p_{c}"]) for c in CLASSES]
         assert found == pytest.approx(expected, abs=1e-5)
@@ -245,17 +245,17 @@ def test_calibration_error_by_hand():
     assert calibration_error(predictions, bins=10) == pytest.approx((0.4 + 0.7 + 2 * 0.4) / 4)
 
 
-def test_a_judgement_is_scikit_learns():
+def test_an_assessment_is_scikit_learns():
     predictions = sharp(200, 1.0, seed=3)
-    found = judge(predictions)
+    found = assess(predictions)
     truth, answer = predictions.labels.numpy(), predictions.probabilities.argmax(1).numpy()
     assert found.macro_f1.value == pytest.approx(f1_score(truth, answer, average="macro"))
     assert found.log_loss == pytest.approx(log_loss(truth, predictions.probabilities.numpy()))
     assert found.accuracy.value == pytest.approx((truth == answer).mean())
     assert sum(map(sum, found.confusion)) == 200
-    sure = judge(Predictions(tuple("abc"), torch.zeros(3, dtype=torch.long), torch.tensor([[0.9, 0.1]] * 3)))
+    sure = assess(Predictions(tuple("abc"), torch.zeros(3, dtype=torch.long), torch.tensor([[0.9, 0.1]] * 3)))
     assert sure.recall[0].interval == pytest.approx((0.439, 1.0), abs=1e-3)  # Wilson's, of 3 of 3
-    lone = judge(Predictions(("a",), torch.tensor([1]), torch.tensor([[0.2, 0.8]])))
+    lone = assess(Predictions(("a",), torch.tensor([1]), torch.tensor([[0.2, 0.8]])))
     assert lone.auc.value is None
     assert lone.recall[0].value is None
 

@@ -13,15 +13,15 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from prrfl.cli.onboarding import evaluate_new_sites
-from prrfl.cli.screen import console, judgement_cells, judgement_table
+from prrfl.cli.screen import console, score_cells, score_table
 from prrfl.errors import ConfigError
 from prrfl.storage.atomic import write_json, write_text
 
 if TYPE_CHECKING:
-    from prrfl.reports.judgement import Judgement
+    from prrfl.reports.assessment import Assessment
     from prrfl.runs.deployed import Which
 
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run, or of a site of a federation")]
+_Run = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run, or of a site of a federation")]
 SiteName = Annotated[
     str | None, typer.Option(help="site whose network to use; optional if there is only one")
 ]
@@ -36,7 +36,7 @@ Calibrate = Annotated[
 
 
 def predict(
-    run_folder: Run,
+    run_folder: _Run,
     images: Annotated[
         list[Path], typer.Argument(metavar="IMAGES...", help="image files, or folders of them")
     ],
@@ -77,7 +77,7 @@ def predict(
 
 
 def evaluate(
-    run_folder: Run,
+    run_folder: _Run,
     data: Annotated[
         Path | None,
         typer.Option(
@@ -110,19 +110,19 @@ def evaluate(
         write_json(json, found)
 
 
-def _own(run_folder: Path, network: "Which", calibrate: bool) -> Mapping[str, "Judgement"]:
+def _own(run_folder: Path, network: "Which", calibrate: bool) -> Mapping[str, "Assessment"]:
     from prrfl.inference.evaluate import evaluate_own_sites
     from prrfl.runs.folder import RunFolder
 
     classes: tuple[str, ...] = ()
-    found: dict[str, Judgement] = {}
+    found: dict[str, Assessment] = {}
     with console.status("scoring"):
-        for saved, judgement in evaluate_own_sites(run_folder, network, calibrate):
-            found[saved.site], classes = judgement, saved.about.classes
+        for saved, assessment in evaluate_own_sites(run_folder, network, calibrate):
+            found[saved.site], classes = assessment, saved.about.classes
     title = f"{network} network of each site on its own test images"
-    table = judgement_table(title, ("site", "images"), classes)
-    for site, judgement in found.items():
-        table.add_row(site, str(judgement.images), *judgement_cells(judgement))
+    table = score_table(title, ("site", "images"), classes)
+    for site, assessment in found.items():
+        table.add_row(site, str(assessment.images), *score_cells(assessment))
     console.print(table)
     precision = RunFolder(run_folder).settings().precision
     if precision != "float32":
@@ -134,7 +134,7 @@ def _own(run_folder: Path, network: "Which", calibrate: bool) -> Mapping[str, "J
 
 
 def export(
-    run_folder: Run,
+    run_folder: _Run,
     out: Annotated[Path, typer.Option(metavar="DIR", help="folder to create")],
     site: SiteName = None,
     network: Network = "best",

@@ -11,25 +11,25 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from prrfl.cli.screen import console, judgement_cells, judgement_table
-from prrfl.reports.words import percent
+from prrfl.cli.screen import console, score_cells, score_table
+from prrfl.reports.formatting import percent
 from prrfl.storage.atomic import write_json
 
 if TYPE_CHECKING:
     from prrfl.inference.onboarding import LastRound
-    from prrfl.reports.judgement import Judgement
+    from prrfl.reports.assessment import Assessment
     from prrfl.runs.deployed import Which
     from prrfl.types import Scores, SiteData, Split
 
 log = logging.getLogger("prrfl")
 
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run")]
+_Run = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run")]
 Data = Annotated[
     Path, typer.Option(metavar="DIR", help="data of the new sites, in any format that train reads")
 ]
 
 
-def evaluate_new_sites(run_folder: Path, data: Path, which: "Which") -> dict[str, dict[str, "Judgement"]]:
+def evaluate_new_sites(run_folder: Path, data: Path, which: "Which") -> dict[str, dict[str, "Assessment"]]:
     """Score all networks, their ensemble and their mean on sites that took no part; print and return that."""
     from prrfl.inference.onboarding import evaluate_at_new_site, read_deployed, read_last_round
 
@@ -39,15 +39,15 @@ def evaluate_new_sites(run_folder: Path, data: Path, which: "Which") -> dict[str
     for site in _sites(data, run, ("test",)):
         found[site.name] = evaluate_at_new_site(run, deployed, site)
         title = f"{which} networks on the {len(site.test)} test images of {site.name}"
-        table = judgement_table(title, ("network",), run.config.classes)
-        for name, judgement in found[site.name].items():
-            table.add_row(name, *judgement_cells(judgement))
+        table = score_table(title, ("network",), run.config.classes)
+        for name, assessment in found[site.name].items():
+            table.add_row(name, *score_cells(assessment))
         console.print(table)
     return found
 
 
 def onboard(
-    run_folder: Run,
+    run_folder: _Run,
     data: Data,
     out: Annotated[Path, typer.Option(metavar="DIR", help="folder for the new networks and their scores")],
     epochs: Annotated[int, typer.Option(min=1, max=10_000, help="local epochs of training")] = 5,

@@ -17,11 +17,11 @@ from rich.progress import (
 from rich.table import Table
 
 from prrfl.errors import Stopped
-from prrfl.reports.words import STAGES, percent
+from prrfl.reports.formatting import percent
 
 if TYPE_CHECKING:
     from prrfl.config import TrainConfig
-    from prrfl.reports.judgement import Judgement, Measured
+    from prrfl.reports.assessment import Assessment, Measured
     from prrfl.types import RoundRecord, SiteData
 
 # Names of sites, classes and images are printed as they are: [b] is not markup, :x: is not an emoji.
@@ -39,6 +39,9 @@ def show_progress(
         settings: the run's settings.
         done: rounds that were complete before.
     """
+    from prrfl.algorithms import ALGORITHMS, traits_of
+
+    stages = ("", *traits_of(ALGORITHMS[settings.method]).stages)
     sizes = {site.name: len(site.train) for site in sites}
     columns = (
         SpinnerColumn(),
@@ -54,7 +57,7 @@ def show_progress(
         task = progress.add_task(f"round {done + 1}/{settings.rounds}", total=total)
         for record in records:
             if record.kind == "train":
-                stage = STAGES.get(int(record.metrics.get("stage", 0)), "")
+                stage = stages[int(record.metrics.get("stage", 0))]
                 progress.update(
                     task,
                     # All sites at once if their images are pooled.
@@ -101,7 +104,7 @@ def print_summary(folder: Path) -> None:
         )
 
 
-def judgement_table(title: str, of: Sequence[str], classes: Sequence[str]) -> Table:
+def score_table(title: str, of: Sequence[str], classes: Sequence[str]) -> Table:
     """Return an empty table of test scores, whose first columns name what was scored."""
     table = Table(title=f"{title} (%, 95 % intervals over images)")
     recalls = (f"recall {name}" for name in classes)
@@ -110,10 +113,10 @@ def judgement_table(title: str, of: Sequence[str], classes: Sequence[str]) -> Ta
     return table
 
 
-def judgement_cells(judgement: "Judgement") -> list[str]:
-    """Return the cells of a row of :func:`judgement_table` after its first columns."""
-    scores = (judgement.macro_f1, judgement.auc, *judgement.recall)
-    error = f"{percent(judgement.calibration_error)}\nby chance {100 * judgement.chance_error:.0f}"
+def score_cells(assessment: "Assessment") -> list[str]:
+    """Return the cells of a row of :func:`score_table` after its first columns."""
+    scores = (assessment.macro_f1, assessment.auc, *assessment.recall)
+    error = f"{percent(assessment.calibration_error)}\nby chance {100 * assessment.chance_error:.0f}"
     return [*map(_with_interval, scores), error]
 
 

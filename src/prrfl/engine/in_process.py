@@ -95,7 +95,7 @@ class InProcess:
     def train(self, ctx: RoundContext) -> Iterator[RoundRecord | Arrival]:
         """Visit the present sites one by one."""
         names = taking_part(self.names, self._present, ctx)
-        yield from self._visit([partial(self.train_at, name, ctx) for name in names])
+        yield from self._visit({name: partial(self.train_at, name, ctx) for name in names})
 
     def train_at(self, name: ClientId, ctx: RoundContext) -> Iterator[RoundRecord | Arrival]:
         """Train one site for one round."""
@@ -105,17 +105,17 @@ class InProcess:
     def receive(self, mean: Tensors, ctx: RoundContext) -> Iterator[RoundRecord]:
         """Hand the mean to the present sites."""
         names = taking_part(self.names, self._present, ctx)
-        yield from self._visit([partial(self.receive_at, name, mean, ctx) for name in names])
+        yield from self._visit({name: partial(self.receive_at, name, mean, ctx) for name in names})
 
     def receive_at(self, name: ClientId, mean: Tensors, ctx: RoundContext) -> Iterator[RoundRecord]:
         """Give the mean to one site."""
         self._states[name] = yield from self._visitors[name].receive(self._state(name), mean, ctx)
 
-    def _visit(self, visits: Sequence[Callable[[], Iterator[E]]]) -> Iterator[E]:
+    def _visit(self, visits: Mapping[ClientId, Callable[[], Iterator[E]]]) -> Iterator[E]:
         if self._lanes is not None and len(visits) > 1:
             yield from self._lanes.run(visits)
         else:
-            for visit in visits:
+            for visit in visits.values():
                 yield from visit()
 
     def models(self) -> dict[ClientId, Mapping[str, Tensors]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from prrfl.config import TrainConfig
 from prrfl.data.sources import load_site
 from prrfl.errors import DataError
-from prrfl.reports.judgement import Judgement, judge
+from prrfl.reports.assessment import Assessment, assess
 from prrfl.runs.deployed import (
     SavedNetwork,
     Which,
@@ -27,7 +27,7 @@ _TEST: tuple[Split, ...] = ("test",)
 
 def evaluate_own_sites(
     folder: Path, which: Which, calibrate: bool = False
-) -> Iterator[tuple[SavedNetwork, Judgement]]:
+) -> Iterator[tuple[SavedNetwork, Assessment]]:
     """Yield each network of a run, or of a site's folder in a federation, with its test scores.
 
     The images are read and the network is run again. If the images are not those of the run, there is a
@@ -54,7 +54,7 @@ def evaluate_own_sites(
             )
         found = predict_examples(network, sites[name].test)
         _compare(found, read_predictions(predictions_path(folder, name, which, "test")), name)
-        yield network, judge(found)
+        yield network, assess(found)
 
 
 def _load(folder: Path, config: TrainConfig, names: list[ClientId]) -> dict[ClientId, SiteData]:

@@ -12,7 +12,7 @@ from prrfl.config import TrainConfig
 from prrfl.engine.in_process import read_client
 from prrfl.errors import ConfigError, StateMismatchError
 from prrfl.evaluation import predictions, score
-from prrfl.reports.judgement import Judgement, judge
+from prrfl.reports.assessment import Assessment, assess
 from prrfl.runs.checkpoint import read_progress
 from prrfl.runs.deployed import SavedNetwork, Which, predict_examples, read_network, sites_of
 from prrfl.runs.folder import RunFolder
@@ -90,7 +90,7 @@ def read_deployed(folder: Path, which: Which, device: str) -> dict[ClientId, Sav
 
 def evaluate_at_new_site(
     run: LastRound, deployed: Mapping[ClientId, SavedNetwork], site: SiteData
-) -> dict[str, Judgement]:
+) -> dict[str, Assessment]:
     """Score all deployed networks, their ensemble, and the mean of the last round, on a site's test images.
 
     The ensemble is the mean of the networks' softmax outputs. If all sites have the same network, as in
@@ -98,13 +98,13 @@ def evaluate_at_new_site(
     """
     first, *others = deployed.values()
     if run.one_each and all(_same(first.weights, other.weights) for other in others):
-        return {"network of all sites": judge(predict_examples(first, site.test))}
+        return {"network of all sites": assess(predict_examples(first, site.test))}
     found = {f"network of {name}": predict_examples(network, site.test) for name, network in deployed.items()}
     ensemble = torch.stack([one.probabilities for one in found.values()]).mean(0)
     (mean,) = predict([run.mean], site.test, replace(run.recipe, precision="float32"))
     found["ensemble of all"] = replace(next(iter(found.values())), probabilities=ensemble)
     found[f"{run.mean_name}, last round"] = predictions(mean, site.test)
-    return {name: judge(one) for name, one in found.items()}
+    return {name: assess(one) for name, one in found.items()}
 
 
 def _same(one: Tensors, other: Tensors) -> bool:

@@ -45,7 +45,10 @@ class VGG16Slim(nn.Module):
     """
 
     def __init__(self, num_classes: int = 3, bias: bool = False) -> None:
-        """Create the network with He-normal weights, drawn from PyTorch's global generator.
+        """Create the network with weights as PyTorch draws them, from its global generator.
+
+        That is what the published code starts from: uniform in ±1/√fan_in. He-normal weights are 2.45 times
+        as large, and before a batch norm that makes training six times slower at the same learning rate.
 
         Args:
             num_classes: number of logits.
@@ -61,9 +64,6 @@ class VGG16Slim(nn.Module):
             self.add_module(f"layer{index}", nn.Sequential(*blocks))
         self.fc1 = _Hidden(inputs, 64)
         self.fc2 = _Output(64, num_classes, bias)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits."""
