@@ -322,7 +322,7 @@ def test_the_figure_has_a_line_for_each_method_and_room_on_the_right():
         for m in ("prrfl", "fedavg", "prrfl:r1=0.7")
         for s in (0, 1)
     ]
-    left, _ = overlay.comparison_figure(runs).axes
+    left, _ = overlay.comparison_figure(runs, "prrfl").axes
     assert [line.get_label() for line in left.lines] == ["prrfl", "fedavg", "prrfl:r1=0.7"]
     assert left.lines[0].get_color() == left.lines[2].get_color() != left.lines[1].get_color()
     assert left.lines[2].is_dashed()
@@ -344,7 +344,7 @@ def test_curves_run_along_each_runs_own_local_epochs():
     found = overlay.bands([one, two], "auc")
     assert sorted(set(found["prrfl"].at)) == pytest.approx([1, 2])
     assert sorted(set(found["fedavg"].at)) == pytest.approx([3, 6])
-    assert overlay.comparison_figure([one, two]).axes[0].get_xlabel() == "local epoch"
+    assert overlay.comparison_figure([one, two], "prrfl").axes[0].get_xlabel() == "local epoch"
 
 
 def test_the_baseline_answers_the_most_frequent_class_of_training():
@@ -395,12 +395,12 @@ def test_the_command_runs_resumes_and_refuses(tmp_path, prrfl):
             assert {line["round"] for line in csv.DictReader(file)} == {"1"}
     assert "| prrfl:transfer=off+r1=0.7 |" in table
     for methods, seeds, changed, message in (
-        ("fedavg", "0", ["--lr", 0.5], "lr = 0.01, now asked for with 0.5"),
+        ("fedavg", "0", ["--lr", 0.5], "lr = 0.01, but the command asks for 0.5"),
         ("fedavgg", "0", [], "did you mean 'fedavg'"),
-        ("fedavg,fedavg", "0", [], "method fedavg is named twice"),
+        ("fedavg,fedavg", "0", [], "method fedavg is given twice"),
         ("fedavg:lr", "0", [], "expected name:key=value"),
         ("fedavg", "x", [], "--seeds"),
-        ("fedavg", "0", ["--data", tmp_path / "gone"], f"--data {tmp_path / 'gone'} is not there"),
+        ("fedavg", "0", ["--data", tmp_path / "gone"], f"--data {tmp_path / 'gone'} does not exist"),
     ):
         code, _, err = prrfl("compare", "--methods", methods, "--seeds", seeds, *common, *changed)
         assert code == 2

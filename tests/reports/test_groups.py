@@ -9,9 +9,9 @@ import torch
 from prrfl.calibration import at_temperature
 from prrfl.data.sources import load_sites
 from prrfl.evaluation import predictions
+from prrfl.reports.assessment import assess
 from prrfl.reports.card import model_card
 from prrfl.reports.comparison import Run, compare
-from prrfl.reports.assessment import assess
 from prrfl.reports.statistics import group_indices, resamples
 from prrfl.runs.deployed import About
 from prrfl.storage.records import predictions_to_csv, read_predictions
@@ -91,7 +91,15 @@ def test_a_run_that_wrote_no_groups_has_those_of_the_others():
 
 def test_the_card_says_of_how_many_lesions_the_images_are():
     about = About("a", "model", "local", "net", CLASSES, 32, 0, 1, {"train": (1, 1, 1)})
-    facts = {"about": about, "scope": "alone", "site": "a", "which": "best", "temperature": 1, "fitted_on": 0, "version": "0"}
+    facts = {
+        "about": about,
+        "scope": "alone",
+        "site": "a",
+        "which": "best",
+        "temperature": 1,
+        "fitted_on": 0,
+        "version": "0",
+    }
     facts |= {"today": "today", "file": "f", "checksum": "c", "picture": "p"}
     one, many = single(1.5), photographed(single(1.5), 2)
     card = model_card(facts, CLASSES, ["a"], many, at_temperature(many, 1.5))
