@@ -274,7 +274,7 @@ def test_check_finds_everything_at_once(prrfl, tmp_path):
         assert f"{word}: " in out
 
 
-def test_check_warns_of_what_one_site_trains_on_and_another_is_judged_on(prrfl, tmp_path):
+def test_check_warns_of_what_one_site_trains_on_and_another_is_tested_on(prrfl, tmp_path):
     pics = tmp_path / "pics"
     for name, seed in (("a", 0), ("b", 1), ("c", 0), ("d", 2), ("e", 3), ("f", 4), ("g", 2)):
         picture(pics / f"{name}.png", seed)
@@ -288,7 +288,7 @@ def test_check_warns_of_what_one_site_trains_on_and_another_is_judged_on(prrfl, 
             "pics/c.png,nv,y,test,p3",  # the pixels of x's a
             "pics/b.png,nv,y,valid,p2",  # pixels and group of x's b
             "pics/e.png,nv,y,test,p1",  # the group of x's a
-            "pics/g.png,nv,y,train,",  # trained on at both, judged at none
+            "pics/g.png,nv,y,train,",  # used for training at both, for testing at none
         ],
     )
     code, out, _ = prrfl("data", "check", manifest, "--json", tmp_path / "f.json")

@@ -37,7 +37,7 @@ def folder(tmp_path_factory):
 @given(kind=st.sampled_from(list(VALUES)), change=changes)
 def test_bytes_that_are_changed(kind, change):
     whole = to_bytes(VALUES[kind])
-    value = tried(lambda: from_bytes(kind, change(whole)), f"no {kind.__name__}")
+    value = tried(lambda: from_bytes(kind, change(whole)), f"not a {kind.__name__}")
     if isinstance(value, str):
         return
     assert isinstance(value, kind)
@@ -116,7 +116,7 @@ def test_a_header_longer_than_the_file(length, folder):
     path = folder / "long.safetensors"
     path.write_bytes(length.to_bytes(8, "little") + b'{"a":1}')
     assert isinstance(tried(lambda: read_state(path, Share), path), str)
-    assert isinstance(tried(lambda: from_bytes(Share, path.read_bytes()), "no Share"), str)
+    assert isinstance(tried(lambda: from_bytes(Share, path.read_bytes()), "not a Share"), str)
 
 
 def test_a_state_of_another_network_is_refused(folder):

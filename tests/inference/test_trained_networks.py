@@ -1,4 +1,4 @@
-"""Trained networks put to use: predicted with, judged, exported, started from."""
+"""Trained networks: prediction, evaluation, calibration, export, and starting from their weights."""
 
 import csv
 import json
@@ -69,8 +69,8 @@ def test_predict_says_of_images_what_the_run_says_of_them(prrfl, run, data, tmp_
     assert (code, err) == (0, "")
     assert "48 images by the best network of clientA" in " ".join(out.split())
     rows = {row["image"]: row for row in rows_of(tmp_path / "p.csv")}
-    kept = read_predictions(run / "predictions/clientA/best.csv")
-    for name, expected in zip(kept.ids, kept.probabilities.tolist(), strict=True):
+    saved = read_predictions(run / "predictions/clientA/best.csv")
+    for name, expected in zip(saved.ids, saved.probabilities.tolist(), strict=True):
         row = rows[str(data / f"data/clientA/img_resize32/{name}.png")]
         found = [float(row[f"p_{c}"]) for c in CLASSES]
         assert found == pytest.approx(expected, abs=1e-5)
@@ -245,7 +245,7 @@ def test_calibration_error_by_hand():
     assert calibration_error(predictions, bins=10) == pytest.approx((0.4 + 0.7 + 2 * 0.4) / 4)
 
 
-def test_a_judgement_is_scikit_learns():
+def test_an_assessment_is_scikit_learns():
     predictions = sharp(200, 1.0, seed=3)
     found = assess(predictions)
     truth, answer = predictions.labels.numpy(), predictions.probabilities.argmax(1).numpy()

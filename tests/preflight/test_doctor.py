@@ -227,7 +227,7 @@ GIB = 2**30
 )
 def test_memory_is_compared_with_processes_and_images(memory, process, sites, level):
     config = checked({"workers": 4, "threads": 1}, "")
-    found = speed.check_memory(memory, process, config, DataSet((), sites))
+    found = speed.check_memory_use(memory, process, config, DataSet((), sites))
     assert found.level == level, found
     assert bool(found.advice) == (level != "ok")
 

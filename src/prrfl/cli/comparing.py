@@ -19,7 +19,7 @@ from prrfl.reports.tables import brief, legend
 from prrfl.runs.compare import Planned, plan, run_all, tabulate
 from prrfl.runs.folder import RunFolder
 
-METHODS = ",".join(ALGORITHMS)
+_METHODS = ",".join(ALGORITHMS)
 
 
 @with_flags(
@@ -28,14 +28,14 @@ METHODS = ",".join(ALGORITHMS)
             str,
             typer.Option(
                 help="methods, separated by commas; name:key=value+key=value changes settings, as in "
-                + escape(f"prrfl:transfer=off [default: {METHODS}]"),
+                + escape(f"prrfl:transfer=off [default: {_METHODS}]"),
                 show_default=False,
             ),
         ],
         "seeds": Annotated[str, typer.Option(help="seeds, separated by commas")],
         "workers": Annotated[int | None, typer.Option(min=1, help="runs at a time; all cores if not given")],
     },
-    defaults={"methods": METHODS, "seeds": "0,1", "workers": None},
+    defaults={"methods": _METHODS, "seeds": "0,1", "workers": None},
     leave_out=("method", "seed", "workers", "threads"),
 )
 def compare(

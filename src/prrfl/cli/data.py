@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 data = typer.Typer(help="Check, split and build data sets.", no_args_is_help=True, add_completion=False)
 
-Source = Annotated[
+_Source = Annotated[
     Path, typer.Argument(metavar="DATA", help="folder in the published layout, or a manifest CSV")
 ]
-Classes = Annotated[str, typer.Option(help="names of the labels 0, 1, ..., separated by commas")]
+_Classes = Annotated[str, typer.Option(help="names of the labels 0, 1, ..., separated by commas")]
 
 
 @data.command()
 def check(
-    source: Source,
-    classes: Classes = "nv,bkl,mel",
+    source: _Source,
+    classes: _Classes = "nv,bkl,mel",
     image_size: Annotated[int, typer.Option(min=1, help="stored image size to check")] = 128,
     batch: Annotated[int, typer.Option(min=2, help="images per training step")] = 16,
     json: Annotated[
@@ -111,12 +111,12 @@ def _print(found: "Findings", classes: tuple[str, ...], batch: int) -> None:
 
 @data.command()
 def split(
-    source: Source,
+    source: _Source,
     out: Annotated[Path, typer.Option(metavar="FILE", help="manifest CSV to write")],
     valid: Annotated[float, typer.Option(help="fraction of each site's images used for validation")] = 0.1,
     test: Annotated[float, typer.Option(help="fraction used for test")] = 0.2,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="same seed, same splits")] = 0,
-    classes: Classes = "nv,bkl,mel",
+    classes: _Classes = "nv,bkl,mel",
     image_size: Annotated[int, typer.Option(min=1, help="stored image size to use")] = 128,
 ) -> None:
     """Make new splits, stratified by class, that keep groups (lesions, patients) and duplicates together.
@@ -165,7 +165,7 @@ def build(
 
     entries, left_out = archives.ham_entries(ham_csv)
     entries += archives.isic_entries(isic_csv)
-    source = archives.find_images([*ham, *isic])
+    source = archives.index_images([*ham, *isic])
     with _progress("writing images", len(entries)) as seen:
         missing = archives.build(entries, source, out, image_size, seed, seen)
     for reason, count in sorted(left_out.items()):

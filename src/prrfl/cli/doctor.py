@@ -13,7 +13,7 @@ from prrfl.cli.screen import console
 if TYPE_CHECKING:
     from prrfl.preflight import Finding
 
-MARKS = {"ok": Text("✓", "green"), "note": Text("!", "yellow"), "problem": Text("✗", "bold red")}
+_MARKS = {"ok": Text("✓", "green"), "note": Text("!", "yellow"), "problem": Text("✗", "bold red")}
 
 
 def doctor(
@@ -52,6 +52,6 @@ def _table(findings: "list[Finding]") -> Table:
     for finding in findings:
         text = finding.message + (f"\n→ {finding.advice}" if finding.advice else "")
         # Text, so that brackets in a path are not read as markup.
-        table.add_row(MARKS[finding.level], finding.topic if finding.topic != topic else "", Text(text))
+        table.add_row(_MARKS[finding.level], finding.topic if finding.topic != topic else "", Text(text))
         topic = finding.topic
     return table

@@ -12,14 +12,14 @@ from rich.markup import escape
 
 from prrfl.config import TrainConfig
 
-Command = TypeVar("Command", bound=Callable[..., None])
+_Command = TypeVar("_Command", bound=Callable[..., None])
 
 
 def with_flags(
     own: Mapping[str, Any] = MappingProxyType({}),
     defaults: Mapping[str, object] = MappingProxyType({}),
     leave_out: Collection[str] = (),
-) -> Callable[[Command], Command]:
+) -> Callable[[_Command], _Command]:
     """Give a command one flag per setting of :class:`TrainConfig`, after its own flags.
 
     Args:
@@ -46,7 +46,7 @@ def with_flags(
         ),
     ]
 
-    def decorate(command: Command) -> Command:
+    def decorate(command: _Command) -> _Command:
         command.__signature__ = signatures.Signature(parameters)  # type: ignore[attr-defined]
         return command
 

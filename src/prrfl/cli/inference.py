@@ -13,7 +13,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from prrfl.cli.onboarding import evaluate_new_sites
-from prrfl.cli.screen import console, judgement_cells, judgement_table
+from prrfl.cli.screen import console, score_cells, score_table
 from prrfl.errors import ConfigError
 from prrfl.storage.atomic import write_json, write_text
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from prrfl.reports.assessment import Assessment
     from prrfl.runs.deployed import Which
 
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run, or of a site of a federation")]
+_Run = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run, or of a site of a federation")]
 SiteName = Annotated[
     str | None, typer.Option(help="site whose network to use; optional if there is only one")
 ]
@@ -36,7 +36,7 @@ Calibrate = Annotated[
 
 
 def predict(
-    run_folder: Run,
+    run_folder: _Run,
     images: Annotated[
         list[Path], typer.Argument(metavar="IMAGES...", help="image files, or folders of them")
     ],
@@ -55,14 +55,14 @@ def predict(
     from prrfl.runs.deployed import classify, read_network
 
     found = find_images(images)
-    kept = read_network(run_folder, site, network, calibrate=calibrate, device=best_device())
-    classes = kept.about.classes
+    saved = read_network(run_folder, site, network, calibrate=calibrate, device=best_device())
+    classes = saved.about.classes
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(["image", "predicted", *(f"p_{name}" for name in classes), "entropy"])
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        for path, p in progress.track(classify(kept, found), total=len(found), description="images"):
+        for path, p in progress.track(classify(saved, found), total=len(found), description="images"):
             values = p.tolist()
             entropy = float(-(p * p.clamp_min(1e-300).log()).sum())
             # File names may hold bytes that are not valid text.
@@ -70,14 +70,14 @@ def predict(
             row = [name, classes[int(p.argmax())], *(f"{v:.6g}" for v in values), f"{entropy:.4f}"]
             writer.writerow(row)
     write_text(out, table.getvalue())
-    scaled = f", temperature {kept.temperature:.3g}" if calibrate else ""
+    scaled = f", temperature {saved.temperature:.3g}" if calibrate else ""
     console.print(
-        f"{len(found)} images by the {network} network of {kept.site}{scaled}: {out}", soft_wrap=True
+        f"{len(found)} images by the {network} network of {saved.site}{scaled}: {out}", soft_wrap=True
     )
 
 
 def evaluate(
-    run_folder: Run,
+    run_folder: _Run,
     data: Annotated[
         Path | None,
         typer.Option(
@@ -111,18 +111,18 @@ def evaluate(
 
 
 def _own(run_folder: Path, network: "Which", calibrate: bool) -> Mapping[str, "Assessment"]:
-    from prrfl.inference.evaluate import judge_own
+    from prrfl.inference.evaluate import evaluate_own_sites
     from prrfl.runs.folder import RunFolder
 
     classes: tuple[str, ...] = ()
     found: dict[str, Assessment] = {}
     with console.status("scoring"):
-        for kept, judgement in judge_own(run_folder, network, calibrate):
-            found[kept.site], classes = judgement, kept.about.classes
+        for saved, assessment in evaluate_own_sites(run_folder, network, calibrate):
+            found[saved.site], classes = assessment, saved.about.classes
     title = f"{network} network of each site on its own test images"
-    table = judgement_table(title, ("site", "images"), classes)
-    for site, judgement in found.items():
-        table.add_row(site, str(judgement.images), *judgement_cells(judgement))
+    table = score_table(title, ("site", "images"), classes)
+    for site, assessment in found.items():
+        table.add_row(site, str(assessment.images), *score_cells(assessment))
     console.print(table)
     precision = RunFolder(run_folder).settings().precision
     if precision != "float32":
@@ -134,7 +134,7 @@ def _own(run_folder: Path, network: "Which", calibrate: bool) -> Mapping[str, "A
 
 
 def export(
-    run_folder: Run,
+    run_folder: _Run,
     out: Annotated[Path, typer.Option(metavar="DIR", help="folder to create")],
     site: SiteName = None,
     network: Network = "best",
@@ -152,11 +152,11 @@ def export(
     from prrfl.runs.folder import RunFolder
 
     RunFolder(out).check_free()
-    kept = read_network(run_folder, site, network, calibrate=calibrate)
+    saved = read_network(run_folder, site, network, calibrate=calibrate)
     with console.status("exporting"):
-        off = exporting.export(kept, run_folder, network, out)
+        difference = exporting.export(saved, run_folder, network, out)
     console.print(
-        f"{out / 'model.onnx'}: the {network} network of {kept.site}; onnxruntime's probabilities differ "
-        f"from its own by at most {off:.0e}. Read {out / 'model_card.md'} before use.",
+        f"{out / 'model.onnx'}: the {network} network of {saved.site}; onnxruntime's probabilities differ "
+        f"from its own by at most {difference:.0e}. Read {out / 'model_card.md'} before use.",
         soft_wrap=True,
     )

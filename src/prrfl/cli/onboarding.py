@@ -11,19 +11,19 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from prrfl.cli.screen import console, judgement_cells, judgement_table
+from prrfl.cli.screen import console, score_cells, score_table
 from prrfl.reports.formatting import percent
 from prrfl.storage.atomic import write_json
 
 if TYPE_CHECKING:
-    from prrfl.inference.onboarding import Federation
+    from prrfl.inference.onboarding import LastRound
     from prrfl.reports.assessment import Assessment
     from prrfl.runs.deployed import Which
     from prrfl.types import Scores, SiteData, Split
 
 log = logging.getLogger("prrfl")
 
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run")]
+_Run = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run")]
 Data = Annotated[
     Path, typer.Option(metavar="DIR", help="data of the new sites, in any format that train reads")
 ]
@@ -31,23 +31,23 @@ Data = Annotated[
 
 def evaluate_new_sites(run_folder: Path, data: Path, which: "Which") -> dict[str, dict[str, "Assessment"]]:
     """Score all networks, their ensemble and their mean on sites that took no part; print and return that."""
-    from prrfl.inference import onboarding
+    from prrfl.inference.onboarding import evaluate_at_new_site, read_deployed, read_last_round
 
-    federation = onboarding.read_federation(run_folder)
-    deployed = onboarding.read_deployed(run_folder, which, federation.config.device)
+    run = read_last_round(run_folder)
+    deployed = read_deployed(run_folder, which, run.config.device)
     found = {}
-    for site in _sites(data, federation, ("test",)):
-        found[site.name] = onboarding.evaluate(federation, deployed, site)
+    for site in _sites(data, run, ("test",)):
+        found[site.name] = evaluate_at_new_site(run, deployed, site)
         title = f"{which} networks on the {len(site.test)} test images of {site.name}"
-        table = judgement_table(title, ("network",), federation.config.classes)
-        for name, judgement in found[site.name].items():
-            table.add_row(name, *judgement_cells(judgement))
+        table = score_table(title, ("network",), run.config.classes)
+        for name, assessment in found[site.name].items():
+            table.add_row(name, *score_cells(assessment))
         console.print(table)
     return found
 
 
 def onboard(
-    run_folder: Run,
+    run_folder: _Run,
     data: Data,
     out: Annotated[Path, typer.Option(metavar="DIR", help="folder for the new networks and their scores")],
     epochs: Annotated[int, typer.Option(min=1, max=10_000, help="local epochs of training")] = 5,
@@ -58,21 +58,22 @@ def onboard(
     It prints the gain over the starting network and over training alone. The site needs training and test
     images, but no validation images.
     """
-    from prrfl.inference import onboarding
+    from prrfl.inference.onboarding import onboard as make_network
+    from prrfl.inference.onboarding import read_last_round
     from prrfl.runs.folder import RunFolder
     from prrfl.storage.tensor_files import write_tensors
 
     RunFolder(out).check_free()
-    federation = onboarding.read_federation(run_folder)
-    for site in _sites(data, federation, ("train", "test")):
+    run = read_last_round(run_folder)
+    for site in _sites(data, run, ("train", "test")):
         with console.status(Text(f"{site.name}: training on {len(site.train)} images, twice")):
-            result = onboarding.onboard(federation, site, epochs, seed)
+            result = make_network(run, site, epochs, seed)
         write_tensors(out / site.name / "model.safetensors", result.network, {"run": str(run_folder)})
         write_json(out / site.name / "scores.json", {k: asdict(v) for k, v in result.scores.items()})
-        _print(f"{site.name}: {len(site.test)} test images (%)", result.scores, federation.config.classes)
+        _print(f"{site.name}: {len(site.test)} test images (%)", result.scores, run.config.classes)
         start, _, own, alone = (scores.macro_f1 for scores in result.scores.values())
         console.print(
-            f"{site.name} {change(own, start)} of macro-F1 against the {federation.mean_name}, "
+            f"{site.name} {change(own, start)} of macro-F1 against the {run.mean_name}, "
             f"{change(own, alone)} of macro-F1 against training alone; "
             f"network: {out / site.name / 'model.safetensors'}",
             soft_wrap=True,
@@ -85,11 +86,11 @@ def change(after: float, before: float) -> str:
     return f"{'lost' if points < 0 else 'gained'} {abs(points):.2f} points"
 
 
-def _sites(data: Path, federation: "Federation", needed: "Sequence[Split]") -> "list[SiteData]":
+def _sites(data: Path, run: "LastRound", needed: "Sequence[Split]") -> "list[SiteData]":
     from prrfl.data.sources import load_sites
     from prrfl.engine.in_process import POOL
 
-    config = federation.config
+    config = run.config
     sites = load_sites(
         data,
         image_size=config.image_size,
@@ -98,7 +99,7 @@ def _sites(data: Path, federation: "Federation", needed: "Sequence[Split]") -> "
         needed=needed,
     )
     own = config.data is not None and os.path.realpath(config.data) == os.path.realpath(data)
-    known = [site.name for site in sites if own and federation.states.keys() & {site.name, POOL}]
+    known = [site.name for site in sites if own and run.states.keys() & {site.name, POOL}]
     if known:
         log.warning(
             "%s took part in the run with this data; the scores are not those of a new site",

@@ -104,7 +104,7 @@ def print_summary(folder: Path) -> None:
         )
 
 
-def judgement_table(title: str, of: Sequence[str], classes: Sequence[str]) -> Table:
+def score_table(title: str, of: Sequence[str], classes: Sequence[str]) -> Table:
     """Return an empty table of test scores, whose first columns name what was scored."""
     table = Table(title=f"{title} (%, 95 % intervals over images)")
     recalls = (f"recall {name}" for name in classes)
@@ -113,10 +113,10 @@ def judgement_table(title: str, of: Sequence[str], classes: Sequence[str]) -> Ta
     return table
 
 
-def judgement_cells(judgement: "Assessment") -> list[str]:
-    """Return the cells of a row of :func:`judgement_table` after its first columns."""
-    scores = (judgement.macro_f1, judgement.auc, *judgement.recall)
-    error = f"{percent(judgement.calibration_error)}\nby chance {100 * judgement.chance_error:.0f}"
+def score_cells(assessment: "Assessment") -> list[str]:
+    """Return the cells of a row of :func:`score_table` after its first columns."""
+    scores = (assessment.macro_f1, assessment.auc, *assessment.recall)
+    error = f"{percent(assessment.calibration_error)}\nby chance {100 * assessment.chance_error:.0f}"
     return [*map(_with_interval, scores), error]
 
 

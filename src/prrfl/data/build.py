@@ -26,7 +26,7 @@ ISIC = "clientD"
 
 
 @dataclass(frozen=True)
-class Source:
+class ImageSource:
     """Images by name, in folders and zips.
 
     Attributes:
@@ -71,7 +71,7 @@ def _unzip(path: Path, member: str) -> bytes:
         raise DataError(f"{path}: {member} cannot be read ({reason}); download the archive again") from None
 
 
-def find_images(places: Sequence[Path]) -> Source:
+def index_images(places: Sequence[Path]) -> ImageSource:
     """Return all images in folders (and zips within them) and zips, without superpixel masks.
 
     Raises:
@@ -92,7 +92,7 @@ def find_images(places: Sequence[Path]) -> Source:
                 files |= {Path(m).stem: (path, m) for m in members if _is_image(m)}
             elif _is_image(path.name):
                 files[path.stem] = (path, None)
-    return Source(files)
+    return ImageSource(files)
 
 
 def _is_image(name: str) -> bool:
@@ -106,7 +106,7 @@ def ham_entries(table: Path) -> tuple[list[Entry], Counter[str]]:
     Raises:
         DataError: if the table cannot be read.
     """
-    kept, left_out = [], Counter[str]()
+    used, left_out = [], Counter[str]()
     for row in _read(table, ("lesion_id", "image_id", "dx", "dataset")):
         if row["dataset"] not in SITES:
             left_out[f"source {row['dataset']}"] += 1
@@ -115,8 +115,8 @@ def ham_entries(table: Path) -> tuple[list[Entry], Counter[str]]:
         else:
             label = CLASSES.index(row["dx"])
             site = SITES[row["dataset"]]
-            kept.append(Entry(Path(row["image_id"]), label, site, "train", row["lesion_id"] or None))
-    return kept, left_out
+            used.append(Entry(Path(row["image_id"]), label, site, "train", row["lesion_id"] or None))
+    return used, left_out
 
 
 def isic_entries(table: Path) -> list[Entry]:
@@ -157,7 +157,7 @@ def _read(table: Path, columns: Sequence[str]) -> list[dict[str, str]]:
 
 def build(
     entries: Sequence[Entry],
-    source: Source,
+    source: ImageSource,
     out: Path,
     image_size: int = 128,
     seed: int = 0,

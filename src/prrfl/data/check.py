@@ -10,7 +10,7 @@ from prrfl.data.images import SPLITS, Entry, read_image
 from prrfl.errors import DataError
 from prrfl.types import ClientId, Split
 
-FEW = 5
+FEW_IMAGES = 5
 """With fewer images of a class in a split, its scores are mostly chance."""
 
 
@@ -42,7 +42,7 @@ class Findings:
         duplicates: lists of images with the same pixels, as ``site/split/name``.
         leaks: one for each valid or test split of a site with group ids, even if no image leaks.
         without_groups: sites without group ids.
-        few: (site, split, class name, images) with fewer than ``FEW`` images.
+        few: (site, split, class name, images) with fewer than ``FEW_IMAGES`` images.
         copies_across: valid and test images with the pixels of a training image of another site.
         groups_across: valid and test images with the group id of a training image of another site.
         lone: (site, images) whose last training batch would hold one image; it is added to the one before.
@@ -100,7 +100,7 @@ def check(
             for site in sites
             for split in SPLITS
             for k, name in enumerate(classes)
-            if counts[site, split, k] < FEW
+            if counts[site, split, k] < FEW_IMAGES
         ],
         copies_across=_across(digests),
         groups_across=_across((e, e.group) for e in entries if e.group),

@@ -55,11 +55,11 @@ def _digest(tensor: Tensor) -> str:
 
 def short(data: Fingerprints) -> str:
     """Return 12 hexadecimal digits that identify a data set, for citing it."""
-    text = json.dumps(as_json(data), sort_keys=True)
+    text = json.dumps(to_json(data), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def as_json(data: Fingerprints) -> dict[str, dict[str, dict[str, object]]]:
+def to_json(data: Fingerprints) -> dict[str, dict[str, dict[str, object]]]:
     """Return fingerprints as plain values for JSON."""
     return {site: {split: asdict(one) for split, one in splits.items()} for site, splits in data.items()}
 

@@ -20,7 +20,7 @@ _SUFFIXES = {".png", ".jpg", ".jpeg"}
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One line of a site's table."""
 
     image_id: str
@@ -108,7 +108,7 @@ def site_entries(
     ]
 
 
-def read_table(path: Path, classes: Sequence[str] = CLASSES) -> list[Row]:
+def read_table(path: Path, classes: Sequence[str] = CLASSES) -> list[TableRow]:
     """Read a table with the columns image_id and label. A column lesion_id is read, others are ignored.
 
     Raises:
@@ -119,7 +119,7 @@ def read_table(path: Path, classes: Sequence[str] = CLASSES) -> list[Row]:
             f"table {path} is missing; expected one for each split that is used; for validation, hold out "
             "about 10 % of the training rows"
         )
-    rows: list[Row] = []
+    rows: list[TableRow] = []
     seen: dict[str, int] = {}
     for line, cells in read_rows(path, ("image_id", "label")):
         row = _row(cells, f"{path}:{line}", classes)
@@ -132,7 +132,7 @@ def read_table(path: Path, classes: Sequence[str] = CLASSES) -> list[Row]:
     return rows
 
 
-def _row(cells: Mapping[str, str], where: str, classes: Sequence[str]) -> Row:
+def _row(cells: Mapping[str, str], where: str, classes: Sequence[str]) -> TableRow:
     image_id, label, lesion = cells["image_id"], cells["label"], cells.get("lesion_id", "")
     known = ", ".join(f"{k} = {name}" for k, name in enumerate(classes))
     index = index_below(label, len(classes))
@@ -141,7 +141,7 @@ def _row(cells: Mapping[str, str], where: str, classes: Sequence[str]) -> Row:
     if not is_plain_name(image_id):
         raise DataError(f"{where}: invalid image_id '{image_id}'; expected a file name such as ISIC_0024310")
     name = Path(image_id)
-    return Row(
+    return TableRow(
         image_id=name.stem if name.suffix.lower() in _SUFFIXES else image_id,
         label=index,
         lesion=lesion if lesion not in ("", "0", "1") else None,

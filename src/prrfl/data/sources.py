@@ -22,7 +22,7 @@ from prrfl.storage.reading import opened
 from prrfl.types import ClientId, Examples, SiteData, Split
 
 log = logging.getLogger("prrfl")
-T = TypeVar("T")
+_T = TypeVar("_T")
 STEMS: dict[Split, str] = {"train": "train", "valid": "val", "test": "test"}
 """MedMNIST's names of the splits."""
 
@@ -113,7 +113,7 @@ def load_site(
     return replace(data, name=name)
 
 
-def _the_one(source: Path, name: ClientId, sites: Mapping[ClientId, T]) -> T:
+def _the_one(source: Path, name: ClientId, sites: Mapping[ClientId, _T]) -> _T:
     if name in sites:
         return sites[name]
     if len(sites) == 1:

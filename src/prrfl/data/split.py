@@ -13,7 +13,7 @@ from prrfl.data.images import Entry
 from prrfl.errors import DataError
 from prrfl.types import Split
 
-Ints = NDArray[np.int64]
+_Ints = NDArray[np.int64]
 
 
 def split(
@@ -74,14 +74,14 @@ def _split_site(
     return [replace(e, split=part) for e, part in zip(entries, chosen, strict=True)]
 
 
-def _hold_out(labels: Ints, groups: NDArray[np.str_], share: float, leave: int, seed: int) -> Ints | None:
+def _hold_out(labels: _Ints, groups: NDArray[np.str_], share: float, leave: int, seed: int) -> _Ints | None:
     """Return the indices of the fold whose class counts are nearest to the given share.
 
     Folds that are empty, or leave fewer than ``leave`` groups, are ignored; ``None`` if no fold remains.
     """
     wanted = share * np.bincount(labels)
 
-    def distance(held: Ints) -> float:
+    def distance(held: _Ints) -> float:
         found = np.bincount(labels[held], minlength=len(wanted))
         # Relative, so that a rare class weighs as much as a frequent one.
         return float(np.abs(found - wanted)[wanted > 0] @ (1 / wanted[wanted > 0]))

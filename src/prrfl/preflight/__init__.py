@@ -22,7 +22,7 @@ from prrfl.preflight.installation import (
     check_shadowing,
     check_system,
 )
-from prrfl.preflight.speed import check_training
+from prrfl.preflight.speed import check_speed
 from prrfl.runs.setup import make_recipe, resolved
 
 __all__ = ["Finding", "preflight", "verdict"]
@@ -53,7 +53,7 @@ def preflight(
     yield check_cores()
     yield from check_gpu()
     memory = available_memory()
-    settings, faults = read_settings(config, data)
+    settings, faults = _read_settings(config, data)
     yield from faults
     data = settings.data  # from the argument, or from the file
     source = DataSet((), len(npz_files(data)) if data else settings.sites)
@@ -77,12 +77,12 @@ def preflight(
         yield Finding("problem", "network", f"{chosen.network} cannot be built: {cause}")
         return
     yield from check_disk(chosen, source.sites, recipe)
-    yield from check_training(chosen, source, memory, recipe)
+    yield from check_speed(chosen, source, memory, recipe)
     if data and source.usable:
         yield from check_loading(settings, source, memory)
 
 
-def read_settings(config: Path | None, data: Path | None) -> tuple[TrainConfig, list[Finding]]:
+def _read_settings(config: Path | None, data: Path | None) -> tuple[TrainConfig, list[Finding]]:
     """Return the settings to check, and what is wrong with them; the defaults if a file's are invalid."""
     given = {} if data is None else {"data": data}
     defaults = checked(given, "defaults")

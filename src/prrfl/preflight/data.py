@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prrfl.config import TrainConfig
-from prrfl.data.check import FEW, Findings, check
+from prrfl.data.check import FEW_IMAGES, Findings, check
 from prrfl.data.images import SPLITS, Entry
 from prrfl.data.sources import read_entries
 from prrfl.errors import PRRFLError
 from prrfl.preflight.findings import Finding, counted
 from prrfl.runs.setup import load_data
 
-CHECK = "`prrfl data check` lists them"
-SPLIT = "`prrfl data split` makes splits without them"
+_CHECK = "`prrfl data check` lists them"
+_SPLIT = "`prrfl data split` makes splits without them"
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ def _in_brief(found: Findings, allow_missing: bool) -> Iterator[Finding]:
     """Yield the findings of ``prrfl data check``, one for each kind."""
     if found.missing:
         message = f"{counted(len(found.missing), 'image')} missing, such as {found.missing[0]}"
-        yield Finding("note" if allow_missing else "problem", "data", message, CHECK)
+        yield Finding("note" if allow_missing else "problem", "data", message, _CHECK)
     if found.broken:
         yield Finding(
-            "problem", "data", f"{len(found.broken)} broken: {next(iter(found.broken.values()))}", CHECK
+            "problem", "data", f"{len(found.broken)} broken: {next(iter(found.broken.values()))}", _CHECK
         )
     leaking = sum(leak.images for leak in found.leaks)
     copies = sum(len(group) for group in found.duplicates)
@@ -70,14 +70,22 @@ def _in_brief(found: Findings, allow_missing: bool) -> Iterator[Finding]:
     few = "one split has" if len(found.few) == 1 else f"in {len(found.few)} cases, a split has"
     held_out = "valid or test image"
     notes = (
-        (leaking, f"{counted(leaking, held_out)} of a lesion or patient that the same site trains on", SPLIT),
-        (copies, f"{counted(copies, 'image')} with the same pixels as another one", CHECK),
+        (
+            leaking,
+            f"{counted(leaking, held_out)} of a lesion or patient that the same site trains on",
+            _SPLIT,
+        ),
+        (copies, f"{counted(copies, 'image')} with the same pixels as another one", _CHECK),
         (
             across,
             f"{counted(across, held_out)} with the pixels or group of a training image of another site",
-            CHECK,
+            _CHECK,
         ),
-        (len(found.few), f"{few} fewer than {FEW} images of a class, whose scores are mostly chance", CHECK),
+        (
+            len(found.few),
+            f"{few} fewer than {FEW_IMAGES} images of a class, whose scores are mostly chance",
+            _CHECK,
+        ),
     )
     for count, message, advice in notes:
         if count:
@@ -87,7 +95,7 @@ def _in_brief(found: Findings, allow_missing: bool) -> Iterator[Finding]:
 def check_loading(config: TrainConfig, source: DataSet, memory: int) -> Iterator[Finding]:
     """Load the data as training does, and report an error if there is one."""
     if 3 * len(source.entries) * config.image_size**2 > memory:
-        return  # check_memory has reported it
+        return  # check_memory_use has reported it
     try:
         sites = load_data(config)
     except PRRFLError as cause:

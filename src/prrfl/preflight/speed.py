@@ -21,7 +21,7 @@ EPOCH = 320
 """Images of the epoch to which the measured steps are extrapolated."""
 
 
-def check_training(config: TrainConfig, source: DataSet, memory: int, recipe: Recipe) -> Iterator[Finding]:
+def check_speed(config: TrainConfig, source: DataSet, memory: int, recipe: Recipe) -> Iterator[Finding]:
     """Train a few batches, and report the time of an epoch and the memory it takes.
 
     Args:
@@ -56,10 +56,10 @@ def check_training(config: TrainConfig, source: DataSet, memory: int, recipe: Re
             f"{counted(config.rounds, 'round')} of {counted(config.epochs, 'epoch')} on {images:,} training "
             f"images: about {duration(total)} at that speed, without scoring",
         )
-    yield check_memory(memory, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, config, source)
+    yield check_memory_use(memory, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, config, source)
 
 
-def check_memory(memory: int, process: int, config: TrainConfig, source: DataSet) -> Finding:
+def check_memory_use(memory: int, process: int, config: TrainConfig, source: DataSet) -> Finding:
     """Compare the memory that training needs with what is available.
 
     Args:

@@ -17,7 +17,7 @@ from prrfl.storage.atomic import replacing
 from prrfl.storage.reading import opened, parse_json
 from prrfl.types import ClientId, Tensors
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 def write_tensors(path: Path, tensors: Tensors, notes: Mapping[str, object] | None = None) -> None:
@@ -74,7 +74,7 @@ def to_bytes(value: object) -> bytes:
     return _safetensors(tensors, {"values": values})
 
 
-def from_bytes(kind: type[T], whole: bytes) -> T:
+def from_bytes(kind: type[_T], whole: bytes) -> _T:
     """Return the value that :func:`to_bytes` turned into bytes.
 
     Args:
@@ -87,7 +87,7 @@ def from_bytes(kind: type[T], whole: bytes) -> T:
     try:
         length = int.from_bytes(whole[:8], "little")
         header = parse_json(whole[8 : 8 + length])["__metadata__"]["prrfl"]
-        value: T = _built(kind, load(whole), parse_json(header)["values"])
+        value: _T = _built(kind, load(whole), parse_json(header)["values"])
     except (KeyError, TypeError, ValueError, SafetensorError) as cause:
         raise StateMismatchError(
             f"these bytes are not a {kind.__name__}: {' '.join(str(cause).split())}"
@@ -101,7 +101,7 @@ def write_state(path: Path, state: object) -> None:
         temporary.write_bytes(to_bytes(state))
 
 
-def read_state(path: Path, kind: type[T]) -> T:
+def read_state(path: Path, kind: type[_T]) -> _T:
     """Read a site's state. Its tensors are memory-mapped: their values are read when they are used.
 
     Args:
@@ -113,7 +113,7 @@ def read_state(path: Path, kind: type[T]) -> T:
     """
     tensors, notes = read_tensors(path), read_notes(path)
     try:
-        state: T = _built(kind, tensors, notes["values"])
+        state: _T = _built(kind, tensors, notes["values"])
     except (KeyError, TypeError, ValueError) as cause:
         raise StateMismatchError(
             f"{path} does not hold a {kind.__name__}: {' '.join(str(cause).split())}"
@@ -121,13 +121,13 @@ def read_state(path: Path, kind: type[T]) -> T:
     return state
 
 
-class StatesOnDisk(MutableMapping[ClientId, T]):
+class StatesOnDisk(MutableMapping[ClientId, _T]):
     """States in the files of one folder, so that memory does not grow with the number of sites.
 
     Files are replaced, never changed, so a hard link to a file is a copy of the state.
     """
 
-    def __init__(self, folder: Path, kind: type[T]) -> None:
+    def __init__(self, folder: Path, kind: type[_T]) -> None:
         """Use a folder for states of one class."""
         self._folder, self._kind = folder, kind
 
@@ -135,12 +135,12 @@ class StatesOnDisk(MutableMapping[ClientId, T]):
         """Return the path of a site's state."""
         return self._folder / f"{client}.safetensors"
 
-    def __getitem__(self, client: ClientId) -> T:
+    def __getitem__(self, client: ClientId) -> _T:
         if not self.path(client).exists():
             raise KeyError(client)
         return read_state(self.path(client), self._kind)
 
-    def __setitem__(self, client: ClientId, state: T) -> None:
+    def __setitem__(self, client: ClientId, state: _T) -> None:
         write_state(self.path(client), state)
 
     def __delitem__(self, client: ClientId) -> None:
@@ -190,7 +190,7 @@ def _flatten(
         values[prefix] = adapter(kind).dump_python(value, mode="json")
 
 
-def _built(kind: type[T], tensors: Tensors, values: Mapping[str, object]) -> T:
+def _built(kind: type[_T], tensors: Tensors, values: Mapping[str, object]) -> _T:
     """Return a value of the given class, built from exactly these parts.
 
     Raises:
@@ -204,7 +204,7 @@ def _built(kind: type[T], tensors: Tensors, values: Mapping[str, object]) -> T:
     odd = [key for key in tensors if not key.startswith(of_tensors)] + sorted(values.keys() - set(of_values))
     if odd:
         raise ValueError(f"it has the unexpected entry '{odd[0]}'")
-    value: T = _build(kind, "", tensors, values)
+    value: _T = _build(kind, "", tensors, values)
     return value
 
 
