@@ -4,14 +4,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup train test test-slow fuzz check docs audit bench figure clean
+# What follows docs/style.md. Not yet: src, and the pages left out here.
+PROSE := $(filter-out docs/architecture.md docs/deployment.md docs/performance.md docs/threat-model.md,\
+	$(wildcard *.md docs/*.md docs/*.py docs/reference/*.md)) examples tests/paper/vectors
+SPELLED := $(wildcard *.md) .github docs examples src tests benchmarks Makefile main.py
+
+.PHONY: setup train test test-slow coverage fuzz check docs audit bench clean
 
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip
-	@# PyTorch first, at the pinned version: every later package is content with it.
+	@# PyTorch first, at the pinned version, so that no later package chooses another build.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(READY)
@@ -25,7 +30,11 @@ test: $(READY)
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow -n auto --dist loadfile --no-loadscope-reorder --durations 5
 
-# The fuzz tests with FUZZ times as many cases, others each time; a failing one is printed with how to repeat it.
+# The tests of `make test`, measuring which lines and branches of the package they run.
+coverage: $(READY)
+	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile --cov --cov-report term
+
+# The fuzz tests with FUZZ times as many random cases, new ones each time. A failing case is printed with how to repeat it.
 FUZZ ?= 20
 fuzz: $(READY)
 	FUZZ=$(FUZZ) $(BIN)/python -m pytest tests/fuzz -n auto --dist worksteal
@@ -34,13 +43,16 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell $(SPELLED)
+	$(BIN)/proselint --config .proselintrc.json check $(filter %.md,$(PROSE))
+	$(BIN)/python docs/prose.py $(PROSE)
 
-# Known weaknesses of the pinned versions, by a service on the internet; what it cannot say is an error.
+# Known vulnerabilities of the pinned versions, from a service on the internet. A package without an answer is an error.
 audit: $(READY)
 	$(BIN)/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip --progress-spinner off
 
 docs: $(READY)
-	@# Not --quiet: warnings that are not said do not count, and --strict lets broken links pass.
+	@# Not --quiet: suppressed warnings do not count, and --strict would accept broken links.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(READY)

@@ -2,8 +2,8 @@
 
 python docs/paper_size.py RUNS    # such as runs/paper-size/runs, with the run folders of `prrfl compare`
 
-A run folder's name begins with its method. The picture needs only its `config.toml` and `metrics.jsonl`, which may be
-compressed (`metrics.jsonl.gz`).
+The name of a run folder begins with its method. The picture needs only `config.toml` and `metrics.jsonl`
+(or `metrics.jsonl.gz`).
 """
 
 import gzip

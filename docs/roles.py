@@ -5,7 +5,7 @@ from typing import Any
 
 from griffe import Extension, Object
 
-ROLE = re.compile(r":(?:func|class|meth|mod|attr|data|exc):`([\w.]+)`")
+ROLE = re.compile(r":(func|class|meth|mod|attr|data|exc):`([\w.]+)`")
 
 
 class Roles(Extension):
@@ -14,11 +14,15 @@ class Roles(Extension):
     def on_object(self, *, obj: Object, **_: Any) -> None:
         """Rewrite one object's docstring."""
         if obj.docstring:
-            obj.docstring.value = ROLE.sub(lambda role: link(obj, role[1]), obj.docstring.value)
+            obj.docstring.value = ROLE.sub(lambda role: link(obj, *role.groups()), obj.docstring.value)
 
 
-def link(obj: Object, name: str) -> str:
-    """Return a link to what a name means in an object's docstring: a full name, or one of its own scope."""
+def link(obj: Object, role: str, name: str) -> str:
+    """Return a link to what a name means in an object's docstring: a full name, or one of its own scope.
+
+    An attribute links to its class, whose docstring describes it.
+    """
     head, dot, rest = name.partition(".")
     full = name if head == "prrfl" else f"{obj.resolve(head)}{dot}{rest}"
-    return f"[`{name.rpartition('.')[2]}`][{full}]"
+    target = full.rpartition(".")[0] if role == "attr" else full
+    return f"[`{name.rpartition('.')[2]}`][{target}]"

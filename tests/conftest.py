@@ -8,8 +8,8 @@ import torch
 
 from prrfl import cli
 
-# The number of threads decides the order of sums, hence the last bits: tests that compare engines need the same
-# number in both. Small networks also run slower with more threads.
+# The number of threads decides the order of sums, hence the last bits: tests that compare engines need the
+# same number in both. Small networks also run slower with more threads.
 torch.set_num_threads(1)
 
 
@@ -17,8 +17,8 @@ torch.set_num_threads(1)
 def clean_up(request, tmp_path_factory):
     """Remove a module's temporary folders when its tests have passed, so that a run fills no disk.
 
-    pytest removes each test's own ``tmp_path`` after it passed (see ``tmp_path_retention_policy``), but keeps what
-    fixtures of a wider scope make until the session ends.
+    pytest removes each test's own ``tmp_path`` after it passed (see ``tmp_path_retention_policy``), but until
+    the session ends it keeps what fixtures of a wider scope make.
     """
     base = tmp_path_factory.getbasetemp()
     before = set(base.iterdir())

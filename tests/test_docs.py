@@ -1,4 +1,4 @@
-"""The how-tos' commands run as they stand, on small data under the names that they use."""
+"""The commands and examples of the how-to pages run unchanged, on small data."""
 
 import io
 import re
@@ -76,15 +76,15 @@ def test_comparing(call, tmp_path):
     run = "runs/mine/runs/prrfl-seed0"
     assert "mean of" in call([run if word == "RUN" else word for word in evaluate])
     call([run if word == "RUN" else word for word in onboard])
-    assert (tmp_path / "runs/newcomer/clientA/model.safetensors").is_file()
+    assert (tmp_path / "runs/new-site/clientA/model.safetensors").is_file()
 
 
 USES = ("predict", "evaluate", "export")
-"""What the tutorial ends with: run one by one, with the commands of using.md."""
+"""The last commands of the tutorial, which run one by one, with those of using.md."""
 
 
 def not_there(arguments):
-    """Return why a command cannot be run yet, because it, a flag of it or a package is not there."""
+    """Return why a command cannot run: it, one of its flags or a package is missing."""
     name = arguments[0]
     known = get_command(cli.app).commands
     if name not in known:
@@ -97,13 +97,13 @@ def not_there(arguments):
         if parameter.required and flag.startswith("--") and flag not in given:
             return f"prrfl {name} asks for {flag}"
     if name == "export" and find_spec("onnxruntime") is None:
-        return "the package onnxruntime is not there"
+        return "the package onnxruntime is missing"
     return None
 
 
 @pytest.fixture(scope="module")
 def walk(tmp_path_factory):
-    """Walk through the tutorial up to the use of the networks, with small settings."""
+    """Run the tutorial up to the use of the networks, with small settings."""
     folder = tmp_path_factory.mktemp("walk")
     small = {"generate": ["--images", "40"], "train": SMALL, "compare": [*SMALL, "--seeds", "0"]}
     done = []
@@ -120,7 +120,7 @@ def walk(tmp_path_factory):
                 exec(make_manifest, {})
             done.append(" ".join(arguments[: 2 if arguments[0] == "data" else 1]))
     assert done == ["generate", "data check", "data split", "data check", "train", "report", "compare"]
-    # What using.md speaks of beside the run.
+    # The other files that using.md names.
     (folder / "images").symlink_to(folder / "hospitals/data/clientA/img_resize64")
     (folder / "DIR").symlink_to(folder / "hospitals")
     (folder / "NEW").symlink_to(folder / "hospitals")
@@ -186,6 +186,32 @@ def records_of(method, names):
     network = names["network"]
     engine = InProcess(method, names["sites"], Recipe(network, batch=8))
     return list(run_rounds(method, engine, rounds=2, epochs=2, seed=0, norm_keys=norm_keys(network)))
+
+
+def test_the_figure_at_the_papers_size_is_drawn_from_run_folders(walk, monkeypatch):
+    monkeypatch.syspath_prepend(DOCS)
+    import paper_size
+
+    ran = {name: look for name, look in paper_size.METHODS.items() if name != "fedbn"}
+    monkeypatch.setattr(paper_size, "METHODS", ran)
+    paper_size.draw_paper_size(walk / "runs/compared/runs", walk / "figure.png")
+    assert (walk / "figure.png").stat().st_size > 10_000
+
+
+def test_words_to_avoid_are_found(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(DOCS)
+    import prose
+
+    page, module = tmp_path / "page.md", tmp_path / "module.py"
+    page.write_text("Do it\nanew.\n\n    anew = 1\n\nGo\non with `anew`.\n")
+    module.write_text('anew = """It is None.\n\nThe score is none."""  # started anew\n')
+    lines = [line.removeprefix(f"{tmp_path}/") for line in prose.find([tmp_path])]
+    assert [line.rpartition(":")[0] for line in lines] == [
+        "module.py:3: 'is none'",
+        "module.py:3: 'anew'",
+        "page.md:2: 'anew'",
+        "page.md:6: 'Go on with'",
+    ]
 
 
 def test_figures_name_files_that_pages_show():

@@ -132,7 +132,7 @@ def test_nothing_lives_on_when_the_command_is_terminated(data, tmp_path):
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
-    assert err.decode() == "stopped; complete rounds are kept, the same command goes on\n"
+    assert err.decode() == "stopped; complete rounds are saved; repeat the command to continue\n"
     assert [words for words in command_lines() if str(out).encode() in words] == []
 
 

@@ -265,7 +265,7 @@ def test_settings_without_effect_are_said_and_contradictions_refused(folder, tmp
     odd = ["--method", "local", "--rounds", 1, "--mu", 5, "--transfer", "off", "--sites", 9]
     done = subprocess.run([*map(str, command + odd)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert f"warning: sites, transfer, mu: no effect in a run of local on {folder}" in " ".join(
+    assert f"warning: sites, transfer, mu: no effect on a run of local on {folder}" in " ".join(
         done.stderr.split()
     )
     crossed = subprocess.run(

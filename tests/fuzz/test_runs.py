@@ -247,7 +247,7 @@ def test_what_else_lies_among_the_states(name, half, finished, place, prrfl, qui
     (folder / "state" / name).write_text("x")
     code, out, err = prrfl("resume", folder)
     assert (code, err) == (0, "")
-    assert "Going on after round 2 of 3" in out
+    assert "Resuming after round 2 of 3" in out
     assert files_of(folder) == files_of(finished)
 
 
@@ -263,7 +263,7 @@ def test_a_site_more_stops_a_run_and_loses_no_round(half, settings, place, prrfl
     states = listing(folder / "state")
     code, _, err = prrfl("resume", folder)
     assert code == 2
-    assert "clientC.safetensors is not there" in err
+    assert "clientC.safetensors is missing" in err
     assert listing(folder / "state") == states
 
 

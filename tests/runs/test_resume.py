@@ -221,7 +221,7 @@ def test_a_state_of_another_method_is_refused(tmp_path):
     weights = tiny_network().state_dict()
     write_state(tmp_path / "s.safetensors", FedAvg().start(weights))
     kind = type(PRRFL().start(weights))
-    with pytest.raises(StateMismatchError, match=r"s\.safetensors holds no PRRFLState"):
+    with pytest.raises(StateMismatchError, match=r"s\.safetensors does not hold a PRRFLState"):
         read_state(tmp_path / "s.safetensors", kind)
 
 

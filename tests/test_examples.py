@@ -1,0 +1,95 @@
+"""Every script and notebook of examples/ runs, with as little data and training as will do."""
+
+import importlib
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from safetensors.torch import load_file
+
+from prrfl.data.synthetic import GeneratedData
+from tests.sites_on_disk import write_layout
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": str(EXAMPLES),
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+    "OMP_NUM_THREADS": "1",
+}
+SMALL = GeneratedData(sites=2, images=18, size=32, seed=0)
+
+
+@pytest.fixture
+def example(monkeypatch, tmp_path):
+    """Return a function that imports a script, whose constants the test may then change."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(EXAMPLES)
+
+    def load(name, **constants):
+        module = importlib.import_module(name)
+        for constant, value in constants.items():
+            monkeypatch.setattr(module, constant, value)
+        return module
+
+    return load
+
+
+def test_first_run(example, capsys, tmp_path):
+    example("first_run", DATA=SMALL, ROUNDS=1, EPOCHS=1).main()
+    assert "prrfl: a communication costs 0.0 points" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == {"retrogress-fedavg.png", "retrogress-prrfl.png"}
+
+
+def test_own_data(example, capsys, tmp_path):
+    script = example("own_data", IMAGE_SIZE=32, ROUNDS=1, EPOCHS=1)
+    script.main(write_layout(tmp_path / "data"), ("nv", "bkl", "mel"))
+    assert "round 1, clientA, test: macro-F1" in capsys.readouterr().out
+    assert "fc2.linear.weight" in load_file("clientA.safetensors")
+
+
+def test_own_method(example, capsys):
+    script = example("own_method", DATA=SMALL, ROUNDS=1, EPOCHS=1)
+    script.main()
+    fedavg, own = capsys.readouterr().out.splitlines()
+    assert fedavg.startswith("FedAvg: ")
+    assert own.startswith("OwnHead: ")
+
+
+@pytest.mark.slow
+def test_federation(example, capfd, tmp_path):
+    script = example("federation")
+    # In a process of its own, because Flower's programs must end with it. It uses ports that are free here.
+    ports = ", ".join(str(free_port()) for _ in range(3))
+    training = ("--image-size", "32", "--rounds", "1", "--epochs", "1")
+    code = f"import federation as f; f.PORT, *f.SITE_PORTS = {ports}; f.TRAINING = {training}; f.main()"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=240, env=ENVIRONMENT)
+    for site in script.SITES:
+        assert list(Path("federation", site).rglob("best.safetensors"))
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook(path, tmp_path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert not any(cell.get("outputs") for cell in notebook.cells), f"{path.name}: clear the outputs"
+    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
+
+
+def test_the_list_of_examples_is_complete():
+    listed = (EXAMPLES / "README.md").read_text("utf-8")
+    for path in (*EXAMPLES.glob("*.py"), *NOTEBOOKS):
+        assert f"]({path.name})" in listed
