@@ -163,7 +163,7 @@ class Participant:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Wait until no other process, such as one of a killed node, uses the experiment's folder; lock it."""
+        """Lock the experiment's folder, once no other process uses it, such as one of a killed node."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
