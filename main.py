@@ -1,10 +1,20 @@
 """The published quickstart: ``python ./main.py --theme prrfl`` on ./data and ./csv_folder."""
 
 import argparse
+import sys
 from pathlib import Path
 
-from prrfl.cli import guarded, run_training
-from prrfl.config import load_config
+try:
+    from prrfl.cli import guarded
+    from prrfl.cli.training import run_training
+    from prrfl.config import load_config
+except ModuleNotFoundError as error:
+    print(
+        f"error: this Python does not have the package {error.name}; run `make setup` once, "
+        "then `.venv/bin/python main.py`",
+        file=sys.stderr,
+    )
+    raise SystemExit(2) from None
 
 
 def main() -> None:
@@ -31,9 +41,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="same seed, same bits")
     parser.add_argument("--theme", default="prrfl", help="name of the run")
     parser.add_argument("--save_path", type=Path, default=Path("checkpoint"), help="folder of runs")
-    parser.add_argument(
-        "--allow_missing", action="store_true", help="go on without images that are not there"
-    )
+    parser.add_argument("--allow_missing", action="store_true", help="continue if images are missing")
     flags = parser.parse_args()
     settings = {
         "network": flags.network, "optimizer": flags.optim, "lr": flags.lr, "lr_step": flags.lr_step,

@@ -80,7 +80,8 @@ def test_runs_on_other_training_data_are_not_put_side_by_side(prrfl, data, done,
     assert code == 2
     changed = "site clientA, train: other labels"
     assert err == (
-        f"error: the data is not what {run} was begun with: {changed}; put it back, or begin another run\n"
+        f"error: the data has changed since {run} was started: {changed}; restore the data, or start another "
+        "run\n"
     )
     assert not (tmp_path / "c/runs/local-seed0").exists()
     # Two that are there already, from before or by hand.
@@ -131,7 +132,7 @@ def test_nothing_lives_on_when_the_command_is_terminated(data, tmp_path):
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
-    assert err.decode() == "stopped; complete rounds are kept, the same command goes on\n"
+    assert err.decode() == "stopped; complete rounds are saved; repeat the command to continue\n"
     assert [words for words in command_lines() if str(out).encode() in words] == []
 
 

@@ -144,7 +144,7 @@ def test_every_setting_is_a_flag(capsys):
         ("rounds = = 3", "is not TOML"),
         ("network = 'vgg_n'", "did you mean 'vgg_nb'?"),
         ("classes = 'nv'", "at least two classes"),
-        ("device = 'gpu0'", "'gpu0' cannot be used here"),
+        ("device = 'gpu0'", "'gpu0' is not available on this machine"),
     ],
 )
 def test_bad_settings(text, said, tmp_path, capsys):
@@ -265,7 +265,7 @@ def test_settings_without_effect_are_said_and_contradictions_refused(folder, tmp
     odd = ["--method", "local", "--rounds", 1, "--mu", 5, "--transfer", "off", "--sites", 9]
     done = subprocess.run([*map(str, command + odd)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert f"warning: sites, transfer, mu: no effect in a run of local on {folder}" in " ".join(
+    assert f"warning: sites, transfer, mu: no effect on a run of local on {folder}" in " ".join(
         done.stderr.split()
     )
     crossed = subprocess.run(

@@ -7,6 +7,7 @@ import torch
 
 from prrfl import PRRFL, InProcess, NonFiniteShareError, ParticipationError, Recipe, norm_keys, run_rounds
 from prrfl.algorithms import ALGORITHMS
+from prrfl.engine import Pooled
 from prrfl.storage.tensor_files import read_state, write_state
 from prrfl.training import Site
 from prrfl.types import Examples, RoundContext, ScoreRecord, SiteData
@@ -164,9 +165,9 @@ def test_a_state_that_cannot_be_stored_says_which_field_and_what_could(tmp_path)
         write_state(tmp_path / "s.safetensors", Unnamed(1, torch.ones(2)))
 
 
-def test_centralised_trains_on_all_images_and_is_judged_at_each_site():
+def test_centralised_trains_on_all_images_and_is_scored_at_each_site():
     method, sites, network = ALGORITHMS["centralised"](), tiny_sites(3), tiny_network()
-    engine = InProcess(method, sites, Recipe(network, batch=8))
+    engine = Pooled(method, sites, Recipe(network, batch=8))
     records = list(run_rounds(method, engine, rounds=2, epochs=1, norm_keys=norm_keys(network)))
     pooled = SiteData(
         "all sites",
@@ -184,5 +185,5 @@ def test_centralised_trains_on_all_images_and_is_judged_at_each_site():
     last = [r for r in records if isinstance(r, ScoreRecord) and (r.round, r.moment) == (1, "after")]
     assert {(r.client, r.split) for r in last} == {(s.name, k) for s in sites for k in ("test", "valid")}
     assert {r.scores.n for r in last if r.split == "test"} == {12}
-    (taken_home,) = engine.deployed()
-    assert set(taken_home.test) == set(taken_home.valid) == {"s0", "s1", "s2"}
+    (deployed,) = engine.deployed()
+    assert set(deployed.test) == set(deployed.valid) == {"s0", "s1", "s2"}

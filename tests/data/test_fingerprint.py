@@ -22,11 +22,11 @@ def test_a_fingerprint_says_what_changed_and_where():
     assert said(labels=train.labels.roll(1)) == "site s1, train: other labels"
     inputs = train.inputs.clone()
     inputs[20, 2, 7, 7] += 1
-    assert said(inputs=inputs) == "site s1, train: other pixels under the same names"
-    assert said(ids=tuple(map(str, range(21)))) == "site s1, train: other images, or in another order"
+    assert said(inputs=inputs) == "site s1, train: other pixels with the same names"
+    assert said(ids=tuple(map(str, range(21)))) == "site s1, train: other images, or another order"
     fewer = {"inputs": train.inputs[:14], "labels": train.labels[:14]}
     assert said(**fewer) == "site s1, train: 21 → 14 images"
-    assert difference(before, fingerprints(tiny_sites(1))) == "site s1 is not there any more"
+    assert difference(before, fingerprints(tiny_sites(1))) == "site s1 is missing"
     assert difference(before, fingerprints(tiny_sites(3))) == "site s2 is new"
 
 

@@ -10,13 +10,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from prrfl.data import synthetic
+from prrfl.data.layout import CLASSES
 from prrfl.data.synthetic import (
-    CLASSES,
     STYLES,
     GeneratedData,
     SiteStyle,
     cached,
+    dataset,
     draw_images,
     generate,
     site_name,
@@ -72,7 +72,7 @@ def test_another_seed_gives_other_images() -> None:
 
 def test_sites_of_one_seed_share_no_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     """With one style for all, two sites would hold the same pictures if they shared a stream."""
-    monkeypatch.setattr(synthetic, "STYLES", (PLAIN, PLAIN))
+    monkeypatch.setattr(dataset, "STYLES", (PLAIN, PLAIN))
     first, second = (generate(SMALL, site).train.inputs for site in ("clientA", "clientB"))
     assert not torch.equal(first, second)
 
@@ -162,7 +162,7 @@ def test_layout_on_disk(tmp_path: Path) -> None:
 
 def test_an_existing_folder_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("precious")
-    with pytest.raises(DataError, match=re.escape(f"{tmp_path}: exists already")):
+    with pytest.raises(DataError, match=re.escape(f"{tmp_path} exists already")):
         write_generated(SMALL, tmp_path)
     assert files(tmp_path) == {"mine.txt": b"precious"}
 
@@ -172,7 +172,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
         (folder / "half").touch()
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(synthetic, "_write_site", fail)
+    monkeypatch.setattr(dataset, "_write_site", fail)
     with pytest.raises(DataError, match="No space left"):
         write_generated(SMALL, tmp_path / "set")
     assert list(tmp_path.iterdir()) == []
@@ -207,7 +207,7 @@ def test_the_loser_of_a_race_uses_the_winners_folder(tmp_path: Path, monkeypatch
         (folder / "winner").touch()
         return draw(spec, site)
 
-    monkeypatch.setattr(synthetic, "generate", overtaken)
+    monkeypatch.setattr(dataset, "generate", overtaken)
     assert cached(SMALL, tmp_path) == folder
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
     assert files(folder) == {"winner": b""}

@@ -64,11 +64,11 @@ def test_a_manifest_gives_the_same_sites_as_the_layout(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("a.png,9,x,train,", "m.csv:2: label '9' is outside the classes"),
-        ("a.png,nv,x,trian,", "m.csv:2: split 'trian' is unknown; expected train, valid, test .*'train'"),
-        ("a.png,nv,../x,train,", "m.csv:2: site '../x' is no plain name"),
-        (",nv,x,train,", "m.csv:2: no path"),
-        ("a.png,nv,x,train,\na.png,nv,x,test,", "m.csv:3: .*a.png stands on line 2 already"),
+        ("a.png,9,x,train,", "m.csv:2: unknown label '9'; expected one of"),
+        ("a.png,nv,x,trian,", "m.csv:2: unknown split 'trian'; expected one of train, valid, test .*'train'"),
+        ("a.png,nv,../x,train,", "m.csv:2: invalid name of a site '../x'"),
+        (",nv,x,train,", "m.csv:2: the path is empty"),
+        ("a.png,nv,x,train,\na.png,nv,x,test,", "m.csv:3: .*a.png is already on line 2"),
         ("a.png,nv,x,train,", "site x has no valid images"),
     ],
 )
@@ -117,18 +117,18 @@ def refused(source, **settings):
     ("change", "message"),
     [
         ({"val_images": None}, "has no val_images"),
-        ({"test_labels": np.array([[3], [0]])}, "labels run from 0 to 3, there are 3 classes"),
-        ({"test_labels": np.array([9, 11])}, "labels run from 9 to 11, there are 3 classes"),
-        ({"test_labels": np.array([0])}, "expected one whole number per image"),
-        ({"test_labels": np.array(0)}, "expected one whole number per image"),
-        ({"test_labels": np.array([0.0, 1.0])}, "test: labels are float64; expected whole numbers"),
+        ({"test_labels": np.array([[3], [0]])}, "labels run from 0 to 3, but there are 3 classes"),
+        ({"test_labels": np.array([9, 11])}, "labels run from 9 to 11, but there are 3 classes"),
+        ({"test_labels": np.array([0])}, "expected one integer per image"),
+        ({"test_labels": np.array(0)}, "expected one integer per image"),
+        ({"test_labels": np.array([0.0, 1.0])}, "test: labels are float64; expected integers"),
         ({"train_images": np.zeros((2, 8, 8), np.float32)}, "expected uint8"),
         ({"train_images": np.zeros((2, 8, 8, 2), np.uint8)}, "expected uint8"),
         (
             {"train_images": np.zeros((0, 8, 8), np.uint8), "train_labels": np.zeros(0, int)},
-            "train: .*hold no pixel",
+            "train: .*have no pixels",
         ),
-        ({"val_images": np.zeros((2, 0, 0), np.uint8)}, "valid: .*hold no pixel"),
+        ({"val_images": np.zeros((2, 0, 0), np.uint8)}, "valid: .*have no pixels"),
         (
             {"train_labels": np.array([{}, {}])},
             r"train_labels cannot be read \(Object arrays cannot be loaded\)",
@@ -144,12 +144,12 @@ def test_what_is_no_npz_is_said_to_be_none(tmp_path):
     path = tmp_path / "site.npz"
     with path.open("wb") as file:
         np.save(file, np.zeros((2, 8, 8), np.uint8))  # an .npy by another name
-    assert "is no whole .npz" in refused(path)
+    assert "is not a complete .npz" in refused(path)
     path.write_text("image,label\n")
-    assert "is no whole .npz" in refused(path)
+    assert "is not a complete .npz" in refused(path)
     assert "pickle" not in refused(path)
     path.write_bytes(write_arrays(tmp_path / "whole.npz").read_bytes()[:-30])
-    assert "is no whole .npz" in refused(path)
+    assert "is not a complete .npz" in refused(path)
     path.unlink()
     assert "No such file" in refused(path)
 
@@ -231,7 +231,7 @@ def test_images_that_are_enlarged_are_counted_in_one_warning(tmp_path, caplog):
         sites = load_sites(source, image_size=64, classes=CLASSES, needed=("test",))
         (said,) = caplog.messages
         images = sum(len(site.test) for site in sites)
-        assert said.startswith(f"{images} of {images} images are smaller than the 64 px asked for (32 px the")
+        assert said.startswith(f"{images} of {images} images are smaller than 64 px (the smallest: 32 px)")
     # Those that are large enough are not among them; nor are those that are not there.
     layout = write_layout(tmp_path / "both")
     enlarged = layout / "data/clientA/img_resize32/clientA_test_0.png"
@@ -240,7 +240,7 @@ def test_images_that_are_enlarged_are_counted_in_one_warning(tmp_path, caplog):
     (layout / "data/clientA/img_resize32/clientA_test_1.png").unlink()
     caplog.clear()
     load_sites(layout, image_size=64, classes=CLASSES, allow_missing=True)
-    assert caplog.messages[-1].startswith("40 of 41 images are smaller than the 64 px")
+    assert caplog.messages[-1].startswith("40 of 41 images are smaller than 64 px")
 
 
 def test_splits_that_are_not_asked_for_are_not_looked_at(tmp_path):
@@ -270,11 +270,11 @@ def test_check_finds_everything_at_once(prrfl, tmp_path):
         ("y", expected, 6),
     }
     assert found["lone"] == [["x", 18], ["y", 18]]
-    for words in ("leakage", "missing", "broken", "copies", "few", "lone"):
-        assert f"{words}: " in out
+    for word in ("leakage", "missing", "broken", "duplicates", "few", "lone"):
+        assert f"{word}: " in out
 
 
-def test_check_warns_of_what_one_site_trains_on_and_another_is_judged_on(prrfl, tmp_path):
+def test_check_warns_of_what_one_site_trains_on_and_another_is_tested_on(prrfl, tmp_path):
     pics = tmp_path / "pics"
     for name, seed in (("a", 0), ("b", 1), ("c", 0), ("d", 2), ("e", 3), ("f", 4), ("g", 2)):
         picture(pics / f"{name}.png", seed)
@@ -288,7 +288,7 @@ def test_check_warns_of_what_one_site_trains_on_and_another_is_judged_on(prrfl, 
             "pics/c.png,nv,y,test,p3",  # the pixels of x's a
             "pics/b.png,nv,y,valid,p2",  # pixels and group of x's b
             "pics/e.png,nv,y,test,p1",  # the group of x's a
-            "pics/g.png,nv,y,train,",  # trained on at both, judged at none
+            "pics/g.png,nv,y,train,",  # used for training at both, for testing at none
         ],
     )
     code, out, _ = prrfl("data", "check", manifest, "--json", tmp_path / "f.json")
@@ -315,7 +315,7 @@ def test_split_counts_as_left_out_what_is_missing_or_broken(prrfl, tmp_path):
     code, out, err = prrfl("data", "split", manifest, "--out", tmp_path / "s.csv")
     assert code == 0, err
     assert "56 images" in out
-    assert "4 images are missing or broken and left out" in out
+    assert "4 images are missing or broken and were left out" in out
 
 
 def test_split_leaks_nothing_and_keeps_the_shares(prrfl, tmp_path):
@@ -340,7 +340,7 @@ def test_split_leaks_nothing_and_keeps_the_shares(prrfl, tmp_path):
         "data", "split", manifest, "--out", tmp_path / "t.csv", "--valid", 0.6, "--test", 0.5
     )
     assert code == 2
-    assert "leave nothing for a split" in err
+    assert "leave a split empty" in err
     assert not (tmp_path / "t.csv").exists()
 
 
@@ -487,7 +487,7 @@ def test_pixels_of_more_than_8_bits_are_refused_and_not_clipped_to_white(prrfl, 
     ).save(deep)
     manifest.write_text(manifest.read_text().replace("pics/x/3.png", "pics/x/3.tif"))
     with pytest.raises(
-        DataError, match=rf"image .*3.tif has pixels of mode {mode}, expected 8 bits .*convert"
+        DataError, match=rf"image .*3.tif has pixels of mode {mode}; expected 8 bits .*convert"
     ):
         load_sites(manifest, image_size=32, classes=CLASSES)
     code, out, _ = prrfl("data", "check", manifest)

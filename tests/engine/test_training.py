@@ -128,9 +128,9 @@ def test_files_are_whole_or_absent(tmp_path):
         write_json(tmp_path / "t.txt", {"x": float("nan")})
     assert (tmp_path / "t.txt").read_text() == "old"
     path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(StateMismatchError, match="no whole safetensors file"):
+    with pytest.raises(StateMismatchError, match="is not a complete safetensors file"):
         read_tensors(path)
-    with pytest.raises(StateMismatchError, match="not there"):
+    with pytest.raises(StateMismatchError, match="is missing"):
         read_tensors(tmp_path / "none")
     assert not list(tmp_path.rglob(".*"))
 
@@ -144,7 +144,7 @@ def test_links_and_devices_are_not_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     for name in ("pipe", "folder"):
-        with pytest.raises(FileExistsError, match=r"no regular file.*" + name):
+        with pytest.raises(FileExistsError, match=r"not a regular file.*" + name):
             write_text(tmp_path / name, "new")
     assert (tmp_path / "pipe").is_fifo()
 

@@ -1,7 +1,8 @@
-"""Flower's grid without its processes: orders are carried out here and now, and can go wrong on purpose."""
+"""Flower's grid without its processes: orders are carried out at once, and can go wrong on purpose."""
 
 from dataclasses import dataclass, field
 
+import torch
 from flwr.app import Context, Error, RecordDict
 from flwr.app.message import make_message
 from flwr.app.metadata import Metadata
@@ -9,8 +10,23 @@ from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
-from prrfl.flower.messages import Order, from_records
+from prrfl.flower.federation import federate
+from prrfl.flower.messages import Order, from_records, to_records
+from prrfl.flower.server.app import run_federation
 from prrfl.flower.site.app import answer
+from prrfl.storage.tensor_files import read_tensors
+from prrfl.types import AbsenceRecord
+
+NAMES = ["clientA", "clientB", "clientC"]
+SETTINGS = {
+    "rounds": 2,
+    "epochs": 1,
+    "batch": 8,
+    "image_size": 32,
+    "precision": "float32",
+    "network": "tiny",
+    "augment": False,
+}
 
 # As Flower sets them in each of its processes, where messages are made.
 TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
@@ -91,3 +107,52 @@ def failure(message_id, reason, code=2):
         created_at=0.0,
     )
     return make_message(metadata=metadata, error=Error(code, reason))
+
+
+class GridReply:
+    """A reply with another content."""
+
+    def __init__(self, answer, reply):
+        self.content, self.metadata = to_records(answer), reply.metadata
+
+    def has_error(self):
+        return False
+
+
+def grid_of(data, home, certs=None, methods="prrfl", names=NAMES, **more):
+    """Return a grid of sites; under secure summation if their keys are given."""
+
+    def config(name):
+        own = {"name": name, "data": str(data), "home": str(home / name), "threads": 1, "device": "cpu"}
+        own |= {"methods": methods}
+        if certs:
+            own |= {
+                "roster": str(certs / name / "roster.txt"),
+                "signing-key": str(certs / name / "sign.key"),
+            }
+        return own
+
+    return GridHere({name: config(name) for name in names}, **more)
+
+
+def run(grid, folder, secure=False, quorum=0, deadline=0.0, names=NAMES, **settings):
+    """Run a federation to its end, and return its records."""
+    federation = federate(folder, {**SETTINGS, **settings}, names, quorum, deadline, secure)
+    return list(run_federation(grid, federation, folder))
+
+
+def absences(records):
+    """Return round, site and reason of each absence."""
+    return [(r.round, r.client, r.reason) for r in records if isinstance(r, AbsenceRecord)]
+
+
+def networks(home, which="last"):
+    """Return each site's saved network."""
+    return {
+        name: read_tensors(next((home / name).glob(f"*/models/{name}/{which}.safetensors"))) for name in NAMES
+    }
+
+
+def same(first, second):
+    """Return whether the sites have the same networks, bit by bit."""
+    return all(torch.equal(first[n][key], second[n][key]) for n in NAMES for key in first[n])

@@ -57,7 +57,7 @@ def test_the_servers_certificate_is_renewed_and_sites_believe_it(certs, prrfl, t
     verify = ["openssl", "verify", "-CAfile", certs / "sites/north/ca.crt", new / "server.crt"]
     assert subprocess.run(verify, capture_output=True, check=False).returncode == 0
     for arguments, words in {
-        ("--ca", certs / "server"): "ca.key is not there",
+        ("--ca", certs / "server"): "ca.key does not exist",
         ("--ca", certs / "ca", "--sites", "west"): "leave out --sites",
         ("--ca", certs / "ca", "--days", 9999): "before the 9999 days are over",
     }.items():
@@ -72,7 +72,7 @@ def test_the_servers_certificate_is_renewed_and_sites_believe_it(certs, prrfl, t
 def test_what_cannot_be_a_host_is_refused(prrfl, tmp_path, host):
     code, _, err = prrfl("certs", tmp_path / "certs", "--sites", "a,b", "--hosts", f"ok.example.org,{host}")
     assert code == 2
-    assert f"host '{host}' cannot be one" in err
+    assert f"invalid host '{host}'" in err
     assert not (tmp_path / "certs").exists()
     make_certs(tmp_path / "others", ["a"], ["fd00::1", "10.0.0.1", "fed", "*.example.org"])
 
@@ -80,14 +80,14 @@ def test_what_cannot_be_a_host_is_refused(prrfl, tmp_path, host):
 def test_the_end_of_a_certificate_is_told_in_time(certs):
     crt, now = certs / "server/server.crt", datetime.now(UTC)
     assert check_valid(crt, now) is None
-    assert "in 9 days; have it renewed" in check_valid(crt, now + timedelta(days=355))
+    assert "in 9 days; renew it" in check_valid(crt, now + timedelta(days=355))
     for days in (-1, 366):
         with pytest.raises(
-            ConfigError, match=r"server.crt holds from .* to .* set the clock, or have it renew"
+            ConfigError, match=r"server.crt is valid from .* to .* correct the clock, or renew"
         ):
             check_valid(crt, now + timedelta(days=days))
     at = Server(certs, certs / "server", "10.0.0.1")
-    assert "whoever reaches it there can run code" in " ".join(at.warnings(now))
+    assert "anybody who reaches it can run code" in " ".join(at.warnings(now))
     assert not replace(at, host="127.0.0.1").warnings(now)
     assert not replace(at, host="localhost").warnings(now)
 
@@ -119,7 +119,7 @@ def test_a_site_says_which_of_its_files_it_cannot_read(certs, prrfl, monkeypatch
     if file.endswith(".key"):
         monkeypatch.undo()
         (where / file).write_text("no key")
-        assert "is no private key in OpenSSH's format" in prrfl(*asked)[2]
+        assert "is not a private key in OpenSSH's format" in prrfl(*asked)[2]
 
 
 def test_the_servers_commands_can_be_printed_for_a_supervisor(certs, prrfl, tmp_path):
@@ -164,16 +164,16 @@ def test_the_sites_command_can_be_printed_for_a_supervisor(certs, prrfl, tmp_pat
     ("arguments", "words"),
     [
         (["server", "--sites", "north"], "needs at least 2"),
-        (["server", "--sites", "north,north"], "each must be named once"),
+        (["server", "--sites", "north,north"], "name each site only once"),
         (["server", "--sites", "north,south", "--secure"], "secure summation needs at least 3"),
         (["server", "--sites", "north,south", "--quorum", 3], "quorum is 3; expected 2 to 2"),
         (["server", "--sites", "north,south", "--deadline", "nan"], "deadline is nan; expected seconds"),
         (["server", "--sites", "north,south", "--deadline", "inf"], "deadline is inf; expected seconds"),
-        (["server", "--sites", "north,west", "--certs", "my certs/server"], "west.pub is not there"),
-        (["server", "--sites", "north,south", "--certs", "nowhere"], "ca.crt is not there"),
+        (["server", "--sites", "north,west", "--certs", "my certs/server"], "west.pub does not exist"),
+        (["server", "--sites", "north,south", "--certs", "nowhere"], "ca.crt does not exist"),
         (["server", "--sites", "north,south", "--method", "fedavgg"], "did you mean 'fedavg'"),
-        (["site", "--name", "north", "--certs", "nowhere"], "ca.crt is not there"),
-        (["site", "--name", "north", "--certs", "my certs/sites/north"], "data DIR is not there"),
+        (["site", "--name", "north", "--certs", "nowhere"], "ca.crt does not exist"),
+        (["site", "--name", "north", "--certs", "my certs/sites/north"], "data DIR does not exist"),
         (
             [
                 "site",
@@ -186,7 +186,7 @@ def test_the_sites_command_can_be_printed_for_a_supervisor(certs, prrfl, tmp_pat
                 "--methods",
                 "prfl",
             ],
-            "methods: 'prfl' is none (did you mean 'prrfl'?)",
+            "methods: unknown method 'prfl' (did you mean 'prrfl'?)",
         ),
     ],
 )
@@ -260,11 +260,11 @@ def test_why_a_node_ended_is_said_in_plain_words(tmp_path):
     assert "does not know this site's key" in _reason(f"{start}[code: 2004] Failed to activate.\n")
     failed = f"{start}[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: "
     for cause, words in {
-        "unable to get local issuer certificate": "not one of ca.crt's",
+        "unable to get local issuer certificate": "not signed by ca.crt",
         "certificate has expired": "has expired",
-        "certificate is not yet valid": "does not hold yet",
-        "Hostname mismatch, certificate is not valid for 'x'": "for other names",
-        "IP address mismatch, certificate is not valid for '10.0.0.1'": "for other names",
+        "certificate is not yet valid": "is not valid yet",
+        "Hostname mismatch, certificate is not valid for 'x'": "is not for the name",
+        "IP address mismatch, certificate is not valid for '10.0.0.1'": "is not for the name",
     }.items():
         assert words in _reason(f"{failed}{cause} (_ssl.c:1006)\n")
     assert _reason(f"{start}no route to host\n") == (

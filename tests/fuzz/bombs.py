@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from prrfl.config import load_config
-from prrfl.data.build import find_images
+from prrfl.data.build import index_images
 from prrfl.data.images import read_image
 from prrfl.data.manifest import read_manifest
 from prrfl.data.sources import load_sites
@@ -136,7 +136,7 @@ def zip_whose_image_inflates(folder):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("x.png", "w") as member:
         for _ in range(300):
             member.write(b"\0" * 10**6)
-    source = find_images([path])
+    source = index_images([path])
     with source.open("x") as file:
         return read_image(path, 32, file)
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from prrfl.data.build import build, find_images, ham_entries, isic_entries
+from prrfl.data.build import build, ham_entries, index_images, isic_entries
 from prrfl.data.sources import load_sites
 from tests.fuzz.cases import cases, listing, tried
 from tests.fuzz.mutators import CELLS, changes, files
@@ -74,7 +74,7 @@ def built(folder):
 
     def call():
         entries = [*ham_entries(folder / "ham.csv")[0], *isic_entries(folder / "isic.csv")]
-        return len(entries), build(entries, find_images([folder / "ham.zip", folder / "isic"]), out, 8)
+        return len(entries), build(entries, index_images([folder / "ham.zip", folder / "isic"]), out, 8)
 
     done = tried(call, folder, "site client", "none of the images")
     if isinstance(done, str):

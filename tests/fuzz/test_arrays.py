@@ -129,6 +129,6 @@ def test_what_does_not_fit_into_memory_is_refused_with_both_figures(path, monkey
     # The arrays fit, the images made of them do not.
     monkeypatch.setattr(images, "available_memory", lambda: 2_500_000)
     line = tried(lambda: load_sites(path, image_size=128, classes=CLASSES), path)
-    assert "train needs 0.1 GiB of memory, 0.0 GiB are free" in line
+    assert "train needs 0.1 GiB of memory, but 0.0 GiB are free" in line
     monkeypatch.setattr(images, "available_memory", lambda: 2**33)
     assert not isinstance(loaded(path), str)

@@ -128,7 +128,7 @@ def test_a_message_with_odd_parts(data, kind):
         if not plain or not arrays:
             return
     records = RecordDict({"plain": ConfigRecord(plain), "arrays": ArrayRecord(arrays)})
-    value = tried(lambda: from_records(kind, records), f"no {kind.__name__.lower()}")
+    value = tried(lambda: from_records(kind, records), f"invalid {kind.__name__.lower()}")
     if not isinstance(value, str):
         assert_like(value, kind)
 
@@ -139,7 +139,7 @@ def test_records_of_something_else():
         RecordDict({"plain": ArrayRecord({})}),
         RecordDict({"plain": ConfigRecord()}),
     ):
-        assert isinstance(tried(lambda records=records: from_records(Order, records), "no order"), str)
+        assert isinstance(tried(lambda records=records: from_records(Order, records), "invalid order"), str)
 
 
 def identities(count=3):
@@ -204,7 +204,7 @@ def test_a_cohort_with_odd_keys(cohort):
 
 @pytest.mark.parametrize("text", ["", "{}", "null", "[" * 100_000, "[1]", '"x"', "9" * 5000, "\0"])
 def test_what_is_no_cohort(text):
-    assert "names no cohort" in tried(lambda: read_cohort(text, "s0"), "site s0")
+    assert "has no valid cohort" in tried(lambda: read_cohort(text, "s0"), "site s0")
 
 
 @cases(60)
@@ -263,7 +263,7 @@ def test_a_name_that_no_site_can_have(name, tmp_path):
         lambda: make_certs(tmp_path / "certs", names, ["localhost"]),
         lambda: federate(tmp_path / "run", {}, names),
     ):
-        assert "a site cannot be named" in tried(call)
+        assert "invalid site name" in tried(call)
     assert not any(tmp_path.iterdir())
 
 

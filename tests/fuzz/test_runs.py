@@ -11,9 +11,9 @@ from prrfl.config import load_config
 from prrfl.errors import ConfigError
 from prrfl.runs import report, run, setup
 from prrfl.runs.folder import RunFolder
-from tests.engine.test_resume import files_of, stopped
 from tests.fuzz.cases import assert_line, cases, listing, within
 from tests.fuzz.mutators import copied, files, name_of
+from tests.runs.test_resume import files_of, stopped
 from tests.sites_on_disk import write_layout
 
 SETTINGS = {
@@ -227,7 +227,7 @@ def test_settings_cut_off_at_a_line_are_no_defaults(half, place, prrfl):
     (folder / "config.toml").write_text("".join(lines[:10]))
     code, _, err = prrfl("resume", folder)
     assert code == 2
-    assert "config.toml is not whole: it lacks the key" in err
+    assert "config.toml is incomplete: key" in err
 
 
 def test_records_that_are_cut_off_are_left_as_they_are(half, place, prrfl):
@@ -247,7 +247,7 @@ def test_what_else_lies_among_the_states(name, half, finished, place, prrfl, qui
     (folder / "state" / name).write_text("x")
     code, out, err = prrfl("resume", folder)
     assert (code, err) == (0, "")
-    assert "Going on after round 2 of 3" in out
+    assert "Resuming after round 2 of 3" in out
     assert files_of(folder) == files_of(finished)
 
 
@@ -263,7 +263,7 @@ def test_a_site_more_stops_a_run_and_loses_no_round(half, settings, place, prrfl
     states = listing(folder / "state")
     code, _, err = prrfl("resume", folder)
     assert code == 2
-    assert "clientC.safetensors is not there" in err
+    assert "clientC.safetensors is missing" in err
     assert listing(folder / "state") == states
 
 
@@ -273,4 +273,4 @@ def test_other_settings_stop_a_run(half, place, prrfl):
     (folder / "config.toml").write_text(text.replace('"vgg16_slim"', '"vgg_b"'))
     code, _, err = prrfl("resume", folder)
     assert code == 2
-    assert "config.toml: key 'network' is 'vgg_b', the run was begun with 'vgg16_slim'" in err
+    assert "config.toml: key 'network' is 'vgg_b', but the run was started with 'vgg16_slim'" in err

@@ -37,7 +37,7 @@ def folder(tmp_path_factory):
 @given(kind=st.sampled_from(list(VALUES)), change=changes)
 def test_bytes_that_are_changed(kind, change):
     whole = to_bytes(VALUES[kind])
-    value = tried(lambda: from_bytes(kind, change(whole)), f"no {kind.__name__}")
+    value = tried(lambda: from_bytes(kind, change(whole)), f"not a {kind.__name__}")
     if isinstance(value, str):
         return
     assert isinstance(value, kind)
@@ -78,7 +78,7 @@ def test_a_header_that_is_changed(data):
             [json.dumps({"values": values}), "[" * 100_000, "", "{}", '{"values": 3}', "9" * 5000, "nul"]
         )
     )
-    state = tried(lambda: from_bytes(PRRFLState, save(tensors, {"prrfl": notes})), "no PRRFLState")
+    state = tried(lambda: from_bytes(PRRFLState, save(tensors, {"prrfl": notes})), "not a PRRFLState")
     if not isinstance(state, str):
         held = [
             state.personalised.weights,
@@ -116,7 +116,7 @@ def test_a_header_longer_than_the_file(length, folder):
     path = folder / "long.safetensors"
     path.write_bytes(length.to_bytes(8, "little") + b'{"a":1}')
     assert isinstance(tried(lambda: read_state(path, Share), path), str)
-    assert isinstance(tried(lambda: from_bytes(Share, path.read_bytes()), "no Share"), str)
+    assert isinstance(tried(lambda: from_bytes(Share, path.read_bytes()), "not a Share"), str)
 
 
 def test_a_state_of_another_network_is_refused(folder):
@@ -125,4 +125,6 @@ def test_a_state_of_another_network_is_refused(folder):
     write_state(path, FedProx().start({**WEIGHTS, "6.weight": torch.zeros(5, 24)}))
     line = tried(lambda: read_client(path, FedProx(), start), path)
     assert "tensor '6.weight' has shape (5, 24), expected (3, 24)" in line
-    assert "holds no PRRFLState" in tried(lambda: read_client(path, PRRFL(), PRRFL().start(WEIGHTS)), path)
+    assert "does not hold a PRRFLState" in tried(
+        lambda: read_client(path, PRRFL(), PRRFL().start(WEIGHTS)), path
+    )

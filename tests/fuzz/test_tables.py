@@ -148,7 +148,7 @@ def test_a_folder_whose_name_is_no_sites(name, layout, tmp_path, prrfl):
     code, _, err = prrfl("train", "--data", folder, "--out", tmp_path / "run")
     assert code == 2
     assert err.startswith("error: ")
-    assert "is no plain name of a site" in err
+    assert "invalid name of a site" in err
     assert err.count("\n") == 1
     assert not (tmp_path / "run").exists()
 

@@ -59,7 +59,7 @@ def test_a_constant_answer_has_an_interval():
     runs = [run("prrfl", 0, 1.0)]
     for p in runs[0].predictions.values():
         p.probabilities[:] = torch.tensor([1.0, 0.0, 0.0])
-    ours, majority = comparison.compare(runs, draws=400)
+    ours, majority = comparison.compare(runs, "prrfl", draws=400)
     low, high = ours.f1["a"].images
     # Always class 0 of 20 in 33: F1 is 40 / 53 / 3; a sample's share of class 0 differs by some 17 points.
     assert ours.f1["a"].mean == pytest.approx(40 / 53 / 3)
@@ -146,19 +146,19 @@ def test_the_meter_by_hand():
 def test_drops_have_an_interval_over_seeds():
     # Seed 0 falls by 0.1 and 0.3 at a, by 0.15 and 0.35 at b; seed 1 by 0.1 less in the first round.
     runs = [run("fedavg", 0, 1.0), run("fedavg", 1, 1.0, f1s=((0.5, 0.5), (0.6, 0.3)))]
-    row = comparison.compare(runs, draws=20)[0]
+    row = comparison.compare(runs, "prrfl", draws=20)[0]
     assert row.drop["f1"].mean == pytest.approx(0.2)
     # Means 0.225 and 0.175: standard error 0.025, t(0.975, 1) = 12.7062.
     assert row.drop["f1"].seeds == pytest.approx(12.7062 * 0.025, abs=1e-5)
     site = row.drops["a"]
     assert (site.mean, site.largest) == pytest.approx((0.175, 0.3))
     assert site.seeds == pytest.approx(12.7062 * 0.025, abs=1e-5)
-    tidy = {(r["site"], r["measure"]): r for r in csv.DictReader(tables.to_csv([row]).splitlines())}
+    tidy = {(r["site"], r["measure"]): r for r in csv.DictReader(tables.to_csv([row], "prrfl").splitlines())}
     for where, half in (("mean", row.drop["f1"].seeds), ("a", site.seeds), ("b", row.drops["b"].seeds)):
         assert float(tidy[where, "drop_macro_f1"]["seeds_ci95"]) == pytest.approx(half)
     heads, body = tables.cells([row], ("nv", "bkl", "mel"))
     assert dict(zip(heads, body[0], strict=True))["drop F1"] == "20.00 ± 31.77"
-    assert comparison.compare(runs[:1], draws=20)[0].drop["f1"].seeds is None
+    assert comparison.compare(runs[:1], "prrfl", draws=20)[0].drop["f1"].seeds is None
 
 
 def test_only_falls_count_as_recovered_and_only_what_is_followed():
@@ -177,12 +177,12 @@ def test_only_falls_count_as_recovered_and_only_what_is_followed():
 def test_cells_say_how_many_falls_came_back_and_where_it_fell_most():
     back = [run("fedavg", 0, 1.0), run("fedavg", 1, 1.0, epochs=(0.5, 0.45))]
     steady = run("prrfl", 0, 1.0, f1s=((0.5, 0.6), (0.6, 0.7)))
-    heads, body = tables.cells(comparison.compare([steady, *back], draws=50), ("nv", "bkl", "mel"))
+    heads, body = tables.cells(comparison.compare([steady, *back], "prrfl", draws=50), ("nv", "bkl", "mel"))
     ours, theirs, majority = (dict(zip(heads, line, strict=True)) for line in body)
     assert (theirs["epochs to recover"], theirs["worst drop at"]) == ("1.0 (2 of 4)", "b (25.0)")
     assert (ours["epochs to recover"], ours["worst drop at"]) == ("–", "–")
     assert (ours["seeds"], theirs["seeds"], majority["seeds"]) == ("1", "2", "–")
-    row = comparison.compare([back[1]], draws=50)[0]
+    row = comparison.compare([back[1]], "prrfl", draws=50)[0]
     heads, body = tables.cells([row], ("nv", "bkl", "mel"))
     assert body[0][heads.index("epochs to recover")] == "– (0 of 2)"
     assert row.drops["b"] == SiteDrop(pytest.approx(0.25), pytest.approx(0.35))
@@ -192,7 +192,7 @@ def test_the_table_knows_who_is_better_and_who_is_not_told_apart():
     seeds = range(4)
     runs = [run("prrfl", s, 4.0) for s in seeds] + [run("fedavg", s, 0.5) for s in seeds]
     runs += [run("fedbn", s, 4.0) for s in seeds]  # the same predictions as PRR-FL
-    rows = {row.method: row for row in comparison.compare(runs, draws=400)}
+    rows = {row.method: row for row in comparison.compare(runs, "prrfl", draws=400)}
     ours, weak, twin = rows["prrfl"], rows["fedavg"], rows["fedbn"]
     for key in ("f1", "auc"):
         assert key not in ours.p
@@ -227,14 +227,14 @@ def test_the_table_knows_who_is_better_and_who_is_not_told_apart():
 def test_methods_are_paired_over_the_seeds_that_both_ran():
     ours = [run("prrfl", seed, 1.0) for seed in (0, 1)]
     theirs = [run("fedavg", seed, 1.0) for seed in (1, 2)]
-    rows = {row.method: row for row in comparison.compare([*ours, *theirs], draws=300)}
+    rows = {row.method: row for row in comparison.compare([*ours, *theirs], "prrfl", draws=300)}
     # Seed 1 gave both the same predictions, so that nothing tells them apart, whatever seeds 0 and 2 gave.
     assert rows["fedavg"].p == {"f1": 1.0, "auc": 1.0}
     assert rows["fedavg"].tests["f1"].seeds is None
     # Neither ran all three seeds, so that no mean is called the best.
     assert not any(row.best or row.untold for row in rows.values())
     assert "thus without prrfl, fedavg" in tables.legend(list(rows.values()))
-    apart = {row.method: row for row in comparison.compare([ours[0], theirs[1]], draws=300)}
+    apart = {row.method: row for row in comparison.compare([ours[0], theirs[1]], "prrfl", draws=300)}
     assert apart["fedavg"].p == {}
 
 
@@ -242,24 +242,24 @@ def test_a_difference_is_claimed_only_where_images_and_trainings_say_so():
     weak, strong = [run("fedavg", s, 0.5) for s in (0, 1)], [run("prrfl", s, 4.0) for s in (0, 1)]
     swapped = [replace(weak[0], method="prrfl"), strong[1]], [replace(strong[0], method="fedavg"), weak[1]]
     # In seed 0 PRR-FL is far worse, in seed 1 far better: trainings decide, whatever the images say.
-    row = comparison.compare([*swapped[0], *swapped[1]], draws=300)[1]
+    row = comparison.compare([*swapped[0], *swapped[1]], "prrfl", draws=300)[1]
     gaps = [a.f1["mean"].mean - b.f1["mean"].mean for a, b in (
-        comparison.compare([swapped[0][k], swapped[1][k]], draws=10)[:2] for k in (0, 1)
+        comparison.compare([swapped[0][k], swapped[1][k]], "prrfl", draws=10)[:2] for k in (0, 1)
     )]  # fmt: skip
     test = row.tests["f1"]
     assert test.seeds == pytest.approx(ttest_1samp(gaps, 0).pvalue)
     assert row.p["f1"] == max(test.images, test.seeds) == test.seeds > 0.5
     # One seed leaves the images alone, and the legend says so.
-    rows = comparison.compare([strong[0], weak[0]], draws=300)
+    rows = comparison.compare([strong[0], weak[0]], "prrfl", draws=300)
     assert rows[1].tests["f1"].seeds is None
     assert rows[1].p["f1"] == rows[1].tests["f1"].images < 0.05
-    assert "says nothing of other trainings" in tables.legend(rows)
-    assert "says nothing" not in tables.legend(comparison.compare([*strong, *weak], draws=50))
+    assert "nothing about other trainings" in tables.legend(rows)
+    assert "nothing about other" not in tables.legend(comparison.compare([*strong, *weak], "prrfl", draws=50))
 
 
 def test_the_best_is_sought_among_methods_with_all_seeds():
     runs = [run("prrfl", 0, 0.5), run("prrfl", 1, 0.5), run("lucky", 0, 4.0)]
-    rows = {row.method: row for row in comparison.compare(runs, draws=100)}
+    rows = {row.method: row for row in comparison.compare(runs, "prrfl", draws=100)}
     assert rows["lucky"].f1["mean"].mean > rows["prrfl"].f1["mean"].mean
     assert rows["prrfl"].best == {"f1", "auc"}
     assert not rows["lucky"].best | rows["lucky"].untold
@@ -270,16 +270,16 @@ def test_sites_of_a_single_class_leave_auc_out():
     one = run("prrfl", 0, 1.0)
     single = {s: replace(p, labels=torch.zeros_like(p.labels)) for s, p in one.predictions.items()}
     runs = [replace(one, predictions=single), replace(one, predictions=single, method="fedavg")]
-    rows = comparison.compare(runs, draws=50)
+    rows = comparison.compare(runs, "prrfl", draws=50)
     assert rows[0].auc["mean"] == comparison.Estimate(None)
     assert rows[1].p == {"f1": 1.0}
     half = {**one.predictions, "b": single["b"]}
-    mixed = comparison.compare([replace(one, predictions=half)], draws=50)[0]
+    mixed = comparison.compare([replace(one, predictions=half)], "prrfl", draws=50)[0]
     assert mixed.auc["mean"].mean == mixed.auc["a"].mean is not None
 
 
 def test_tables_for_people_say_what_is_best_and_escape_what_latex_would_read():
-    rows = comparison.compare([run("prrfl", 0, 4.0), run("prrfl:transfer=off_x", 0, 0.5)], draws=200)
+    rows = comparison.compare([run("prrfl", 0, 4.0), run("prrfl:transfer=off_x", 0, 0.5)], "prrfl", draws=200)
     markdown = tables.to_markdown(rows, ("nv", "bkl", "mel"))
     lines = markdown.splitlines()
     assert len({line.count("|") for line in lines[:5]}) == 1
@@ -290,23 +290,23 @@ def test_tables_for_people_say_what_is_best_and_escape_what_latex_would_read():
     assert latex.isascii()
     assert "best mean; = not told apart" in latex[latex.index(r"\end{tabular}") :]
     assert len({line.count("&") for line in latex.splitlines() if "&" in line}) == 1
-    tidy = list(csv.DictReader(tables.to_csv(rows).splitlines()))
+    tidy = list(csv.DictReader(tables.to_csv(rows, "prrfl").splitlines()))
     means = [r for r in tidy if r["method"] == "prrfl" and r["site"] == "mean" and r["measure"] == "macro_f1"]
     assert float(means[0]["mean"]) == pytest.approx(rows[0].f1["mean"].mean)
     (gap,) = (r for r in tidy if r["measure"] == "macro_f1_less_prrfl")
     assert gap["method"] == "prrfl:transfer=off_x"
     assert float(gap["images_high"]) == rows[1].tests["f1"].difference.images[1] < 0
     titles = [table.title for table in tables.tables(rows, ("nv", "bkl", "mel"))]
-    assert "Difference to PRR-FL (mean of sites)" in titles
-    without = comparison.compare([run("fedavg", 0, 1.0), run("local", 0, 2.0)], draws=20)
+    assert "Difference to prrfl (mean of sites)" in titles
+    without = comparison.compare([run("fedavg", 0, 1.0), run("local", 0, 2.0)], "prrfl", draws=20)
     assert len(tables.tables(without, ("nv", "bkl", "mel"))) == len(titles) - 1
-    assert "PRR-FL" not in tables.legend(without)
-    assert "Difference: to PRR-FL; p, paired bootstrap" in tables.legend(rows)
+    assert "Difference" not in tables.legend(without)
+    assert "Difference: to prrfl; p, paired bootstrap" in tables.legend(rows)
 
 
 def test_names_are_escaped():
     one = run(r"a&#$%_{}~^\|", 0, 1.0)
-    rows = comparison.compare([one], draws=20)
+    rows = comparison.compare([one], "prrfl", draws=20)
     latex = tables.to_latex(rows, (r"x&|", "bkl", "mel"))
     escaped = r"a\&\#\$\%\_\{\}\textasciitilde{}\textasciicircum{}\textbackslash{}\textbar{}"
     assert f"\n{escaped} & " in latex
@@ -322,7 +322,7 @@ def test_the_figure_has_a_line_for_each_method_and_room_on_the_right():
         for m in ("prrfl", "fedavg", "prrfl:r1=0.7")
         for s in (0, 1)
     ]
-    left, _ = overlay.comparison_figure(runs).axes
+    left, _ = overlay.comparison_figure(runs, "prrfl").axes
     assert [line.get_label() for line in left.lines] == ["prrfl", "fedavg", "prrfl:r1=0.7"]
     assert left.lines[0].get_color() == left.lines[2].get_color() != left.lines[1].get_color()
     assert left.lines[2].is_dashed()
@@ -344,18 +344,18 @@ def test_curves_run_along_each_runs_own_local_epochs():
     found = overlay.bands([one, two], "auc")
     assert sorted(set(found["prrfl"].at)) == pytest.approx([1, 2])
     assert sorted(set(found["fedavg"].at)) == pytest.approx([3, 6])
-    assert overlay.comparison_figure([one, two]).axes[0].get_xlabel() == "local epoch"
+    assert overlay.comparison_figure([one, two], "prrfl").axes[0].get_xlabel() == "local epoch"
 
 
 def test_the_baseline_answers_the_most_frequent_class_of_training():
     one = run("prrfl", 0, 1.0)
     own, pooled = {"a": (1, 9, 1), "b": (9, 8, 8)}, dict.fromkeys("ab", (10, 17, 9))
     centralised = replace(one, method="centralised", training=pooled)
-    majority = comparison.compare([centralised, replace(one, training=own)], draws=20)[-1]
+    majority = comparison.compare([centralised, replace(one, training=own)], "prrfl", draws=20)[-1]
     for site, answer in (("a", 1), ("b", 0)):
         expected = f1_score(LABELS, np.full(33, answer), average="macro", zero_division=0)
         assert majority.f1[site].mean == pytest.approx(expected)
-    rows = comparison.compare([replace(one, training={"a": (1, 9, 1)})], draws=20)
+    rows = comparison.compare([replace(one, training={"a": (1, 9, 1)})], "prrfl", draws=20)
     assert [row.method for row in rows] == ["prrfl"]
 
 
@@ -395,12 +395,12 @@ def test_the_command_runs_resumes_and_refuses(tmp_path, prrfl):
             assert {line["round"] for line in csv.DictReader(file)} == {"1"}
     assert "| prrfl:transfer=off+r1=0.7 |" in table
     for methods, seeds, changed, message in (
-        ("fedavg", "0", ["--lr", 0.5], "lr = 0.01, now asked for with 0.5"),
+        ("fedavg", "0", ["--lr", 0.5], "lr = 0.01, but the command asks for 0.5"),
         ("fedavgg", "0", [], "did you mean 'fedavg'"),
-        ("fedavg,fedavg", "0", [], "method fedavg is named twice"),
+        ("fedavg,fedavg", "0", [], "method fedavg is given twice"),
         ("fedavg:lr", "0", [], "expected name:key=value"),
         ("fedavg", "x", [], "--seeds"),
-        ("fedavg", "0", ["--data", tmp_path / "gone"], f"--data {tmp_path / 'gone'} is not there"),
+        ("fedavg", "0", ["--data", tmp_path / "gone"], f"--data {tmp_path / 'gone'} does not exist"),
     ):
         code, _, err = prrfl("compare", "--methods", methods, "--seeds", seeds, *common, *changed)
         assert code == 2

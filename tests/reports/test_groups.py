@@ -9,9 +9,9 @@ import torch
 from prrfl.calibration import at_temperature
 from prrfl.data.sources import load_sites
 from prrfl.evaluation import predictions
+from prrfl.reports.assessment import assess
 from prrfl.reports.card import model_card
 from prrfl.reports.comparison import Run, compare
-from prrfl.reports.judgement import judge
 from prrfl.reports.statistics import group_indices, resamples
 from prrfl.runs.deployed import About
 from prrfl.storage.records import predictions_to_csv, read_predictions
@@ -67,31 +67,39 @@ def test_a_sample_holds_all_images_of_a_lesion_or_none():
 
 def test_more_photographs_of_the_same_lesions_make_no_score_surer():
     ours, theirs = single(1.5), single(0.7, seed=1)
-    one, one_of_rival, _ = compare([run("prrfl", ours), run("fedavg", theirs)], draws=500)
+    one, one_of_rival, _ = compare([run("prrfl", ours), run("fedavg", theirs)], "prrfl", draws=500)
     for times in (2, 5):
         more = [run("prrfl", photographed(ours, times)), run("fedavg", photographed(theirs, times))]
-        many, many_of_rival, _ = compare(more, draws=500)
+        many, many_of_rival, _ = compare(more, "prrfl", draws=500)
         assert many.f1["mean"].images == pytest.approx(one.f1["mean"].images)
         assert many.auc["mean"].images == pytest.approx(one.auc["mean"].images)
         assert many_of_rival.tests["f1"].images == one_of_rival.tests["f1"].images
-        found = judge(photographed(ours, times))
+        found = assess(photographed(ours, times))
         assert (found.images, found.groups) == (70 * times, 70)
-        assert found.macro_f1.interval == pytest.approx(judge(ours).macro_f1.interval)
+        assert found.macro_f1.interval == pytest.approx(assess(ours).macro_f1.interval)
         # Taken for as many lesions, the interval would be too narrow.
-        low, high = judge(replace(photographed(ours, times), groups=())).macro_f1.interval
+        low, high = assess(replace(photographed(ours, times), groups=())).macro_f1.interval
         assert high - low < 0.8 * np.ptp(found.macro_f1.interval)
 
 
 def test_a_run_that_wrote_no_groups_has_those_of_the_others():
     p = photographed(single(1.5), 3)
     old = run("prrfl", replace(p, groups=()))
-    mixed = compare([old, run("fedavg", p)], draws=300)
-    assert mixed[0].f1 == compare([run("prrfl", p)], draws=300)[0].f1
+    mixed = compare([old, run("fedavg", p)], "prrfl", draws=300)
+    assert mixed[0].f1 == compare([run("prrfl", p)], "prrfl", draws=300)[0].f1
 
 
 def test_the_card_says_of_how_many_lesions_the_images_are():
     about = About("a", "model", "local", "net", CLASSES, 32, 0, 1, {"train": (1, 1, 1)})
-    facts = {"about": about, "site": "a", "which": "best", "temperature": 1, "fitted_on": 0, "version": "0"}
+    facts = {
+        "about": about,
+        "scope": "alone",
+        "site": "a",
+        "which": "best",
+        "temperature": 1,
+        "fitted_on": 0,
+        "version": "0",
+    }
     facts |= {"today": "today", "file": "f", "checksum": "c", "picture": "p"}
     one, many = single(1.5), photographed(single(1.5), 2)
     card = model_card(facts, CLASSES, ["a"], many, at_temperature(many, 1.5))

@@ -98,7 +98,7 @@ def test_a_comparison_has_a_page_with_a_curve_for_each_method(tmp_path, prrfl):
     ids = re.findall(r' id="([^"]*)"', text)
     assert len(ids) == len(set(ids))
     headings = re.findall(r"<h2>(.*?)</h2>", text)
-    assert headings[:2] == ["Scores (mean of sites)", "Difference to PRR-FL (mean of sites)"]
+    assert headings[:2] == ["Scores (mean of sites)", "Difference to prrfl (mean of sites)"]
     assert headings[2:4] == ["Per site", "Retrogress and cost"]
     assert headings[4] == "Drop in macro-F1 at a communication, by site"
     assert re.search(r'<td title="best mean[^"]*"><strong>[\d.]+\*=?</strong></td>', text)

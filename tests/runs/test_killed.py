@@ -18,7 +18,7 @@ from prrfl import cli
 from prrfl.runs.folder import RunFolder
 from prrfl.storage.records import read_records
 from prrfl.storage.tensor_files import read_tensors
-from tests.engine.test_resume import files_of
+from tests.runs.test_resume import files_of
 from tests.sites_on_disk import write_layout
 
 ROUNDS = 4
@@ -123,8 +123,8 @@ def test_who_stops_a_run_is_told_how_to_go_on(data, tmp_path, number):
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number
-    kept = RunFolder(out).rounds_done
-    assert err == f"stopped; {kept} of 999 rounds are kept, `prrfl resume {out}` goes on\n"
+    done = RunFolder(out).rounds_done
+    assert err == f"stopped; {done} of 999 rounds are saved; continue with `prrfl resume {out}`\n"
     assert not list(out.rglob(".*"))
 
 

@@ -1,4 +1,4 @@
-"""A run that was stopped goes on as if it had not been."""
+"""A run that was interrupted ends with the same bits as one that was not."""
 
 import json
 import shutil
@@ -74,7 +74,10 @@ def test_two_processes_in_one_folder_are_refused(settings, whole, tmp_path, prrf
     with RunFolder(tmp_path / "run").locked():
         code, _, err = prrfl("resume", tmp_path / "run")
     assert code == 2
-    assert err == f"error: another process works in run folder {tmp_path / 'run'}; wait for it, or stop it\n"
+    assert (
+        err
+        == f"error: another process is using run folder {tmp_path / 'run'}; wait until it ends, or stop it\n"
+    )
     code, _, err = prrfl("resume", tmp_path / "run")
     assert (code, err) == (0, "")
     assert files_of(tmp_path / "run") == files_of(whole)
@@ -131,7 +134,7 @@ def test_a_crash_between_records_and_state_is_undone(settings, whole, tmp_path):
 
 
 @pytest.mark.parametrize("victim", ["clientA.safetensors", "progress.json", "metrics.jsonl"])
-def test_what_is_damaged_is_named_and_the_round_before_gone_on_from(
+def test_damage_is_named_and_the_run_resumes_from_the_previous_checkpoint(
     settings, whole, tmp_path, caplog, victim
 ):
     folder = tmp_path / "run"
@@ -143,11 +146,11 @@ def test_what_is_damaged_is_named_and_the_round_before_gone_on_from(
     assert next(events).round == 1
     list(events)
     assert "round-0001 cannot be used" in caplog.text
-    assert f"{victim} is not as it was written" in caplog.text
+    assert f"{victim} is damaged" in caplog.text
     assert files_of(folder) == files_of(whole)
 
 
-def test_nothing_is_begun_anew_unasked(settings, tmp_path, prrfl):
+def test_a_run_with_a_damaged_checkpoint_does_not_start_again(settings, tmp_path, prrfl):
     folder = tmp_path / "run"
     stopped(settings, folder, 1, 0)
     victim = folder / "state/round-0000/clientA.safetensors"
@@ -157,7 +160,7 @@ def test_nothing_is_begun_anew_unasked(settings, tmp_path, prrfl):
     }
     code, _, err = prrfl("resume", folder)
     assert code == 2
-    assert f"{victim} is not as it was written, nor is there another round to go on from" in err
+    assert f"{victim} is damaged: its checksum differs, and no other checkpoint can be used" in err
     assert {path: path.read_bytes() for path in before} == before
 
 
@@ -172,7 +175,7 @@ def test_records_without_a_state_are_not_thrown_away(settings, tmp_path, prrfl):
     assert (folder / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_refused_process_leaves_resting_states_alone(settings, whole, tmp_path, monkeypatch, prrfl):
+def test_a_refused_process_leaves_the_states_of_another_alone(settings, whole, tmp_path, monkeypatch, prrfl):
     monkeypatch.setattr(run, "STATES_IN_MEMORY", 0)
     steps = run.train(settings, setup.load_data(settings), tmp_path / "run")
     for _ in range(9):
@@ -182,7 +185,7 @@ def test_a_refused_process_leaves_resting_states_alone(settings, whole, tmp_path
         other.setattr(run.os, "getpid", lambda: 1)
         code, _, err = prrfl("resume", tmp_path / "run")
     assert code == 2
-    assert "another process works in" in err
+    assert "another process is using" in err
     list(steps)
     assert files_of(tmp_path / "run") == files_of(whole)
 
@@ -195,7 +198,7 @@ def test_other_settings_are_refused_by_name(settings, whole, tmp_path, prrfl):
     config.write_text(text.replace("lr = 0.01", "lr = 0.02"))
     code, _, err = prrfl("resume", folder)
     assert code == 2
-    assert "config.toml: key 'lr' is 0.02, the run was begun with 0.01; put that back" in err
+    assert "config.toml: key 'lr' is 0.02, but the run was started with 0.01; restore that value" in err
     config.write_text(text.replace("allow_missing = false", "allow_missing = true"))
     assert prrfl("resume", folder)[0] == 0
     assert files_of(folder) == files_of(whole)
@@ -218,7 +221,7 @@ def test_a_state_of_another_method_is_refused(tmp_path):
     weights = tiny_network().state_dict()
     write_state(tmp_path / "s.safetensors", FedAvg().start(weights))
     kind = type(PRRFL().start(weights))
-    with pytest.raises(StateMismatchError, match=r"s\.safetensors holds no PRRFLState"):
+    with pytest.raises(StateMismatchError, match=r"s\.safetensors does not hold a PRRFLState"):
         read_state(tmp_path / "s.safetensors", kind)
 
 
@@ -240,23 +243,23 @@ def test_other_data_is_refused_by_site_and_split(tmp_path, prrfl, caplog):
     code, _, err = prrfl("resume", folder)
     assert code == 2
     assert err == (
-        f"error: the data is not what {folder} was begun with: site clientB, train: other labels; put it "
-        "back, or begin another run\n"
+        f"error: the data has changed since {folder} was started: site clientB, train: other labels; restore "
+        "the data, or start another run\n"
     )
     assert (folder / "environment.json").read_text() == noted
     table.write_text("".join(before.splitlines(keepends=True)[:-2]))
-    assert "site clientB, train: 9 → 7 images; put" in prrfl("resume", folder)[2]
+    assert "site clientB, train: 9 → 7 images; restore" in prrfl("resume", folder)[2]
     (folder / "data.json").write_text("{")
-    assert "data.json is not as it was written" in prrfl("resume", folder)[2]
+    assert "data.json is damaged" in prrfl("resume", folder)[2]
     # As an older version left it.
     (folder / "data.json").unlink()
     table.write_text(before)
     assert prrfl("resume", folder)[0] == 0
-    assert f"{folder} holds no data.json" in caplog.text
+    assert f"{folder} has no data.json" in caplog.text
     assert not (folder / "data.json").exists()
 
 
-def test_where_a_run_was_gone_on_with_is_noted_beside_where_it_was_begun(settings, tmp_path):
+def test_the_environment_of_each_resumption_is_written(settings, tmp_path):
     folder = tmp_path / "run"
     stopped(settings, folder, 1, 0)
     first = json.loads((folder / "environment.json").read_text())
@@ -273,7 +276,7 @@ def test_where_a_run_was_gone_on_with_is_noted_beside_where_it_was_begun(setting
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_run_of_a_machine_with_a_gpu_is_read_and_gone_on_with_without_one(
+def test_a_run_from_a_machine_with_a_gpu_is_read_and_resumed_without_one(
     settings, whole, tmp_path, prrfl, caplog
 ):
     def of_a_gpu(folder):
@@ -291,6 +294,6 @@ def test_a_run_of_a_machine_with_a_gpu_is_read_and_gone_on_with_without_one(
     folder = tmp_path / "run"
     stopped(settings, folder, 1, 0)
     assert prrfl("resume", of_a_gpu(folder))[0] == 0
-    assert f"{folder} was begun on cuda, which cannot be used here: it goes on on cpu" in caplog.text
+    assert f"{folder} was started on cuda, which this machine does not have. It resumes on cpu" in caplog.text
     assert files_of(folder) == files_of(whole)
     assert json.loads((folder / "environment.json").read_text())["resumed"][0]["device"] == "cpu"

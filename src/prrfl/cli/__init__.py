@@ -1,55 +1,57 @@
-"""The command line: every command is a function in one of this room's modules, named here."""
+"""The command line. ``commands`` names every command and the module that holds it."""
 
 import io
 import logging
 import signal
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
-from prrfl.cli.comparing import compare
-from prrfl.cli.data import data
-from prrfl.cli.doctor import doctor
-from prrfl.cli.federating import certs, server, site
-from prrfl.cli.newcomers import onboard
-from prrfl.cli.tools import generate, inspect
-from prrfl.cli.training import report, resume, run_training, train
-from prrfl.cli.using import evaluate, export, predict
+import prrfl
+from prrfl.cli.commands import CommandGroup
 from prrfl.errors import PRRFLError, Stopped, one_line
 
-__all__ = ["app", "guarded", "main", "run_training"]
+__all__ = ["app", "guarded", "main"]
 
 app = typer.Typer(
+    cls=CommandGroup,
     help="Personalised, retrogress-resilient federated learning on medical images.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.add_typer(data, name="data")
-COMMANDS = (
-    *(train, compare, resume, report),
-    *(predict, evaluate, export, onboard),
-    *(inspect, generate, doctor),
-    *(server, site, certs),
-)
-for command in COMMANDS:
-    app.command()(command)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"prrfl {prrfl.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _global_options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
+    pass
 
 
 def main() -> None:
     """Run the command line; a user's error is one line and exit code 2."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a folder's name need not be text
+            stream.reconfigure(errors="backslashreplace")  # the name of a folder need not be valid text
     sys.exit(guarded(app))
 
 
 def guarded(command: Any) -> int:
-    """Call a command; turn a user's error into one line on standard error. Return the exit code."""
+    """Call a command and return its exit code; print a user's error as one line on standard error."""
     warnings = logging.StreamHandler()
     warnings.setFormatter(logging.Formatter("warning: %(message)s"))
-    # Errors are said once, below; they reach the log file of a run by a handler of its own.
+    # Errors are printed once, below; a run writes them into its log file with a handler of its own.
     warnings.addFilter(lambda record: record.levelno == logging.WARNING)
     logging.basicConfig(handlers=[warnings], level=logging.WARNING)
     before = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -59,7 +61,7 @@ def guarded(command: Any) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {one_line(str(error))}; what was written before is whole", file=sys.stderr)
+        print(f"error: {one_line(str(error))}; files written before are complete", file=sys.stderr)
         return 2
     except Stopped as stop:
         print("; ".join(["stopped", *getattr(stop, "__notes__", ())]), file=sys.stderr)
@@ -73,5 +75,5 @@ def guarded(command: Any) -> int:
 
 
 def _stop(number: int, _: object) -> None:
-    """End as after an exception, so that files are closed and no process of ours lives on."""
+    """Raise an exception, so that files are closed and worker processes end."""
     raise Stopped(number)

@@ -1,9 +1,9 @@
-"""``prrfl compare``: methods × seeds, and the table that says which differences are real."""
+"""``prrfl compare``: run methods × seeds, and tabulate which differences are real."""
 
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -14,12 +14,12 @@ from prrfl.algorithms import ALGORITHMS
 from prrfl.cli.flags import with_flags
 from prrfl.cli.screen import console, going_on
 from prrfl.errors import ConfigError, PRRFLError
+from prrfl.reports.comparison import Row
+from prrfl.reports.tables import brief, legend
+from prrfl.runs.compare import Planned, plan, run_all, tabulate
+from prrfl.runs.folder import RunFolder
 
-if TYPE_CHECKING:
-    from prrfl.reports.comparison import Row
-    from prrfl.runs.compare import Planned
-
-METHODS = ",".join(ALGORITHMS)
+_METHODS = ",".join(ALGORITHMS)
 
 
 @with_flags(
@@ -28,46 +28,44 @@ METHODS = ",".join(ALGORITHMS)
             str,
             typer.Option(
                 help="methods, separated by commas; name:key=value+key=value changes settings, as in "
-                + escape(f"prrfl:transfer=off [default: {METHODS}]"),
+                + escape(f"prrfl:transfer=off [default: {_METHODS}]"),
                 show_default=False,
             ),
         ],
         "seeds": Annotated[str, typer.Option(help="seeds, separated by commas")],
         "workers": Annotated[int | None, typer.Option(min=1, help="runs at a time; all cores if not given")],
     },
-    defaults={"methods": METHODS, "seeds": "0,1", "workers": None},
+    defaults={"methods": _METHODS, "seeds": "0,1", "workers": None},
     leave_out=("method", "seed", "workers", "threads"),
 )
 def compare(
     methods: str, seeds: str, workers: int | None, config: Path | None, out: Path | None, **flags: Any
 ) -> None:
-    """Run methods x seeds with a shared start, resume what was begun, and write one table with intervals."""
-    from prrfl.runs import compare as comparing
+    """Run methods x seeds from shared starts, and write one table with confidence intervals.
 
+    If --out holds an unfinished comparison, it is resumed.
+    """
     try:
         numbers = [int(seed) for seed in seeds.split(",")]
     except ValueError:
         raise ConfigError(f"--seeds: expected whole numbers separated by commas, got '{seeds}'") from None
     folder = out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-compare"
     given = {key: value for key, value in flags.items() if value is not None}
-    planned = comparing.plan(config, given, [m.strip() for m in methods.split(",")], numbers, folder)
+    planned = plan(config, given, [m.strip() for m in methods.split(",")], numbers, folder)
     failed = _show(planned, workers)
     if len(failed) < len(planned):
-        print_comparison(comparing.tabulate(folder))
-        console.print(f"Tables, picture and runs: {folder}", soft_wrap=True)
+        print_comparison(tabulate(folder))
+        console.print(f"Tables, figure and runs: {folder}", soft_wrap=True)
     if failed:
-        name, words = next(iter(failed.items()))
+        name, line = next(iter(failed.items()))
         raise PRRFLError(
             f"{len(failed)} of {len(planned)} runs failed and are not in the table, first {name}: "
-            f"{words.removeprefix('error: ')}"
+            f"{line.removeprefix('error: ')}"
         )
 
 
-def _show(planned: list["Planned"], workers: int | None) -> Mapping[str, str]:
-    """Do the runs with live progress; return the last words of those that failed."""
-    from prrfl.runs.compare import run_all
-    from prrfl.runs.folder import RunFolder
-
+def _show(planned: list[Planned], workers: int | None) -> Mapping[str, str]:
+    """Do the runs while showing progress; return the last line of output of each that failed."""
     total = sum(one.config.rounds for one in planned)
     before = sum(RunFolder(one.folder).rounds_done for one in planned)
     console.print(f"{len(planned)} runs, {total} rounds, of which {before} are done.")
@@ -82,17 +80,15 @@ def _show(planned: list["Planned"], workers: int | None) -> Mapping[str, str]:
     failed: Mapping[str, str] = {}
     with Progress(*columns, console=console, speed_estimate_period=3600) as progress:
         task = progress.add_task("comparing", total=total - before)
-        with going_on(lambda: "complete rounds are kept, the same command goes on"):
+        with going_on(lambda: "complete rounds are saved; repeat the command to continue"):
             for now in run_all(planned, workers):
                 progress.update(task, completed=now.rounds - before)
                 failed = now.failed
     return failed
 
 
-def print_comparison(rows: list["Row"]) -> None:
-    """Print what fits a terminal; the files hold the rest."""
-    from prrfl.reports.tables import brief, legend
-
+def print_comparison(rows: list[Row]) -> None:
+    """Print the columns that fit a terminal; the files hold all of them."""
     shown = brief(rows)
     table = Table(title=shown.title)
     for index, name in enumerate(shown.heads):

@@ -1,4 +1,4 @@
-"""``prrfl data``: look at a data set before training on it, split it anew, or make it from the archives."""
+"""``prrfl data`` and ``generate``: check, split, build and generate data sets."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,30 +12,35 @@ from rich.table import Table
 
 from prrfl.cli.screen import console
 from prrfl.errors import DataError
+from prrfl.storage.atomic import write_json, write_text
 
 if TYPE_CHECKING:
     from prrfl.data.check import Findings
 
-data = typer.Typer(help="Check, split and build data sets.", no_args_is_help=True)
+data = typer.Typer(help="Check, split and build data sets.", no_args_is_help=True, add_completion=False)
 
-Source = Annotated[
+_Source = Annotated[
     Path, typer.Argument(metavar="DATA", help="folder in the published layout, or a manifest CSV")
 ]
-Classes = Annotated[str, typer.Option(help="names of the labels 0, 1, ..., separated by commas")]
+_Classes = Annotated[str, typer.Option(help="names of the labels 0, 1, ..., separated by commas")]
 
 
 @data.command()
 def check(
-    source: Source,
-    classes: Classes = "nv,bkl,mel",
-    image_size: Annotated[int, typer.Option(min=1, help="which stored size to look at")] = 128,
+    source: _Source,
+    classes: _Classes = "nv,bkl,mel",
+    image_size: Annotated[int, typer.Option(min=1, help="stored image size to check")] = 128,
     batch: Annotated[int, typer.Option(min=2, help="images per training step")] = 16,
-    json: Annotated[Path | None, typer.Option(metavar="FILE", help="write the findings there too")] = None,
+    json: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="write the findings to this file, too")
+    ] = None,
 ) -> None:
-    """Count classes; find copies, leaking groups, missing and broken files. Exit code 1 if files are."""
+    """Count classes; find duplicates, leaking groups, and missing or broken files.
+
+    The exit code is 1 if files are missing or broken.
+    """
     from prrfl.data.check import check as examine
     from prrfl.data.sources import read_entries
-    from prrfl.storage.atomic import write_json
 
     names = _names(classes)
     entries = read_entries(source, image_size=image_size, classes=names)
@@ -49,7 +54,7 @@ def check(
 
 
 def _names(classes: str) -> tuple[str, ...]:
-    """Return the class names of a flag, checked as those of a run's settings."""
+    """Return the class names of a flag, checked like those in a run's settings."""
     from prrfl.config import checked
 
     given = {"classes": classes}
@@ -70,17 +75,18 @@ def _print(found: "Findings", classes: tuple[str, ...], batch: int) -> None:
         if leak.images:
             console.print(
                 f"leakage: {leak.images} of {leak.of} {leak.split} images of {leak.site} show a group that "
-                "is also in its training set; `prrfl data split` makes splits without"
+                "is also in its training set; make new splits with `prrfl data split`"
             )
     if found.copies_across:
         console.print(
             f"across sites: {found.copies_across} valid or test images have the pixels of a training image "
-            "of another site; every shared network has seen them"
+            "of another site; every shared network has been trained on them"
         )
     if found.groups_across:
         console.print(
             f"across sites: {found.groups_across} valid or test images have the same group id as a training "
-            "image of another site; unless ids are a site's own, every shared network has seen the group"
+            "image of another site; if ids are unique across sites, every shared network has been trained on "
+            "the group"
         )
     for what, paths in (("missing", found.missing), ("broken", list(found.broken.values()))):
         for path in paths[:10]:
@@ -89,40 +95,41 @@ def _print(found: "Findings", classes: tuple[str, ...], batch: int) -> None:
             console.print(f"{what}: and {len(paths) - 10} more")
     copies = sum(len(group) for group in found.duplicates)
     if copies:
-        console.print(f"copies: {copies} images in {len(found.duplicates)} sets have the same pixels, as in")
+        console.print(
+            f"duplicates: {copies} images in {len(found.duplicates)} sets have the same pixels, such as"
+        )
         for group in found.duplicates[:5]:
             console.print(f"  {', '.join(group)}", soft_wrap=True)
     for site, split, name, count in found.few:
-        console.print(f"few: {site}, {split}: {count} images of {name}; scores of it are mostly chance")
+        console.print(f"few: {site}, {split}: {count} images of {name}; its scores are mostly chance")
     for site, count in found.lone:
         console.print(
-            f"lone: {site}: {count} training images leave one for the last batch of {batch}; it joins the "
-            "batch before"
+            f"lone: {site}: {count} training images leave one image over in batches of {batch}; it is "
+            "added to the last full batch"
         )
 
 
 @data.command()
 def split(
-    source: Source,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="the manifest CSV to write")],
-    valid: Annotated[float, typer.Option(help="fraction of each site's images for validation")] = 0.1,
-    test: Annotated[float, typer.Option(help="fraction for test")] = 0.2,
+    source: _Source,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="manifest CSV to write")],
+    valid: Annotated[float, typer.Option(help="fraction of each site's images used for validation")] = 0.1,
+    test: Annotated[float, typer.Option(help="fraction used for test")] = 0.2,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="same seed, same splits")] = 0,
-    classes: Classes = "nv,bkl,mel",
-    image_size: Annotated[int, typer.Option(min=1, help="which stored size to name")] = 128,
+    classes: _Classes = "nv,bkl,mel",
+    image_size: Annotated[int, typer.Option(min=1, help="stored image size to use")] = 128,
 ) -> None:
-    """Make new splits, stratified by class, that tear no group (lesion, patient) and no copies apart.
+    """Make new splits, stratified by class, that keep groups (lesions, patients) and duplicates together.
 
-    That holds within each site: what two sites share is not looked at; `prrfl data check` counts it.
+    This holds within each site. Images that two sites share are not moved; `prrfl data check` counts them.
     """
     from prrfl.data.check import hashes
     from prrfl.data.manifest import manifest_csv
     from prrfl.data.sources import read_entries
     from prrfl.data.split import split as divide
-    from prrfl.storage.atomic import write_text
 
     if out.suffix.lower() != ".csv" or out.resolve() == source.resolve():
-        raise DataError(f"--out {out} is not to be written over; give a new name that ends in .csv")
+        raise DataError(f"--out is {out}; expected a file that ends in .csv and is not the data set itself")
     names = _names(classes)
     entries = read_entries(source, image_size=image_size, classes=names)
     with _progress("reading images", len(entries)) as seen:
@@ -131,37 +138,58 @@ def split(
     gone = len(entries) - len(whole)
     if not whole:
         raise DataError(
-            f"{source}: none of the {gone} images can be read; `prrfl data check` says what each lacks"
+            f"{source}: none of the {gone} images can be read; `prrfl data check` lists what is wrong"
         )
     write_text(out, manifest_csv(divide(whole, valid, test, seed, same), out.parent))
     console.print(f"{len(whole)} images: {out}", soft_wrap=True)
     if gone:
-        console.print(f"{gone} images are missing or broken and left out; `prrfl data check` names them")
+        console.print(f"{gone} images are missing or broken and were left out; `prrfl data check` lists them")
 
 
 @data.command()
 def build(
-    ham: Annotated[list[Path], typer.Option(help="HAM10000's images: folder or zip, may be repeated")],
-    ham_csv: Annotated[Path, typer.Option(help="HAM10000's table, HAM10000_metadata")],
-    isic: Annotated[list[Path], typer.Option(help="ISIC 2017's training images: folder or zip")],
-    isic_csv: Annotated[Path, typer.Option(help="ISIC-2017_Training_Part3_GroundTruth.csv")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="folder to make")],
+    ham: Annotated[list[Path], typer.Option(help="images of HAM10000: a folder or zip; may be repeated")],
+    ham_csv: Annotated[Path, typer.Option(help="table of HAM10000: HAM10000_metadata")],
+    isic: Annotated[
+        list[Path], typer.Option(help="training images of ISIC 2017: a folder or zip; may be repeated")
+    ],
+    isic_csv: Annotated[
+        Path, typer.Option(help="table of ISIC 2017: ISIC-2017_Training_Part3_GroundTruth.csv")
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="folder to create")],
     image_size: Annotated[int, typer.Option(min=32, max=1024, help="side of the images, in pixels")] = 128,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="of the splits")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="seed of the splits")] = 0,
 ) -> None:
-    """Make the four dermoscopy sites from the public archives, with splits that leak no lesion."""
+    """Build the four dermoscopy sites from the public archives, with each lesion in one split only."""
     from prrfl.data import build as archives
 
     entries, left_out = archives.ham_entries(ham_csv)
     entries += archives.isic_entries(isic_csv)
-    source = archives.find_images([*ham, *isic])
+    source = archives.index_images([*ham, *isic])
     with _progress("writing images", len(entries)) as seen:
         missing = archives.build(entries, source, out, image_size, seed, seen)
     for reason, count in sorted(left_out.items()):
         console.print(f"left out: {count} images of {reason}")
     if missing:
-        console.print(f"left out: {len(missing)} images that are not in the archives, such as {missing[0]}")
+        console.print(f"left out: {len(missing)} images missing from the archives, such as {missing[0]}")
     console.print(f"{len(entries) - len(missing)} images: {out}", soft_wrap=True)
+
+
+def generate(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="folder to create")],
+    sites: Annotated[int, typer.Option(min=1, help="number of sites")] = 4,
+    images: Annotated[int, typer.Option(min=18, help="images per site")] = 320,
+    image_size: Annotated[int, typer.Option(min=32, help="side of the images, in pixels")] = 128,
+    seed: Annotated[int, typer.Option(min=0, help="same seed, same images")] = 0,
+) -> None:
+    """Write a data set of generated, dermoscopy-like images.
+
+    It has the published layout, like the real four sites.
+    """
+    from prrfl.data.synthetic import GeneratedData, write_generated
+
+    write_generated(GeneratedData(sites, images, image_size, seed), folder)
+    console.print(f"{sites} sites of {images} images: {folder}", soft_wrap=True)
 
 
 @contextmanager

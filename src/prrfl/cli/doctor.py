@@ -1,4 +1,4 @@
-"""``prrfl doctor``: what there is to say of a machine, an installation and a data set before training."""
+"""``prrfl doctor``: preflight checks of the installation, the machine and the data."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,24 +13,27 @@ from prrfl.cli.screen import console
 if TYPE_CHECKING:
     from prrfl.preflight import Finding
 
-MARKS = {"ok": Text("✓", "green"), "note": Text("!", "yellow"), "problem": Text("✗", "bold red")}
+_MARKS = {"ok": Text("✓", "green"), "note": Text("!", "yellow"), "problem": Text("✗", "bold red")}
 
 
 def doctor(
     data: Annotated[
-        Path | None, typer.Option(metavar="DATA", help="look at this data too, in any form that train takes")
+        Path | None, typer.Option(metavar="DATA", help="check this data, too, in any format that train reads")
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="settings from a TOML file, instead of the defaults")
+        Path | None, typer.Option(metavar="FILE", help="TOML file with settings, instead of the defaults")
     ] = None,
 ) -> None:
-    """Look at machine, versions and data, and train a few batches. Exit code 1 if training would fail."""
-    from prrfl.preflight import examine, verdict
+    """Check the installation, the machine and the data, and train a few batches.
+
+    The exit code is 1 if training would fail.
+    """
+    from prrfl.preflight import preflight, verdict
 
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("reading images", visible=False)
         findings = list(
-            examine(
+            preflight(
                 config, data, lambda done, of: progress.update(task, completed=done, total=of, visible=True)
             )
         )
@@ -47,8 +50,8 @@ def _table(findings: "list[Finding]") -> Table:
     table.add_column(overflow="fold")
     topic = ""
     for finding in findings:
-        words = finding.words + (f"\n→ {finding.mend}" if finding.mend else "")
-        # Text, so that brackets in a path are not taken for markup.
-        table.add_row(MARKS[finding.level], finding.topic if finding.topic != topic else "", Text(words))
+        text = finding.message + (f"\n→ {finding.advice}" if finding.advice else "")
+        # Text, so that brackets in a path are not read as markup.
+        table.add_row(_MARKS[finding.level], finding.topic if finding.topic != topic else "", Text(text))
         topic = finding.topic
     return table

@@ -8,29 +8,31 @@ from typing import Annotated, Any
 
 import typer
 
+from prrfl.algorithms import DEFAULT
 from prrfl.cli.flags import with_flags
 from prrfl.cli.screen import console, going_on, print_summary
+from prrfl.config import TrainConfig
 from prrfl.errors import ConfigError, ParticipationError, PRRFLError
 from prrfl.flower.consent import METHODS, parse_methods
 
 INCOMPLETE = 3
-"""Exit code of a run that went on at times without some of its sites."""
+"""Exit code of a complete run in which some sites were absent in some rounds."""
 
-SILENT = 15
-"""How often in a row the SuperLink may fail to say how the run stands."""
+FAILURES = 15
+"""Times in a row that the SuperLink may fail to report the run's status."""
 
 OWN: dict[str, Any] = {
     "sites": Annotated[str, typer.Option(help="names of the sites, separated by commas")],
     "certs": Annotated[Path, typer.Option(help="folder with ca.crt, server.crt, server.key and nodes/*.pub")],
-    "quorum": Annotated[int, typer.Option(min=0, help="sites that a round needs; 0: all")],
+    "quorum": Annotated[int, typer.Option(min=0, help="sites that a round needs; 0 means all")],
     "deadline": Annotated[
-        float, typer.Option(min=0, help="seconds that a step of a round waits for sites; 0: for ever")
+        float, typer.Option(min=0, help="seconds that a step of a round waits for sites; 0 waits without end")
     ],
     "secure": Annotated[bool, typer.Option("--secure", help="secure summation: the server sees only sums")],
-    "host": Annotated[str, typer.Option(help="address to listen at; sites come in by a reverse proxy")],
+    "host": Annotated[str, typer.Option(help="address to listen at; sites connect through a reverse proxy")],
     "port": Annotated[int, typer.Option(help="port to listen at")],
     "show": Annotated[
-        bool, typer.Option("--print", help="print Flower's commands, for a supervisor, and start nothing")
+        bool, typer.Option("--print", help="print Flower's commands for a supervisor, and start nothing")
     ],
 }
 DEFAULTS: dict[str, object] = {
@@ -42,10 +44,11 @@ DEFAULTS: dict[str, object] = {
     "port": 9092,
     "show": False,
 }
-NOT_HERE = {"data", "device", "threads", "workers", "allow_missing", "sites", "images", "weights"}
+OF_SITES = TrainConfig.where(of_site=True) | {"weights"}
+"""Settings that the server cannot set; see :func:`prrfl.flower.federation.federate`."""
 
 
-@with_flags(own=OWN, defaults=DEFAULTS, leave_out=NOT_HERE)
+@with_flags(own=OWN, defaults=DEFAULTS, leave_out=OF_SITES)
 def server(
     config: Path | None,
     out: Path | None,
@@ -59,9 +62,9 @@ def server(
     show: bool,
     **flags: Any,
 ) -> None:
-    """Run a federation over real sites, or go on with the one that --out holds.
+    """Run a federation over real sites, or resume the one in --out.
 
-    Exit code 3 says that the run ended well, but some rounds went on without some sites.
+    The exit code is 3 if the run is complete, but some sites were absent in some rounds.
     """
     needs_flower()
     from prrfl.flower.federation import federate, read_settings
@@ -88,49 +91,51 @@ def server(
             f"{federation.config.method}, experiment {federation.experiment}: waiting for "
             f"{', '.join(federation.sites)} at {host}:{port}"
         )
-        again = "complete rounds are kept, the same command goes on"
+        again = "complete rounds are saved; run the same command again to resume"
         with going_on(lambda: again), serving(ours, federation.sites) as run:
             _follow(folder, federation.config.rounds, lambda: outcome(ours, run))
     print_summary(folder)
     console.print(f"Run folder: {folder}", soft_wrap=True)
     absent = [r for r in read_records(folder / "metrics.jsonl") if isinstance(r, AbsenceRecord)]
     for record in absent:
-        console.print(f"round {record.round + 1} went on without {record.client}: {record.reason}")
+        console.print(f"round {record.round + 1} continued without {record.client}: {record.reason}")
     if absent:
         raise SystemExit(INCOMPLETE)
 
 
 def site(
     name: Annotated[str, typer.Option(help="the site's name")],
-    data: Annotated[Path, typer.Option(help="its data, as for prrfl train")],
-    superlink: Annotated[str, typer.Option(help="address of the server, host:port")],
+    data: Annotated[Path, typer.Option(help="the site's data, as for prrfl train")],
+    superlink: Annotated[str, typer.Option(help="address of the server, as host:port")],
     certs: Annotated[Path, typer.Option(help="folder with ca.crt and node.key")],
     home: Annotated[Path, typer.Option(help="folder for the site's states and networks")] = Path(
         "prrfl-site"
     ),
     secure: Annotated[
-        bool, typer.Option("--secure", help="share under secure summation alone; needs sign.key, roster.txt")
+        bool,
+        typer.Option("--secure", help="share only under secure summation; needs sign.key, roster.txt"),
     ] = False,
     methods: Annotated[
         str,
         typer.Option(
-            help="what the site agrees to, separated by commas; all others send more than prrfl: "
+            help=f"methods that the site agrees to, separated by commas; these send more than {DEFAULT}: "
             + ", ".join(METHODS[1:])
         ),
-    ] = "prrfl",
+    ] = DEFAULT,
     device: Annotated[str, typer.Option(help="where to train: auto, cpu, cuda, cuda:1, ...")] = "auto",
-    threads: Annotated[int, typer.Option(min=0, help="threads of its arithmetic; 0 picks")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="threads of its arithmetic; 0 chooses")] = 0,
     allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="go on without images that a table names but nobody has")
+        bool, typer.Option("--allow-missing", help="skip images that a table names but that are missing")
     ] = False,
-    port: Annotated[
-        int, typer.Option(help="port for the node's own processes, at this machine alone")
-    ] = 9094,
+    port: Annotated[int, typer.Option(help="local port for the node's own processes")] = 9094,
     show: Annotated[
-        bool, typer.Option("--print", help="print Flower's command, for a supervisor, and start nothing")
+        bool, typer.Option("--print", help="print Flower's command for a supervisor, and start nothing")
     ] = False,
 ) -> None:
-    """Take part in a federation, until stopped. Images and the personalised model never leave."""
+    """Take part in a federation until stopped.
+
+    Images and the personalised model never leave the site.
+    """
     needs_flower()
     from prrfl.flower.certs import check_private_key, check_readable, check_valid
     from prrfl.flower.launch import Node, keep_connected
@@ -141,8 +146,8 @@ def site(
     if secure:
         check_readable(certs / "roster.txt")
     if not data.exists():
-        raise ConfigError(f"data {data} is not there; give a folder, a manifest .csv or an .npz file")
-    told: dict[str, str | int | bool] = {
+        raise ConfigError(f"data {data} does not exist; give a folder, a manifest .csv or an .npz file")
+    own: dict[str, str | int | bool] = {
         "name": name,
         "data": str(data.absolute()),
         "home": str(home.absolute()),
@@ -152,61 +157,64 @@ def site(
         "methods": ",".join(parse_methods(methods)),
     }
     if secure:
-        told |= {"roster": str((certs / "roster.txt").absolute())}
-        told |= {"signing-key": str((certs / "sign.key").absolute())}
-    node = Node(superlink, certs.absolute(), home.absolute(), port, told)
+        own |= {"roster": str((certs / "roster.txt").absolute())}
+        own |= {"signing-key": str((certs / "sign.key").absolute())}
+    node = Node(superlink, certs.absolute(), home.absolute(), port, own)
     if show:
         print(node.supernode())
         return
     _warn([ends] if ends else [])
-    console.print(f"site {name}: {superlink}; Flower's output is in {node.log}", soft_wrap=True)
-    keep_connected(node, lambda words: console.print(f"site {name}: {words}", soft_wrap=True))
+    console.print(f"site {name} connects to {superlink}; Flower's output is in {node.log}", soft_wrap=True)
+    keep_connected(node, lambda line: console.print(f"site {name}: {line}", soft_wrap=True))
 
 
 def certs(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="folder to make")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="new folder")],
     sites: Annotated[str, typer.Option(help="names of the sites, separated by commas")] = "",
     hosts: Annotated[
         str, typer.Option(help="names and addresses of the server, separated by commas")
     ] = "localhost,127.0.0.1",
-    days: Annotated[int, typer.Option(min=1, help="how long the server's certificate holds")] = 365,
+    days: Annotated[int, typer.Option(min=1, help="days for which the server's certificate is valid")] = 365,
     ca: Annotated[
         Path | None,
-        typer.Option(help="folder ca/ made before: renew the server's certificate, which sites then believe"),
+        typer.Option(help="existing folder ca/: renew the server's certificate, with no change at the sites"),
     ] = None,
 ) -> None:
-    """Make certificates and keys for a pilot, a folder for each machine; or renew the server's."""
+    """Make certificates and keys for a federation, or renew the server's.
+
+    There is one folder for each machine.
+    """
     needs_flower()
     from prrfl.flower.certs import make_certs, renew_certs
 
     names, where = ([part.strip() for part in text.split(",") if part.strip()] for text in (sites, hosts))
     if ca is not None:
         if names:
-            raise ConfigError("--ca renews what the server has, sites keep their keys: leave out --sites")
+            raise ConfigError("--ca renews only the server's certificate; leave out --sites")
         renew_certs(folder, ca, where, days)
-        console.print(f"{folder / 'server'} has the server's new key and certificate", soft_wrap=True)
+        console.print(f"{folder / 'server'} holds the server's new key and certificate", soft_wrap=True)
         return
     make_certs(folder, names, where, days)
     console.print(
-        f"{folder / 'ca'} is kept offline: ca.key renews the server's certificate, and makes others "
-        "that every site believes",
+        f"{folder / 'ca'} must be stored offline: ca.key renews the server's certificate, and can sign "
+        "certificates that every site trusts",
         soft_wrap=True,
     )
     console.print(f"{folder / 'server'} goes to the server", soft_wrap=True)
     for name in names:
-        console.print(f"{folder / 'sites' / name} goes to site {name}, and nobody else", soft_wrap=True)
+        console.print(f"{folder / 'sites' / name} goes to site {name} and to nobody else", soft_wrap=True)
 
 
 def _warn(warnings: Iterable[str]) -> None:
-    for words in warnings:
-        console.print(f"warning: {words}", soft_wrap=True)
+    for warning in warnings:
+        console.print(f"warning: {warning}", soft_wrap=True)
 
 
 def _follow(folder: Path, rounds: int, outcome: Any) -> None:
-    """Say what happens until the run has ended.
+    """Show progress and log lines until the run has ended.
 
     Raises:
-        ParticipationError: if it failed, in the words of what failed.
+        ParticipationError: if it failed, with the error of the server app.
     """
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -224,17 +232,17 @@ def _follow(folder: Path, rounds: int, outcome: Any) -> None:
     with Progress(*columns, console=console, speed_estimate_period=3600) as progress:
         before = RunFolder(folder).rounds_done
         task = progress.add_task("federation", total=rounds, completed=before)
-        ended, words, silent = False, "", 0
+        ended, error, failures = False, "", 0
         while not ended:
             time.sleep(2)
             try:
-                ended, words = outcome()
+                ended, error = outcome()
             except PRRFLError:
-                silent += 1  # a busy machine; not so when it goes on
-                if silent > SILENT:
+                failures += 1  # a busy machine, unless it continues
+                if failures > FAILURES:
                     raise
                 continue
-            silent = 0
+            failures = 0
             if (folder / "log.txt").is_file():
                 with (folder / "log.txt").open("rb") as log:
                     log.seek(said)
@@ -243,13 +251,17 @@ def _follow(folder: Path, rounds: int, outcome: Any) -> None:
                             progress.console.print(line, soft_wrap=True, highlight=False)
                     said = log.tell()
             progress.update(task, completed=RunFolder(folder).rounds_done)
-    if words:
-        raise ParticipationError(words)
+    if error:
+        raise ParticipationError(error)
 
 
 def needs_flower() -> None:
-    """Refuse, in one line, where Flower is not installed."""
+    """Check that Flower is installed.
+
+    Raises:
+        ConfigError: if it is not.
+    """
     from importlib.util import find_spec
 
     if find_spec("flwr") is None:
-        raise ConfigError("the package flwr is not there; pip install 'prrfl[flower]'")
+        raise ConfigError("the package flwr is not installed; pip install 'prrfl[flower]'")

@@ -1,4 +1,4 @@
-"""One flag for each setting of a run, so that a setting is described only once."""
+"""Flags made from the settings of a run, so that each setting is described once."""
 
 import inspect as signatures
 from collections.abc import Callable, Collection, Mapping
@@ -12,20 +12,20 @@ from rich.markup import escape
 
 from prrfl.config import TrainConfig
 
-Command = TypeVar("Command", bound=Callable[..., None])
+_Command = TypeVar("_Command", bound=Callable[..., None])
 
 
 def with_flags(
     own: Mapping[str, Any] = MappingProxyType({}),
     defaults: Mapping[str, object] = MappingProxyType({}),
     leave_out: Collection[str] = (),
-) -> Callable[[Command], Command]:
-    """Give a command one flag per setting of :class:`TrainConfig`, after flags of its own.
+) -> Callable[[_Command], _Command]:
+    """Give a command one flag per setting of :class:`TrainConfig`, after its own flags.
 
     Args:
-        own: the command's own flags: name to annotation.
-        defaults: their defaults; a flag without one must be given.
-        leave_out: settings that get no flag.
+        own: the command's own flags, name to annotation.
+        defaults: their defaults; a flag without a default is required.
+        leave_out: settings without a flag.
     """
     settings = {name: field for name, field in TrainConfig.model_fields.items() if name not in leave_out}
     parameters = [
@@ -38,15 +38,15 @@ def with_flags(
             )
             for name, annotation in own.items()
         ),
-        _parameter("config", Path, "settings from a TOML file; flags override it"),
-        _parameter("out", Path, "folder of the results; a dated one under runs/ if not given"),
+        _parameter("config", Path, "TOML file with settings; flags override it"),
+        _parameter("out", Path, "folder of the results; by default a dated one under runs/"),
         *(
             _parameter(name, _flag_type(field.annotation), _described(field))
             for name, field in settings.items()
         ),
     ]
 
-    def decorate(command: Command) -> Command:
+    def decorate(command: _Command) -> _Command:
         command.__signature__ = signatures.Signature(parameters)  # type: ignore[attr-defined]
         return command
 
@@ -59,7 +59,7 @@ def _parameter(name: str, kind: Any, text: str) -> signatures.Parameter:
 
 
 def _flag_type(annotation: Any) -> Any:
-    """Return what a flag is read as; pydantic checks the rest, so that files and flags err alike."""
+    """Return the type of a flag. Pydantic checks its value, so that files and flags give the same errors."""
     choices = (annotation, *get_args(annotation))
     if any(get_origin(kind) in (Literal, tuple) for kind in choices):
         return str
@@ -67,7 +67,7 @@ def _flag_type(annotation: Any) -> Any:
 
 
 def _described(field: FieldInfo) -> str:
-    """Return what a setting is, what can be chosen, and the default, as text and not as markup."""
+    """Return a setting's description, choices and default, escaped for rich's markup."""
     kind = field.annotation
     choices = f"; one of {', '.join(map(str, get_args(kind)))}" if get_origin(kind) is Literal else ""
     shown = ",".join(field.default) if isinstance(field.default, tuple) else field.default

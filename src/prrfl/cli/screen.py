@@ -1,4 +1,4 @@
-"""What a user sees in the terminal: progress while a run goes on, and the tables at its end."""
+"""Output in the terminal: progress of a run, and the tables at its end."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,22 +16,32 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from prrfl.config import TrainConfig
 from prrfl.errors import Stopped
-from prrfl.reports.words import STAGES, percent
-from prrfl.types import ExchangeRecord, RoundRecord, SiteData, TrainRecord
+from prrfl.reports.formatting import percent
 
 if TYPE_CHECKING:
-    from prrfl.reports.judgement import Judgement, Measured
+    from prrfl.config import TrainConfig
+    from prrfl.reports.assessment import Assessment, Measured
+    from prrfl.types import RoundRecord, SiteData
 
-# Names of sites, classes and images are shown as they are: [b] is no markup, :x: no picture.
+# Names of sites, classes and images are printed as they are: [b] is not markup, :x: is not an emoji.
 console = Console(markup=False, emoji=False)
 
 
 def show_progress(
-    records: Iterable[RoundRecord], sites: list[SiteData], settings: TrainConfig, done: int = 0
+    records: "Iterable[RoundRecord]", sites: "list[SiteData]", settings: "TrainConfig", done: int = 0
 ) -> None:
-    """Consume the records of a run with some rounds done, showing round, site, stage and time left."""
+    """Consume the records of a run, and show its round, site, stage and remaining time.
+
+    Args:
+        records: the records, as the run yields them.
+        sites: the sites that train.
+        settings: the run's settings.
+        done: rounds that were complete before.
+    """
+    from prrfl.algorithms import ALGORITHMS, traits_of
+
+    stages = ("", *traits_of(ALGORITHMS[settings.method]).stages)
     sizes = {site.name: len(site.train) for site in sites}
     columns = (
         SpinnerColumn(),
@@ -46,22 +56,21 @@ def show_progress(
         total = (settings.rounds - done) * settings.epochs * sum(sizes.values())
         task = progress.add_task(f"round {done + 1}/{settings.rounds}", total=total)
         for record in records:
-            if isinstance(record, TrainRecord):
-                stage = STAGES.get(int(record.metrics.get("stage", 0)), "")
+            if record.kind == "train":
+                stage = stages[int(record.metrics.get("stage", 0))]
                 progress.update(
                     task,
-                    advance=sizes.get(
-                        record.client, sum(sizes.values())
-                    ),  # or all at once, where they are pooled
+                    # All sites at once if their images are pooled.
+                    advance=sizes.get(record.client, sum(sizes.values())),
                     description=f"round {record.round + 1}/{settings.rounds} {record.client} {stage}",
                 )
-            elif isinstance(record, ExchangeRecord) and not console.is_terminal:
+            elif record.kind == "exchange" and not console.is_terminal:
                 console.print(f"round {record.round + 1}/{settings.rounds} done")
 
 
 @contextmanager
 def going_on(how: Callable[[], str]) -> Iterator[None]:
-    """Tell who stops the block how to go on with what it was doing."""
+    """If the user stops the block, add how to resume to the message."""
     try:
         yield
     except Stopped as stop:
@@ -71,14 +80,14 @@ def going_on(how: Callable[[], str]) -> Iterator[None]:
 
 def print_summary(folder: Path) -> None:
     """Print the table of sites of a finished run."""
-    from prrfl.runs.folder import RunFolder  # not before `prrfl --help`
+    from prrfl.runs.folder import RunFolder
 
     summary = RunFolder(folder).summary()
     table = Table(title="Test scores of each site's own model (%)")
     table.add_column("site")
     for name in ("macro-F1, last", "AUC, last", "macro-F1, best on validation", "AUC, best on validation"):
         table.add_column(name, justify="right")
-    # Over real sites one may have been absent in either round.
+    # In a federation over real sites, a site may have been absent in either round.
     sites = dict.fromkeys([*summary["last"]["sites"], *summary["best"]["sites"]])
     for site in (*sites, None):
         last, best = (
@@ -95,8 +104,8 @@ def print_summary(folder: Path) -> None:
         )
 
 
-def judgement_table(title: str, of: Sequence[str], classes: Sequence[str]) -> Table:
-    """Return a table for judgements of networks, whose first columns say of what."""
+def score_table(title: str, of: Sequence[str], classes: Sequence[str]) -> Table:
+    """Return an empty table of test scores, whose first columns name what was scored."""
     table = Table(title=f"{title} (%, 95 % intervals over images)")
     recalls = (f"recall {name}" for name in classes)
     for index, name in enumerate((*of, "macro-F1", "AUC", *recalls, "ECE")):
@@ -104,10 +113,10 @@ def judgement_table(title: str, of: Sequence[str], classes: Sequence[str]) -> Ta
     return table
 
 
-def judgement_cells(judgement: "Judgement") -> list[str]:
-    """Return what stands in a row of :func:`judgement_table` behind its first columns."""
-    scores = (judgement.macro_f1, judgement.auc, *judgement.recall)
-    error = f"{percent(judgement.calibration_error)}\nby chance {100 * judgement.chance_error:.0f}"
+def score_cells(assessment: "Assessment") -> list[str]:
+    """Return the cells of a row of :func:`score_table` after its first columns."""
+    scores = (assessment.macro_f1, assessment.auc, *assessment.recall)
+    error = f"{percent(assessment.calibration_error)}\nby chance {100 * assessment.chance_error:.0f}"
     return [*map(_with_interval, scores), error]
 
 

@@ -1,4 +1,4 @@
-"""What can be wrong with a data set before anything is trained on it."""
+"""Check a data set for leaks, duplicates, small classes, and missing or broken files."""
 
 import hashlib
 from collections import Counter, defaultdict
@@ -10,17 +10,19 @@ from prrfl.data.images import SPLITS, Entry, read_image
 from prrfl.errors import DataError
 from prrfl.types import ClientId, Split
 
-FEW = 5
-"""Below so many images of a class in a split, its scores are mostly chance."""
+FEW_IMAGES = 5
+"""With fewer images of a class in a split, its scores are mostly chance."""
 
 
 @dataclass(frozen=True)
 class Leak:
-    """Groups of a site's training set that its other splits show again.
+    """Images of a site's split whose groups are also in its training set.
 
     Attributes:
-        images: images of the split whose group is in training too.
-        of: images of the split.
+        site: name of the site.
+        split: valid or test.
+        images: number of images whose group is in the training set.
+        of: number of images of the split.
     """
 
     site: ClientId
@@ -31,19 +33,19 @@ class Leak:
 
 @dataclass(frozen=True)
 class Findings:
-    """All that a check found.
+    """The result of checking a data set.
 
     Attributes:
         counts: images per (site, split), by class.
-        missing: paths that are named and not there.
-        broken: path to reason, for files that do not decode.
+        missing: paths of missing files.
+        broken: path to reason, for files that cannot be decoded.
         duplicates: lists of images with the same pixels, as ``site/split/name``.
-        leaks: one for each site with group ids and split but training, also where no image leaks.
-        without_groups: sites none of whose images has a group id.
-        few: (site, split, class name, images) with less than FEW images.
+        leaks: one for each valid or test split of a site with group ids, even if no image leaks.
+        without_groups: sites without group ids.
+        few: (site, split, class name, images) with fewer than ``FEW_IMAGES`` images.
         copies_across: valid and test images with the pixels of a training image of another site.
         groups_across: valid and test images with the group id of a training image of another site.
-        lone: (site, images) whose last training batch would hold one image, which joins the one before.
+        lone: (site, images) whose last training batch would hold one image; it is added to the one before.
     """
 
     counts: dict[str, list[int]]
@@ -64,13 +66,13 @@ def check(
     batch: int = 16,
     seen: Callable[[int], None] | None = None,
 ) -> Findings:
-    """Look at every image and every table; report everything, stop at nothing.
+    """Check every image of a data set, and report all faults.
 
     Args:
-        entries: of all sites.
+        entries: images of all sites.
         classes: names of the labels 0, 1, ...
         batch: images per training step.
-        seen: is told one by one how many images were looked at, for a progress bar.
+        seen: called with the number of images read so far.
     """
     sites = sorted({e.site for e in entries})
     counts = Counter((e.site, e.split, e.label) for e in entries)
@@ -98,7 +100,7 @@ def check(
             for site in sites
             for split in SPLITS
             for k, name in enumerate(classes)
-            if counts[site, split, k] < FEW
+            if counts[site, split, k] < FEW_IMAGES
         ],
         copies_across=_across(digests),
         groups_across=_across((e, e.group) for e in entries if e.group),
@@ -116,7 +118,7 @@ def _leaks(entries: Sequence[Entry], sites: Sequence[ClientId]) -> Iterator[Leak
 
 
 def _across(keyed: Iterable[tuple[Entry, str]]) -> int:
-    """Return how many valid and test images have a key (pixels, a group) that another site trains on."""
+    """Return how many valid and test images have a key (pixels or group) that another site trains on."""
     keyed = list(keyed)
     trained: defaultdict[str, set[ClientId]] = defaultdict(set)
     for entry, key in keyed:
@@ -147,7 +149,7 @@ def _digests(
 
 
 def digest(entry: Entry) -> str | DataError | None:
-    """Return a hash of an image's pixels and shape; the error where it is broken, ``None`` where missing."""
+    """Return a hash of an image's pixels and shape, an error if it is broken, ``None`` if it is missing."""
     if not entry.path.is_file():
         return None
     try:
@@ -158,5 +160,5 @@ def digest(entry: Entry) -> str | DataError | None:
 
 
 def hashes(entries: Sequence[Entry], seen: Callable[[int], None] | None = None) -> dict[str, str]:
-    """Return the hash of every image that is there and whole, by path."""
+    """Return the hashes of all images that can be read, by path."""
     return {str(entry.path): found for entry, found in _digests(entries, seen)[0]}

@@ -1,4 +1,4 @@
-"""Images on disk: one entry each, whatever the layout, decoded once into a site's examples."""
+"""Images on disk: one entry for each in any layout, decoded once into a site's examples."""
 
 import io
 import logging
@@ -24,21 +24,21 @@ from prrfl.types import ClientId, Examples, SiteData, Split
 
 MAX_PIXELS = 64_000_000
 MAX_BYTES = 4 * MAX_PIXELS
-"""Of an image's file: what the largest image takes uncompressed."""
+"""Largest size of an image file: that of the largest image, uncompressed."""
 
 LARGE = 16_000_000
-"""Pixels from which on images are decoded one at a time, because each takes many bytes a pixel meanwhile."""
+"""Larger images, in pixels, are decoded one at a time, because decoding takes many bytes per pixel."""
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF")
-"""What is read: formats that Pillow decodes itself, without calling another program."""
+"""Formats that are read: those that Pillow decodes without calling another program."""
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
-"""What is taken for an image where a folder is searched."""
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 log = logging.getLogger("prrfl")
 _one_large = threading.Lock()
-# Pillow warns of what is odd in an image; what it cannot decode is an error below, what it can is none.
+# Pillow warns of oddities in images that it decodes. What it cannot decode is an error, below.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
@@ -47,9 +47,11 @@ class Entry:
     """One image of a data set.
 
     Attributes:
-        path: its file, which need not be there.
+        path: its file, which may be missing.
         label: class index.
-        group: what must not be torn apart by splits, a lesion or a patient; ``None`` where unknown.
+        site: name of its site.
+        split: its split.
+        group: the lesion or patient, whose images must stay in one split; ``None`` if unknown.
     """
 
     path: Path
@@ -60,7 +62,7 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """The image's name, without folder and ending."""
+        """The image's name, without folder and suffix."""
         return self.path.stem
 
 
@@ -75,14 +77,14 @@ def load_entries(
     """Decode every image of the needed splits and return the sites, sorted by name.
 
     Args:
-        entries: of all sites and splits.
+        entries: images of all sites and splits.
         image_size: side in pixels; images of another size are resized (bilinear, antialiased).
         classes: names of the labels 0, 1, ...
-        allow_missing: leave out images that are not there, instead of refusing.
-        needed: the splits that every site must have; the others are not looked at and come out empty.
+        allow_missing: leave out images whose files are missing, instead of raising an error.
+        needed: the splits that every site must have; the others are not read and are empty.
 
     Raises:
-        DataError: naming the site, split or image at fault, what was expected and the mend.
+        DataError: naming the site, split or image, what was expected, and what to do.
     """
     return [
         _load_site(site, [e for e in entries if e.site == site], image_size, classes, allow_missing, needed)
@@ -111,17 +113,17 @@ def _load_site(
 
 
 def check_training(whose: str, labels: Iterable[int], classes: Sequence[str]) -> None:
-    """Refuse training labels from which no network could learn to tell anything apart.
+    """Check that training labels are of at least two classes.
 
     Raises:
-        DataError: if they show fewer than two classes.
+        DataError: if they are not.
     """
     shown = Counter(labels)
     if len(shown) < 2:
         counts = ", ".join(f"{name} {shown[k]}" for k, name in enumerate(classes))
         raise DataError(
-            f"{whose}: its training images show fewer than two classes ({counts}); "
-            "add images of another class, or leave the site out"
+            f"{whose}: the training images show fewer than two classes ({counts}); add images of another "
+            "class, or leave the site out"
         )
 
 
@@ -131,7 +133,7 @@ def no_examples(size: int) -> Examples:
 
 
 def _present(site: ClientId, split: Split, entries: list[Entry], allow_missing: bool) -> list[Entry]:
-    # One look at each folder instead of one look per image.
+    # One system call per folder instead of one per image.
     there = {path for folder in {e.path.parent for e in entries} for path in _files(folder)}
     missing = [e for e in entries if e.path not in there]
     if not missing:
@@ -140,31 +142,35 @@ def _present(site: ClientId, split: Split, entries: list[Entry], allow_missing: 
     folder = missing[0].path.parent
     what = f"site {site}, {split}: {len(missing)} of {len(entries)} images missing in {folder}: {named}"
     if not allow_missing:
-        raise DataError(f"{what}; add them, or go on without them by allow_missing (--allow-missing)")
+        raise DataError(f"{what}; add them, or continue without them with allow_missing (--allow-missing)")
     if len(missing) == len(entries):
-        raise DataError(f"{what}; none is left to go on with")
-    log.warning("%s; going on without", what)
+        raise DataError(f"{what}; no image is left")
+    log.warning("%s; continuing without them", what)
     return [e for e in entries if e.path in there]
 
 
 def _files(folder: Path) -> list[Path]:
     try:
         return list(folder.iterdir())
-    except OSError:  # absent, no folder, or no name that a folder can have: nothing is there
+    except OSError:  # missing, not a folder, or an invalid name
         return []
 
 
 def check_memory(whose: str, needed: int) -> None:
-    """Refuse data that does not fit into memory.
+    """Check that data fits into memory.
+
+    Args:
+        whose: what needs the memory, for messages.
+        needed: bytes.
 
     Raises:
-        DataError: saying how many bytes it needs, and how many there are.
+        DataError: naming the bytes that are needed and those that are free.
     """
     free = available_memory()
     if needed > free:
         raise DataError(
-            f"{whose} needs {needed / 2**30:,.1f} GiB of memory, {free / 2**30:,.1f} GiB are free; use fewer "
-            "images, a smaller --image-size, or a larger machine"
+            f"{whose} needs {needed / 2**30:,.1f} GiB of memory, but {free / 2**30:,.1f} GiB are free; use "
+            "fewer images, a smaller --image-size, or a larger machine"
         )
 
 
@@ -188,10 +194,10 @@ def _decode(entries: Sequence[Entry], size: int) -> Examples:
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
-    """Return the files among some paths, and the images in those that are folders, at any depth, by name.
+    """Return the given files, and the images in the given folders at any depth, sorted by name.
 
     Raises:
-        DataError: if a path is not there, or a folder holds no image.
+        DataError: if a path does not exist, or a folder holds no image.
     """
     return [image for path in paths for image in _images_at(path)]
 
@@ -200,11 +206,11 @@ def _images_at(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise DataError(f"image {path} is not there; give image files, or folders of them")
-    found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        raise DataError(f"image {path} does not exist; expected image files, or folders of them")
+    found = sorted(p for p in path.rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file())
     if not found:
         raise DataError(
-            f"folder {path} holds no image; expected files ending in {', '.join(sorted(SUFFIXES))}"
+            f"folder {path} holds no image; expected files ending in {', '.join(sorted(_SUFFIXES))}"
         )
     return found
 
@@ -213,13 +219,13 @@ def read_image(path: Path, size: int | None = None, file: BinaryIO | None = None
     """Return an image as (size, size, 3) RGB pixels.
 
     Args:
-        path: the file, or the archive that an opened file is in.
-        size: side in pixels; as large as it is, if not given.
-        file: the opened image, where it is not a file of its own.
+        path: the file, or its path in an archive.
+        size: side in pixels; by default, the image is not resized.
+        file: the opened image, if it is in an archive.
 
     Raises:
-        DataError: if the file is no image, broken, absurdly large, or of more than 8 bits a channel, which
-            would be clipped to white.
+        DataError: if the file is not an image, is broken or too large, or has more than 8 bits per channel,
+            which would be clipped to white.
     """
     try:
         with (
@@ -228,12 +234,12 @@ def read_image(path: Path, size: int | None = None, file: BinaryIO | None = None
         ):
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(
-                    f"image {path} has {image.width} x {image.height} pixels, at most {MAX_PIXELS:,} are read"
+                    f"image {path} has {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are read"
                 )
             if image.mode.startswith(("I", "F")):
                 raise DataError(
-                    f"image {path} has pixels of mode {image.mode}, expected 8 bits a channel; convert it, "
-                    "with a window of your choice"
+                    f"image {path} has pixels of mode {image.mode}; expected 8 bits per channel; convert it, "
+                    "with a suitable intensity window"
                 )
             with _one_large if image.width * image.height > LARGE else nullcontext():
                 rgb = image.convert("RGB")
@@ -242,15 +248,15 @@ def read_image(path: Path, size: int | None = None, file: BinaryIO | None = None
                 return np.array(rgb)
     except DataError:
         raise
-    # Pillow's decoders raise many kinds of exceptions on broken files; each means the same to the user.
+    # Pillow's decoders raise many kinds of exceptions on broken files; all mean the same to the user.
     except Exception as cause:
         reason = " ".join(str(cause).split())
-        raise DataError(f"image {path} cannot be decoded ({reason}); replace it, or drop its row") from None
+        raise DataError(f"image {path} cannot be decoded ({reason}); replace it, or remove its row") from None
 
 
 def _bounded(content: BinaryIO, path: Path) -> BinaryIO:
     size = content.seek(0, io.SEEK_END)
     if size > MAX_BYTES:
-        raise DataError(f"image {path} has {size:,} bytes, at most {MAX_BYTES:,} are read")
+        raise DataError(f"image {path} has {size:,} bytes; at most {MAX_BYTES:,} are read")
     content.seek(0)
     return content

@@ -1,4 +1,4 @@
-"""A manifest: one CSV that names every image, for data of one's own in any layout."""
+"""Manifests: a CSV that lists all images, for data in any layout."""
 
 import csv
 import io
@@ -14,14 +14,14 @@ COLUMNS = ("path", "label", "site", "split", "group")
 
 
 def read_manifest(path: Path, classes: Sequence[str]) -> list[Entry]:
-    """Read a manifest: columns path, label, site, split and, if known, group.
+    """Read a manifest with the columns path, label, site, split and, optionally, group.
 
     Args:
         path: the CSV. Paths in it are absolute, or relative to its folder.
         classes: names of the labels 0, 1, ...; a label is an index or a name.
 
     Raises:
-        DataError: naming the file and line, what was expected and the mend.
+        DataError: naming the file and line, what was expected, and what to do.
     """
     entries: list[Entry] = []
     lines: dict[tuple[str, Path], int] = {}
@@ -30,7 +30,7 @@ def read_manifest(path: Path, classes: Sequence[str]) -> list[Entry]:
         entry = _entry(cells, where, path.parent, classes)
         if (entry.site, entry.path) in lines:
             first = lines[entry.site, entry.path]
-            raise DataError(f"{where}: {entry.path} stands on line {first} already; keep one of the two")
+            raise DataError(f"{where}: {entry.path} is already on line {first}; keep one")
         lines[entry.site, entry.path] = line
         entries.append(entry)
     return entries
@@ -41,22 +41,24 @@ def _entry(cells: Mapping[str, str], where: str, folder: Path, classes: Sequence
     known = ", ".join(f"{k} = {name}" for k, name in enumerate(classes))
     index = classes.index(label) if label in classes else index_below(label, len(classes))
     if index is None:
-        raise DataError(f"{where}: label '{label}' is outside the classes; expected {known}")
+        raise DataError(f"{where}: unknown label '{label}'; expected one of {known}")
     if not is_plain_name(site):
-        raise DataError(f"{where}: site '{site}' is no plain name; expected one like hospital-3")
+        raise DataError(f"{where}: invalid name of a site '{site}'; expected a name such as hospital-3")
     split = next((name for name in SPLITS if name == cells["split"]), None)
     if split is None:
         raise DataError(
-            f"{where}: split '{cells['split']}' is unknown; expected {', '.join(SPLITS)}"
+            f"{where}: unknown split '{cells['split']}'; expected one of {', '.join(SPLITS)}"
             f"{nearest(cells['split'], SPLITS)}"
         )
     if not cells["path"] or "\0" in cells["path"]:
-        raise DataError(f"{where}: no path; expected an image's, relative to {folder}")
+        raise DataError(
+            f"{where}: the path is empty or invalid; expected the path of an image, relative to {folder}"
+        )
     return Entry(_resolved(folder / cells["path"]), index, site, split, cells.get("group") or None)
 
 
 def manifest_csv(entries: Sequence[Entry], folder: Path) -> str:
-    """Return entries as a manifest to be written into a folder; paths below or beside it are relative."""
+    """Return the text of a manifest in a folder, with paths relative to that folder."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -67,5 +69,5 @@ def manifest_csv(entries: Sequence[Entry], folder: Path) -> str:
 
 
 def _resolved(path: Path) -> Path:
-    # Not by Path.resolve, to which a loop of links is an error.
+    # Path.resolve raises an error if links form a loop.
     return Path(os.path.realpath(path))

@@ -1,4 +1,4 @@
-"""Every way in for data: the published layout, a manifest CSV, MedMNIST-style arrays."""
+"""Load data in any supported format: the published layout, a manifest CSV, or MedMNIST-style arrays."""
 
 import logging
 import zipfile
@@ -22,9 +22,9 @@ from prrfl.storage.reading import opened
 from prrfl.types import ClientId, Examples, SiteData, Split
 
 log = logging.getLogger("prrfl")
-T = TypeVar("T")
+_T = TypeVar("_T")
 STEMS: dict[Split, str] = {"train": "train", "valid": "val", "test": "test"}
-"""What MedMNIST calls the splits."""
+"""MedMNIST's names of the splits."""
 
 
 def load_sites(
@@ -39,15 +39,15 @@ def load_sites(
 
     Args:
         source: a folder in the published layout, a manifest (.csv), an .npz file (one site) or a folder of
-            them (one site each).
-        image_size: side in pixels; images of another size are resized (bilinear, antialiased). One warning
-            says how many are smaller.
+            .npz files (one site each).
+        image_size: side in pixels. Images of another size are resized (bilinear, antialiased), with a
+            warning if some are smaller.
         classes: names of the labels 0, 1, ...
-        allow_missing: leave out images that a table names but nobody has, instead of refusing.
-        needed: the splits that every site must have; the others are not looked at and come out empty.
+        allow_missing: leave out images whose files are missing, instead of raising an error.
+        needed: the splits that every site must have; the others are not read and are empty.
 
     Raises:
-        DataError: naming the file, line or site at fault, what was expected and the mend.
+        DataError: naming the file, line or site, what was expected, and what to do.
     """
     if arrays := npz_files(source):
         loaded = [_load_arrays(path, image_size, classes, needed) for path in arrays]
@@ -64,7 +64,7 @@ def load_sites(
 
 
 def _side(path: Path) -> int:
-    """Return the shorter side of an image in pixels by its file's header, 0 where none is there."""
+    """Return the shorter side of an image in pixels from its file's header; 0 if the file is missing."""
     try:
         with opened(path) as file, Image.open(file, formats=FORMATS) as image:
             return min(image.size)
@@ -75,8 +75,8 @@ def _side(path: Path) -> int:
 def _warn_of_enlarged(sides: Sequence[int], size: int) -> None:
     if small := [side for side in sides if side < size]:
         log.warning(
-            "%d of %d images are smaller than the %d px asked for (%d px the smallest) and are enlarged, "
-            "which adds no detail; ask for a smaller --image-size, or give larger images",
+            "%d of %d images are smaller than %d px (the smallest: %d px) and are enlarged, which adds no "
+            "detail; use a smaller --image-size, or larger images",
             len(small),
             len(sides),
             size,
@@ -93,10 +93,10 @@ def load_site(
     allow_missing: bool = False,
     needed: Sequence[Split] = SPLITS,
 ) -> SiteData:
-    """Load one site's data: the one of this name, or the only one that is there, which then gets the name.
+    """Load one site: the one of this name, or the only one in the source, which is then given this name.
 
     Raises:
-        DataError: as :func:`load_sites`; or if there are several sites, none of this name.
+        DataError: as in :func:`load_sites`; or if there are several sites, and none has this name.
     """
     if arrays := npz_files(source):
         path = _the_one(source, name, {path.stem: path for path in arrays})
@@ -113,21 +113,21 @@ def load_site(
     return replace(data, name=name)
 
 
-def _the_one(source: Path, name: ClientId, sites: Mapping[ClientId, T]) -> T:
+def _the_one(source: Path, name: ClientId, sites: Mapping[ClientId, _T]) -> _T:
     if name in sites:
         return sites[name]
     if len(sites) == 1:
         return next(iter(sites.values()))
-    raise DataError(f"{source} holds the sites {', '.join(sorted(sites))}, none is named '{name}'")
+    raise DataError(f"{source} has no site '{name}'; its sites are {', '.join(sorted(sites))}")
 
 
 def read_entries(
     source: Path, *, image_size: int, classes: Sequence[str], needed: Sequence[Split] = SPLITS
 ) -> list[Entry]:
-    """Return what a folder's tables of the needed splits or a manifest name, there or not.
+    """Return the images that the tables of a folder, or a manifest, name, whether or not their files exist.
 
     Raises:
-        DataError: if a table cannot be read, or the source holds arrays, whose images have no files.
+        DataError: if a table cannot be read, or the source holds arrays instead of image files.
     """
     if npz_files(source):
         raise DataError(f"{source} holds arrays, not image files; give a folder or a manifest CSV")
@@ -141,7 +141,7 @@ def read_entries(
 
 
 def npz_files(source: Path) -> list[Path]:
-    """Return the .npz files that a source consists of, one site each; none where it is of another form."""
+    """Return the .npz files of a source, one for each site; an empty list if it has another format."""
     if source.suffix.lower() == ".npz":
         return [source]
     return sorted(source.glob("*.npz")) if source.is_dir() else []
@@ -150,10 +150,10 @@ def npz_files(source: Path) -> list[Path]:
 def _load_arrays(
     path: Path, size: int, classes: Sequence[str], needed: Sequence[Split]
 ) -> tuple[SiteData, list[int]]:
-    """Return a site, and the shorter side of each of its images as it is stored."""
+    """Return a site, and the shorter side of each of its images as stored."""
     _check_zip(path)
     if not is_plain_name(path.stem):
-        raise DataError(f"{path}: '{path.stem}' is no plain name of a site; rename the file")
+        raise DataError(f"{path}: invalid name of a site '{path.stem}'; rename the file")
     parts: dict[Split, Examples] = {}
     sides: list[int] = []
     for split in needed:
@@ -173,7 +173,9 @@ def _check_zip(path: Path) -> None:
     except OSError as cause:
         raise DataError(f"{path} cannot be read: {cause}") from None
     if not whole:
-        raise DataError(f"{path} is no whole .npz file; expected a zip of arrays, as numpy.savez writes it")
+        raise DataError(
+            f"{path} is not a complete .npz file; expected a zip of arrays, as written by numpy.savez"
+        )
 
 
 def _read_array(path: Path, name: str) -> NDArray[Any]:
@@ -183,18 +185,22 @@ def _read_array(path: Path, name: str) -> NDArray[Any]:
                 raise DataError(
                     f"{path} has no {name}; expected {{train,val,test}}_images and _labels, as in MedMNIST"
                 )
-            # No more is read than the zip's directory says, whatever the array claims to hold.
+            # Reading stops at the size in the zip's directory, whatever size the array claims.
             members = [m for m in arrays.zip.infolist() if m.filename.removesuffix(".npy") == name]
             check_memory(f"{path}, {name}", max(member.file_size for member in members))
             array = arrays[name]
     except DataError:
         raise
-    # Damaged zips and arrays raise many kinds of exceptions; each means the same to the user.
+    # Damaged zips and arrays raise many kinds of exceptions; all mean the same to the user.
     except Exception as cause:
-        reason = " ".join(str(cause).split()).partition(" when allow_pickle")[0]  # no option of ours
-        raise DataError(f"{path}: {name} cannot be read ({reason}); write it anew by numpy.savez") from None
+        reason = " ".join(str(cause).split()).partition(" when allow_pickle")[0]  # not an option here
+        raise DataError(
+            f"{path}: {name} cannot be read ({reason}); write it again with numpy.savez"
+        ) from None
     if not isinstance(array, np.ndarray):
-        raise DataError(f"{path}: {name} cannot be read (it is no array); write it anew by numpy.savez")
+        raise DataError(
+            f"{path}: {name} cannot be read (it is not an array); write it again with numpy.savez"
+        )
     return array
 
 
@@ -207,18 +213,20 @@ def _examples(
             "expected uint8 (N, H, W), (N, H, W, 1) or (N, H, W, 3)"
         )
     if images.size == 0:
-        raise DataError(f"{where}: images of shape {images.shape} hold no pixel; expected one image or more")
+        raise DataError(
+            f"{where}: images of shape {images.shape} have no pixels; expected at least one image"
+        )
     if labels.dtype.kind not in "iu":
-        raise DataError(f"{where}: labels are {labels.dtype}; expected whole numbers, int64 say")
+        raise DataError(f"{where}: labels are {labels.dtype}; expected integers, such as int64")
     if labels.shape not in ((len(images),), (len(images), 1)):
         raise DataError(
-            f"{where}: labels have shape {labels.shape}; expected one whole number per image, "
+            f"{where}: labels have shape {labels.shape}; expected one integer per image, "
             f"({len(images)},) or ({len(images)}, 1)"
         )
     if labels.min() < 0 or labels.max() >= len(classes):
         raise DataError(
-            f"{where}: labels run from {labels.min()} to {labels.max()}, there are "
-            f"{len(classes)} classes ({', '.join(classes)}); name them all by --classes"
+            f"{where}: labels run from {labels.min()} to {labels.max()}, but there are "
+            f"{len(classes)} classes ({', '.join(classes)}); name all classes with --classes"
         )
     check_memory(where, len(images) * size * size * 3)
     pixels = np.stack([_square(image, size) for image in images])

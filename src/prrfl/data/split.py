@@ -1,4 +1,4 @@
-"""New splits without leakage: stratified by class, and no group torn apart."""
+"""New splits without leakage: stratified by class, with each group in one split."""
 
 import warnings
 from collections import Counter
@@ -13,7 +13,7 @@ from prrfl.data.images import Entry
 from prrfl.errors import DataError
 from prrfl.types import Split
 
-Ints = NDArray[np.int64]
+_Ints = NDArray[np.int64]
 
 
 def split(
@@ -26,20 +26,19 @@ def split(
     """Return the entries with new splits, site by site.
 
     Args:
-        entries: of all sites; their splits are not looked at.
-        valid: fraction of each site's images for validation.
-        test: fraction for test.
+        entries: images of all sites; their splits are ignored.
+        valid: fraction of each site's images used for validation.
+        test: fraction used for test.
         seed: same seed, same splits.
-        same: path to a hash of the content; images alike are one group, as copies of one lesion are.
+        same: path to a hash of the pixels; images with the same hash are kept in one group.
 
     Raises:
-        DataError: if the fractions leave nothing for one of the splits, or a class of a site has fewer
-            than three groups.
+        DataError: if the fractions leave a split empty, or a class of a site has fewer than three groups.
     """
     if not (valid > 0 and test > 0 and valid + test < 1):
         raise DataError(
-            f"fractions valid {valid} and test {test} leave nothing for a split; expected both above 0, "
-            "their sum below 1"
+            f"fractions valid {valid} and test {test} leave a split empty; expected both above 0, and their "
+            "sum below 1"
         )
     return [
         entry
@@ -57,8 +56,8 @@ def _split_site(
     for label, count in sorted(distinct.items()):
         if count < 3:
             raise DataError(
-                f"site {entries[0].site}: class {label} has {count} groups of images; three splits need "
-                "at least 3: add images of it, or leave the class out"
+                f"site {entries[0].site}: class {label} has images of {count} groups; three splits need at "
+                "least 3; add images, or leave the class out"
             )
     chosen: list[Split] = ["train"] * len(entries)
     rest = np.arange(len(entries))
@@ -66,8 +65,8 @@ def _split_site(
         held = _hold_out(labels[rest], np.array(groups)[rest], share, leave, seed)
         if held is None:
             raise DataError(
-                f"site {entries[0].site}: its {len(set(groups))} groups of images cannot be parted into "
-                "train, valid and test; add images of others, or leave the site out"
+                f"site {entries[0].site}: its {len(set(groups))} groups of images cannot be split into "
+                "train, valid and test; add images of other groups, or leave the site out"
             )
         for index in rest[held]:
             chosen[index] = "test" if name == "test" else "valid"
@@ -75,14 +74,14 @@ def _split_site(
     return [replace(e, split=part) for e, part in zip(entries, chosen, strict=True)]
 
 
-def _hold_out(labels: Ints, groups: NDArray[np.str_], share: float, leave: int, seed: int) -> Ints | None:
-    """Return the indices of the fold whose count of each class is nearest to the share that is asked for.
+def _hold_out(labels: _Ints, groups: NDArray[np.str_], share: float, leave: int, seed: int) -> _Ints | None:
+    """Return the indices of the fold whose class counts are nearest to the given share.
 
-    Folds that are empty, or leave fewer groups than ``leave``, do not count; ``None`` if none does.
+    Folds that are empty, or leave fewer than ``leave`` groups, are ignored; ``None`` if no fold remains.
     """
     wanted = share * np.bincount(labels)
 
-    def distance(held: Ints) -> float:
+    def distance(held: _Ints) -> float:
         found = np.bincount(labels[held], minlength=len(wanted))
         # Relative, so that a rare class weighs as much as a frequent one.
         return float(np.abs(found - wanted)[wanted > 0] @ (1 / wanted[wanted > 0]))
@@ -91,7 +90,7 @@ def _hold_out(labels: Ints, groups: NDArray[np.str_], share: float, leave: int, 
     count = max(2, min(round(1 / share), np.bincount(labels).max(), distinct))
     folds = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
-        # Of a class with fewer images than folds: the best fold has it.
+        # scikit-learn warns of classes with fewer images than folds; the best fold has such a class.
         warnings.simplefilter("ignore", UserWarning)
         parts = [held for _, held in folds.split(labels, labels, groups)]
     fit = [held for held in parts if 0 < len(np.unique(groups[held])) <= distinct - leave]
@@ -99,7 +98,7 @@ def _hold_out(labels: Ints, groups: NDArray[np.str_], share: float, leave: int, 
 
 
 def _groups(entries: Sequence[Entry], same: Mapping[str, str]) -> list[str]:
-    """Return the group of each entry: those that share an id or their content, be it by way of others."""
+    """Return the group of each entry: entries that share an id or a hash, directly or through others."""
     leader: dict[str, str] = {}
 
     def find(key: str) -> str:

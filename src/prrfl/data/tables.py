@@ -1,4 +1,4 @@
-"""Tables as people send them: CSV files with a header."""
+"""Tables in CSV files with a header, checked as they are read."""
 
 import csv
 import io
@@ -10,22 +10,22 @@ from prrfl.errors import DataError, nearest
 from prrfl.storage.reading import opened
 
 LONGEST_LINE = 1_000_000
-"""Characters; a line that is longer is of no table, and would take many times its length in memory."""
+"""Characters. Longer lines are not from a table, and parsing them takes many times their length in memory."""
 
 LONGEST_NAME = 200
-"""Bytes of a site's or an image's name, of which file systems take 255, with what is put around it."""
+"""Bytes of the name of a site or image. File names have at most 255, including prefixes and suffixes."""
 
 
 def read_rows(path: Path, needed: Sequence[str], what: str = "table") -> list[tuple[int, dict[str, str]]]:
-    """Return every row of a table with its line number; cells are stripped, absent ones empty.
+    """Return every row of a table with its line number. Cells are stripped; missing cells are empty.
 
     Args:
-        path: the CSV, UTF-8 with or without a byte order mark.
-        needed: columns that it must have; all others are returned as well.
-        what: how to call it in messages.
+        path: the CSV, in UTF-8 with or without a byte order mark.
+        needed: columns that it must have; all other columns are returned, too.
+        what: the kind of table, for messages.
 
     Raises:
-        DataError: naming the file, and the column or line at fault.
+        DataError: naming the file, and the column or line.
     """
     try:
         with io.TextIOWrapper(opened(path), "utf-8-sig", newline="") as file:
@@ -56,21 +56,21 @@ def _rows(file: TextIO, path: Path, needed: Sequence[str], what: str) -> list[tu
             (reader.line_num, {name: (cells[name] or "").strip() for name in columns}) for cells in reader
         ]
     except csv.Error as cause:
-        raise DataError(f"{path}:{reader.line_num} is no CSV: {cause}") from None
+        raise DataError(f"{path}:{reader.line_num} is not valid CSV: {cause}") from None
 
 
 def _lines(file: TextIO, path: Path) -> Iterator[str]:
     for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), ""), start=1):
         if len(line) > LONGEST_LINE:
             raise DataError(
-                f"{path}:{number} has more than {LONGEST_LINE:,} characters; expected a table, "
-                "one image a line"
+                f"{path}:{number} has more than {LONGEST_LINE:,} characters; expected a table with one image "
+                "per line"
             )
         yield line
 
 
 def is_plain_name(text: str) -> bool:
-    """Return whether a cell names a site or an image by characters that a file's name can have."""
+    """Return whether a text can be the name of a site or an image, that is, part of a file name."""
     return (
         text not in ("", ".", "..")
         and "/" not in text
@@ -80,7 +80,7 @@ def is_plain_name(text: str) -> bool:
 
 
 def index_below(text: str, count: int) -> int | None:
-    """Return the whole number that a cell holds if it is below ``count``, else ``None``."""
+    """Return the integer in a cell if it is in 0 ... ``count`` - 1, else ``None``."""
     digits = text.lstrip("0") or text[:1]
     if not (text.isascii() and text.isdigit()) or len(digits) > len(str(count)):
         return None

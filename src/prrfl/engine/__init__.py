@@ -3,7 +3,7 @@
 Only a simulation loads :mod:`prrfl.engine.workers`, the same over several processes.
 """
 
-from prrfl.engine.in_process import InProcess
+from prrfl.engine.in_process import InProcess, Pooled
 from prrfl.engine.rounds import Arrival, Deployed, Engine, Exchange, Keeper, rounds_from, run_rounds
 from prrfl.engine.site import Visitor
 
@@ -14,6 +14,7 @@ __all__ = [
     "Exchange",
     "InProcess",
     "Keeper",
+    "Pooled",
     "Visitor",
     "rounds_from",
     "run_rounds",

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from prrfl.algorithms.base import Algorithm, C, traits_of
+from prrfl.algorithms.base import Algorithm, C
 from prrfl.capture import on_gpu
 from prrfl.engine.lanes import Lanes
 from prrfl.engine.rounds import Arrival, Deployed
@@ -65,12 +65,10 @@ class InProcess:
                 raise ParticipationError(f"two sites are named '{name}'; names must differ")
         self._algorithm = algorithm
         self._present = present
-        if traits_of(algorithm).scope == "pooled":
-            self._visitors = {POOL: Visitor(algorithm, Site(pool(ordered), recipe), share_dtype, ordered)}
-        else:
-            self._visitors = {
-                data.name: Visitor(algorithm, Site(data, recipe), share_dtype) for data in ordered
-            }
+        self._visitors = {
+            visitor.site.name: visitor
+            for visitor in self._make_visitors(ordered, algorithm, recipe, share_dtype)
+        }
         # Side by side, networks that draw random numbers would draw each other's.
         alone = not on_gpu(recipe.device) or draws_numbers(recipe, ordered[0].train.inputs[:2])
         self._lanes: Lanes[Any] | None = None if alone else Lanes(recipe)
@@ -78,6 +76,16 @@ class InProcess:
         self._states: MutableMapping[ClientId, Any] = (
             {} if rest_in is None else StatesOnDisk(rest_in, type(self._start()))
         )
+
+    def _make_visitors(
+        self,
+        sites: Sequence[SiteData],
+        algorithm: Algorithm[Any],
+        recipe: Recipe,
+        share_dtype: torch.dtype | None,
+    ) -> list[Visitor[Any]]:
+        """Return a visitor for each site that trains."""
+        return [Visitor(algorithm, Site(data, recipe), share_dtype) for data in sites]
 
     @property
     def names(self) -> list[ClientId]:
@@ -152,6 +160,19 @@ class InProcess:
             return self._states[name]
         except KeyError:
             return self._start()
+
+
+class Pooled(InProcess):
+    """Trains one network on the images of all sites together, and scores it at each of them."""
+
+    def _make_visitors(
+        self,
+        sites: Sequence[SiteData],
+        algorithm: Algorithm[Any],
+        recipe: Recipe,
+        share_dtype: torch.dtype | None,
+    ) -> list[Visitor[Any]]:
+        return [Visitor(algorithm, Site(pool(sites), recipe), share_dtype, sites)]
 
 
 def read_client(path: Path, algorithm: Algorithm[C], start: C) -> C:

@@ -1,1 +1,1 @@
-"""The same federation over real sites, on Flower: nothing but this room imports it."""
+"""Federations over real sites, on Flower. No other room imports Flower."""

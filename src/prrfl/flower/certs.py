@@ -31,10 +31,10 @@ from prrfl.types import ClientId
 LONGEST_DAYS = 36_500
 
 DAYS_OF_CA = 3650
-"""How long a CA holds at least: a new certificate of the server then needs nothing at the sites."""
+"""Least lifetime of a CA. It outlives the server's certificates, which are renewed without the sites."""
 
 SOON = timedelta(days=30)
-"""Before a certificate ends, in which a start of server or site warns of it."""
+"""Time before a certificate expires in which server and site warn of it when they start."""
 
 _HOST = re.compile(
     r"(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?)*"
@@ -44,21 +44,21 @@ PrivateKey = ec.EllipticCurvePrivateKey | Ed25519PrivateKey
 
 
 def make_certs(folder: Path, sites: Sequence[ClientId], hosts: Sequence[str], days: int = 365) -> None:
-    """Write ``ca/``, to keep offline, ``server/`` for the server, and ``sites/<name>/`` for each site.
+    """Write the folders ``ca``, to keep offline, ``server``, and ``sites/<name>`` for each site.
 
     Args:
-        folder: must be new or empty.
-        sites: their names.
-        hosts: names and addresses under which sites reach the server. It speaks to itself as localhost and
-            127.0.0.1, which are added.
-        days: how long the server's certificate holds; the CA's holds :data:`DAYS_OF_CA` at least.
+        folder: a new or empty folder.
+        sites: the sites' names.
+        hosts: names and addresses under which sites reach the server. The server reaches itself as localhost
+            and 127.0.0.1, which are added.
+        days: lifetime of the server's certificate; the CA's is at least :data:`DAYS_OF_CA`.
 
     Raises:
-        ConfigError: if the folder holds anything, there is no site or host, or a host cannot be one.
-        ParticipationError: if a site's name cannot be one.
+        ConfigError: if the folder is not empty, no site or host is given, or a host or lifetime is invalid.
+        ParticipationError: if a site's name is invalid.
     """
     if not sites:
-        raise ConfigError("name at least one site (--sites)")
+        raise ConfigError("no site given; name at least one with --sites")
     check_names(sites)
     _check(folder, hosts, days)
     ca_key = ec.generate_private_key(ec.SECP384R1())
@@ -80,49 +80,50 @@ def make_certs(folder: Path, sites: Sequence[ClientId], hosts: Sequence[str], da
 
 
 def renew_certs(folder: Path, ca: Path, hosts: Sequence[str], days: int = 365) -> None:
-    """Write ``server/`` with a new key and certificate of the server, by a CA that the sites believe already.
+    """Write the folder ``server`` with a new key, and a certificate by a CA that the sites already trust.
 
     Args:
-        folder: must be new or empty.
-        ca: the folder ``ca`` that :func:`make_certs` wrote.
-        hosts: as there.
-        days: how long the certificate holds.
+        folder: a new or empty folder.
+        ca: the folder ``ca`` from :func:`make_certs`.
+        hosts: as for :func:`make_certs`.
+        days: lifetime of the certificate.
 
     Raises:
-        ConfigError: if the folder holds anything, a host cannot be one, or the CA cannot be read or ends
-            before.
+        ConfigError: if the folder is not empty, a host or lifetime is invalid, or the CA cannot be read or
+            expires earlier.
     """
     _check(folder, hosts, days)
     authority = _read_authority(ca)
     end = authority.certificate.not_valid_after_utc
     if end < datetime.now(UTC) + timedelta(days=days):
         raise ConfigError(
-            f"the CA of {ca} ends on {end:%Y-%m-%d}, before the {days} days are over; give fewer (--days), "
-            "or make a new CA, whose ca.crt then goes to every site"
+            f"the CA in {ca} expires on {end:%Y-%m-%d}, before the {days} days are over; choose fewer "
+            "--days, or make a new CA and give its ca.crt to every site"
         )
     _write_server(folder, authority, hosts, days)
 
 
 def check_valid(path: Path, now: datetime) -> str | None:
-    """Return a warning if a certificate ends soon.
+    """Return a warning if a certificate expires soon.
 
     Args:
-        path: of a file in PEM, whose first certificate is looked at.
-        now: the time, with its zone.
+        path: a file in PEM; its first certificate is checked.
+        now: the time, with its time zone.
 
     Raises:
-        ConfigError: if it cannot be read, or does not hold now.
+        ConfigError: if it cannot be read, or is not valid now.
     """
     certificate = _read_certificate(path)
     begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if not begin <= now < end:
         raise ConfigError(
-            f"{path} holds from {begin:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC, and it is "
-            f"{now.astimezone(UTC):%Y-%m-%d %H:%M}; set the clock, or have it renewed (prrfl certs --ca)"
+            f"{path} is valid from {begin:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC, but now it is "
+            f"{now.astimezone(UTC):%Y-%m-%d %H:%M}; correct the clock, or renew the certificate (prrfl certs "
+            "--ca)"
         )
     if end - now > SOON:
         return None
-    return f"{path} ends on {end:%Y-%m-%d}, in {(end - now).days} days; have it renewed (prrfl certs --ca)"
+    return f"{path} expires on {end:%Y-%m-%d}, in {(end - now).days} days; renew it (prrfl certs --ca)"
 
 
 def check_readable(path: Path) -> bytes:
@@ -134,41 +135,42 @@ def check_readable(path: Path) -> bytes:
     try:
         return read_bytes(path)
     except FileNotFoundError:
-        raise ConfigError(f"{path} is not there; `prrfl certs` makes one for a pilot") from None
+        raise ConfigError(f"{path} does not exist; make one for a pilot with prrfl certs") from None
     except OSError as cause:
         raise ConfigError(
-            f"{path} cannot be read: {cause.strerror}; expected a file that this user may read (chown, chmod)"
+            f"{path} cannot be read: {cause.strerror}; let this user read it (chown, chmod)"
         ) from None
 
 
 def check_private_key(path: Path) -> None:
-    """Raise unless a file holds a private key as ``ssh-keygen`` writes it, without a passphrase.
+    """Check that a file holds a private key as ``ssh-keygen`` writes it, without a passphrase.
 
     Raises:
-        ConfigError: naming the file.
+        ConfigError: if it does not.
     """
     try:
         load_ssh_private_key(check_readable(path), password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
         raise ConfigError(
-            f"{path} is no private key in OpenSSH's format without passphrase; make it by ssh-keygen -N ''"
+            f"{path} is not a private key in OpenSSH's format without a passphrase; make one with "
+            "ssh-keygen -N ''"
         ) from None
 
 
 def check_names(sites: Sequence[ClientId]) -> None:
-    """Refuse names of sites that cannot name a folder, or not stand in a roster, whose lines begin with them.
+    """Check that the names of sites can be used for folders and at the start of a roster's lines.
 
     Raises:
-        ParticipationError: naming the first.
+        ParticipationError: naming the first that cannot.
     """
     for name in sites:
         if not is_plain_name(name) or any(c.isspace() for c in name) or name.startswith("#"):
-            raise ParticipationError(f"a site cannot be named '{name}'; use letters, digits, - and _")
+            raise ParticipationError(f"invalid site name '{name}'; use letters, digits, - and _")
 
 
 @dataclass(frozen=True)
 class Authority:
-    """Who vouches for the server."""
+    """The certificate authority that signs the server's certificate."""
 
     certificate: x509.Certificate
     key: ec.EllipticCurvePrivateKey
@@ -176,9 +178,11 @@ class Authority:
 
 def _check(folder: Path, hosts: Sequence[str], days: int) -> None:
     if folder.exists() and any(folder.iterdir()):
-        raise ConfigError(f"folder {folder} is not empty; keys are never overwritten, choose another")
+        raise ConfigError(
+            f"folder {folder} is not empty, and keys are never overwritten; choose another folder"
+        )
     if not hosts:
-        raise ConfigError("name at least one host of the server (--hosts)")
+        raise ConfigError("no host given; name at least one of the server with --hosts")
     for host in hosts:
         _alternative(host)
     if not 1 <= days <= LONGEST_DAYS:
@@ -201,9 +205,13 @@ def _read_authority(folder: Path) -> Authority:
     try:
         key = load_pem_private_key(check_readable(path), password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise ConfigError(f"{path} holds no private key in PEM; expected what `prrfl certs` wrote") from None
+        raise ConfigError(
+            f"{path} is not a private key in PEM; expected the file that prrfl certs wrote"
+        ) from None
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
-        raise ConfigError(f"{path} is not the key of {folder / 'ca.crt'}; expected the folder `ca` as it was")
+        raise ConfigError(
+            f"{path} is not the key of {folder / 'ca.crt'}; expected the folder ca from prrfl certs"
+        )
     return Authority(certificate, key)
 
 
@@ -211,7 +219,7 @@ def _read_certificate(path: Path) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(check_readable(path))
     except ValueError:
-        raise ConfigError(f"{path} holds no certificate in PEM") from None
+        raise ConfigError(f"{path} is not a certificate in PEM") from None
 
 
 def _self_signed(key: ec.EllipticCurvePrivateKey, days: int) -> x509.Certificate:
@@ -254,7 +262,7 @@ def _begun(
         .issuer_name(issuer)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(minutes=5))  # clocks differ
+        .not_valid_before(now - timedelta(minutes=5))  # for clocks that differ
         .not_valid_after(now + timedelta(days=days))
     )
 
@@ -280,8 +288,8 @@ def _alternative(host: str) -> x509.GeneralName:
         pass
     if not _HOST.fullmatch(host):
         raise ConfigError(
-            f"host '{host}' cannot be one; expected a name or address alone, without https://, port or path, "
-            "other letters in punycode (xn--)"
+            f"invalid host '{host}'; expected only a name or address, without https://, port or path, and "
+            "with non-English letters in punycode (xn--)"
         )
     return x509.DNSName(host)
 

@@ -1,32 +1,44 @@
-"""What a site agrees to send: its say over the server's settings. Needs nothing of Flower."""
+"""What a site agrees to send, whatever the server's settings say. Needs nothing of Flower."""
 
-from prrfl.algorithms import ALGORITHMS
+from collections.abc import Iterator
+
+from prrfl.algorithms import ALGORITHMS, DEFAULT, traits_of, variant_of
 from prrfl.config import TrainConfig
 from prrfl.errors import ConfigError, nearest
 
-ABLATED = "prrfl-ablated"
 
-METHODS = ("prrfl", ABLATED, *sorted(set(ALGORITHMS) - {"prrfl", "centralised", "local"}))
-"""What a site can agree to; :data:`ABLATED` is ``prrfl`` where it sends weights, or has a single network."""
+def _methods() -> Iterator[str]:
+    for name in sorted(ALGORITHMS, key=lambda name: (name != DEFAULT, name)):
+        traits = traits_of(ALGORITHMS[name])
+        if traits.scope == "federated":
+            yield name
+            yield from (_named(name, variant) for variant in traits.variants)
+
+
+def _named(method: str, variant: str) -> str:
+    return f"{method}-{variant}" if variant else method
+
+
+METHODS = tuple(_methods())
+"""What a site can agree to: the federated methods, each followed by its variants that send more than it."""
 
 
 def agreed_as(config: TrainConfig) -> str:
-    """Return the name in :data:`METHODS` under which a site agrees to what the settings have it send."""
-    ablated = config.method == "prrfl" and (config.aggregation != "pfa" or config.transfer == "off")
-    return ABLATED if ablated else config.method
+    """Return the name in :data:`METHODS` to which a site must agree for these settings."""
+    return _named(config.method, variant_of(config.algorithm()))
 
 
 def parse_methods(text: str) -> tuple[str, ...]:
-    """Return the methods that a site agrees to, as ``prrfl site --methods`` names them.
+    """Return the methods that a site agrees to, from the value of ``prrfl site --methods``.
 
     Raises:
-        ConfigError: if one is none.
+        ConfigError: if a method is unknown, or none is given.
     """
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     for name in names:
         if name not in METHODS:
             hint = nearest(name, METHODS)
-            raise ConfigError(f"methods: '{name}' is none{hint}; expected of {', '.join(METHODS)}")
+            raise ConfigError(f"methods: unknown method '{name}'{hint}; choose from {', '.join(METHODS)}")
     if not names:
-        raise ConfigError(f"methods names none; expected of {', '.join(METHODS)}")
+        raise ConfigError(f"methods: no method given; choose from {', '.join(METHODS)}")
     return names

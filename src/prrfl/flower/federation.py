@@ -1,4 +1,4 @@
-"""What a consortium agrees on before a run, kept in the run's folder at the server."""
+"""What a consortium agrees on before a run, saved in the run's folder at the server."""
 
 import json
 import math
@@ -10,6 +10,7 @@ from uuid import uuid4
 
 from pydantic import TypeAdapter, ValidationError
 
+from prrfl.algorithms import traits_of
 from prrfl.config import LARGEST_FILE, TrainConfig, checked, parse_toml
 from prrfl.errors import ConfigError, ParticipationError
 from prrfl.flower.certs import check_names
@@ -19,20 +20,17 @@ from prrfl.storage.atomic import write_json
 from prrfl.storage.reading import read_bytes, read_text
 from prrfl.types import ClientId, RoundContext
 
-OF_THE_SITE = ("data", "device", "threads", "workers", "allow_missing", "sites", "images")
-"""Settings of training that are each site's own, or of the simulation alone."""
-
 
 @dataclass(frozen=True)
 class Federation:
     """A run over real sites.
 
     Attributes:
-        experiment: names the run, once and for all: sites keep their states under it.
-        settings: the training's settings, as far as any were given.
-        sites: their names, sorted.
-        quorum: how many sites a round needs.
-        deadline: seconds that a step of a round waits for sites; 0 is for ever.
+        experiment: unique name of the run, under which the sites save their states.
+        settings: the settings of the training that were given.
+        sites: the sites' names, sorted.
+        quorum: number of sites that a round needs.
+        deadline: seconds that a step of a round waits for sites; 0 waits without end.
         secure: whether shares are summed under masks.
     """
 
@@ -45,12 +43,13 @@ class Federation:
 
     @property
     def config(self) -> TrainConfig:
-        """The training's settings, defaults filled in as they hold at the server."""
+        """All settings of the training, with the defaults that apply at the server."""
         return checked(self.settings, "the settings")
 
     def settings_for_sites(self) -> str:
         """Return the settings that are sent to the sites, as JSON."""
-        return as_json({key: value for key, value in self.settings.items() if key != "tensorboard"})
+        own = TrainConfig.where(of_server=True)
+        return as_json({key: value for key, value in self.settings.items() if key not in own})
 
 
 def federate(
@@ -61,51 +60,50 @@ def federate(
     deadline: float = 0.0,
     secure: bool = False,
 ) -> Federation:
-    """Begin a run over real sites in a folder, or go on with the one that it holds.
+    """Start a run over real sites in a folder, or resume the one that it holds.
 
     Args:
         folder: the run's folder.
-        settings: as :func:`read_settings` and flags give them.
+        settings: settings of the training, from :func:`read_settings` and flags.
         sites: names of all sites.
-        quorum: how many of them a round needs; 0 is all.
-        deadline: seconds that a step waits for them; 0 is for ever.
-        secure: whether to sum under masks.
+        quorum: number of sites that a round needs; 0 means all.
+        deadline: seconds that a step waits for sites; 0 waits without end.
+        secure: whether to sum shares under masks.
 
     Raises:
-        ConfigError: if anything does not hold, or the folder holds a run of other settings.
-        ParticipationError: if there are too few sites.
+        ConfigError: if a value is invalid, or the folder holds a run with other values.
+        ParticipationError: if there are too few sites, or a name is invalid or given twice.
     """
     names = tuple(sorted(sites))
     check_names(names)
     if len(set(names)) < len(names):
-        raise ParticipationError(f"sites are {', '.join(names)}; each must be named once")
+        raise ParticipationError(f"sites are {', '.join(names)}; name each site only once")
     fewest = FEWEST if secure else 2
     if len(names) < fewest:
         kind = "secure summation" if secure else "a federation"
-        raise ParticipationError(f"{len(names)} site(s) named; {kind} needs at least {fewest} (--sites)")
+        raise ParticipationError(f"{kind} needs at least {fewest} sites; got {len(names)} (--sites)")
     quorum = quorum or len(names)
     if not fewest <= quorum <= len(names):
         raise ConfigError(f"quorum is {quorum}; expected {fewest} to {len(names)}, the number of sites")
     if not 0 <= deadline < math.inf:
-        raise ConfigError(f"deadline is {deadline:g}; expected seconds, or 0 for ever")
-    for key in OF_THE_SITE:
-        if key in settings:
-            raise ConfigError(f"'{key}' is not for the server to set: each site has its own, by prrfl site")
+        raise ConfigError(f"deadline is {deadline:g}; expected seconds, or 0 to wait without end")
+    if own := sorted(TrainConfig.where(of_site=True) & settings.keys()):
+        raise ConfigError(f"the server cannot set '{own[0]}': each site sets its own with prrfl site")
     config = checked(settings, "the settings")
     check_method(config, secure)
     path = folder / "federation.json"
     if path.is_file():
-        begun = read_federation(folder)
-        given = Federation(begun.experiment, settings, names, quorum, deadline, secure)
+        started = read_federation(folder)
+        given = Federation(started.experiment, settings, names, quorum, deadline, secure)
         for key, value in asdict(given).items():
-            if asdict(begun)[key] != value:
+            if asdict(started)[key] != value:
                 raise ConfigError(
-                    f"run folder {folder} was begun with {key} = {asdict(begun)[key]!r}, now it is "
-                    f"{value!r}; give the same to go on with it, or choose another folder"
+                    f"run folder {folder} was started with {key} = {asdict(started)[key]!r}, not "
+                    f"{value!r}; use the same to resume it, or choose another folder"
                 )
-        if not (folder / "config.toml").is_file():  # it was killed just then
+        if not (folder / "config.toml").is_file():  # the process was killed between the two files
             RunFolder(folder).begin(config)
-        return begun
+        return started
     RunFolder(folder).check_free()
     experiment = f"{_plain(folder.name)}-{uuid4().hex[:8]}"
     federation = Federation(experiment, dict(settings), names, quorum, deadline, secure)
@@ -115,10 +113,10 @@ def federate(
 
 
 def read_federation(folder: Path) -> Federation:
-    """Read what a run's folder holds.
+    """Read the federation of a run's folder.
 
     Raises:
-        ConfigError: if that is no federation.
+        ConfigError: if ``federation.json`` is missing or invalid.
     """
     path = folder / "federation.json"
     try:
@@ -131,7 +129,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     """Read settings from a TOML file.
 
     Raises:
-        ConfigError: if it is absent or no TOML.
+        ConfigError: if the file is missing or is not TOML.
     """
     try:
         text = read_text(path, LARGEST_FILE)
@@ -141,27 +139,32 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def check_method(config: TrainConfig, secure: bool) -> None:
-    """Refuse methods that cannot run over real sites, or not under secure summation.
+    """Check that the method can run over real sites, and under secure summation if it is asked for.
 
     Raises:
-        ConfigError: saying why.
+        ConfigError: if it cannot.
     """
-    if config.method == "centralised":
-        raise ConfigError("method centralised pools images, which never leave a real site; choose another")
-    if config.method == "local":
-        raise ConfigError("method local shares nothing; a site runs it alone, by prrfl train")
+    algorithm = config.algorithm()
+    match traits_of(algorithm).scope:
+        case "pooled":
+            raise ConfigError(
+                f"method {config.method} pools the images of all sites, which never leave a real site; "
+                "choose another method"
+            )
+        case "alone":
+            raise ConfigError(f"method {config.method} shares nothing; run it at each site with prrfl train")
     if config.weights is not None:
-        raise ConfigError("weights are a file of one machine, and real sites have others: leave them out")
+        raise ConfigError("weights is a file of one machine, which the sites do not have; leave it out")
     one_round = RoundContext(0, 1, 0, 1, 0)
-    if secure and not config.algorithm().aggregator(one_round).only_adds:
+    if secure and not algorithm.aggregator(one_round).only_adds:
         raise ConfigError(
             f"method {config.method} needs every single share, which secure summation hides from the server; "
-            "choose another method, or go without --secure"
+            "choose another method, or leave out --secure"
         )
 
 
 def as_json(settings: Mapping[str, Any]) -> str:
-    """Return settings as they travel."""
+    """Return settings as they are sent to the sites."""
     return json.dumps(settings, sort_keys=True)
 
 

@@ -1,4 +1,4 @@
-"""Flower's own programs, configured for a federation: what ``prrfl server`` and ``site`` start or print."""
+"""Flower's own programs, as ``prrfl server`` and ``prrfl site`` start or print them."""
 
 import ipaddress
 import json
@@ -24,19 +24,19 @@ from prrfl.storage.atomic import write_text
 from prrfl.types import ClientId
 
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
-"""Flower's programs call home unless told not to."""
+"""Without these, Flower's programs report their use and look for updates."""
 
 RETRY = 10
-"""Seconds until a site that the server refused, or that lost it, tries again."""
+"""Seconds before a site tries again to reach a server that refused it or that it lost."""
 
 
 class FlowerError(PRRFLError):
-    """One of Flower's programs did not do what it was started for."""
+    """One of Flower's programs failed."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """A program, its arguments, and what of the environment it needs beyond the usual."""
+    """A program, its arguments, and the environment variables that it needs in addition."""
 
     arguments: Sequence[str]
     environment: Mapping[str, str]
@@ -47,7 +47,7 @@ class Command:
         return " ".join([*variables, shlex.join(self.arguments)])
 
     def run(self) -> dict[str, Any]:
-        """Run a command of ``flwr`` that answers in JSON.
+        """Run a command of ``flwr`` that prints JSON, and return that.
 
         Raises:
             FlowerError: if it fails.
@@ -62,12 +62,12 @@ class Command:
         found = re.search(r"^\{.*", done.stdout, re.DOTALL | re.MULTILINE)
         answer: dict[str, Any] = json.loads(found[0]) if found else {}
         if done.returncode or not answer.get("success"):
-            words = answer.get("error-message") or done.stderr or done.stdout
-            raise FlowerError(f"{shlex.join(self.arguments[:3])} failed: {' '.join(words.split())}")
+            error = answer.get("error-message") or done.stderr or done.stdout
+            raise FlowerError(f"{shlex.join(self.arguments[:3])} failed: {' '.join(error.split())}")
         return answer
 
     def start(self, log: Path) -> "subprocess.Popen[bytes]":
-        """Start the program in a process group of its own, its output going to a file."""
+        """Start the program in its own process group, and append its output to a file."""
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
             return subprocess.Popen(
@@ -90,13 +90,14 @@ def _program(name: str) -> str:
 
 @dataclass(frozen=True)
 class Server:
-    """Where a federation's server runs, and with what.
+    """Where a federation's server runs, and its files.
 
     Attributes:
         folder: the run's folder; Flower's own files lie below it.
         certs: the folder ``server`` that ``prrfl certs`` made, or one like it.
-        host: the address that the SuperLink listens at. Whoever reaches it can run code at every site, so it
-            stays at this machine; sites come in by a reverse proxy that passes on the fleet's path alone.
+        host: the address at which the SuperLink listens. Anybody who reaches it can run code at every site,
+            so it should only be reached from this machine; sites connect through a reverse proxy, which
+            forwards the fleet's path and nothing else.
         port: its port.
     """
 
@@ -125,17 +126,17 @@ class Server:
         )
 
     def register(self, site: ClientId) -> Command:
-        """Return the command that makes a site's key known."""
+        """Return the command that registers a site's key."""
         key = self.certs / "nodes" / f"{site}.pub"
         return self._flwr("supernode", "register", str(key), "prrfl", "--name", site)
 
     def run(self) -> Command:
-        """Return the command that begins the run, or goes on with it."""
+        """Return the command that starts or resumes the run."""
         app = resources.files("prrfl.flower").joinpath("app")
         return self._flwr("run", str(app), "prrfl", "--run-config", f'folder="{self.folder}"')
 
     def status(self, run: str) -> Command:
-        """Return the command that says how a run stands."""
+        """Return the command that prints a run's status."""
         return self._flwr("list", "prrfl", "--run-id", run)
 
     def stop(self, run: str) -> Command:
@@ -143,32 +144,32 @@ class Server:
         return self._flwr("stop", run, "prrfl")
 
     def check(self, sites: Sequence[ClientId]) -> None:
-        """Raise unless certificates, and the public key of each site, can be read.
+        """Check that the certificates and the public key of each site can be read.
 
         Raises:
-            ConfigError: naming the file that cannot.
+            ConfigError: naming the file that cannot be read.
         """
         for name in ("ca.crt", "server.crt", "server.key"):
             check_readable(self.certs / name)
         for site in sites:
             if not (key := self.certs / "nodes" / f"{site}.pub").is_file():
-                raise ConfigError(f"{key} is not there; expected the public node key of site {site}")
+                raise ConfigError(f"{key} does not exist; expected the public node key of site {site}")
 
     def warnings(self, now: datetime) -> list[str]:
-        """Return what there is to know before a start: certificates that end soon, an address others reach.
+        """Return warnings about certificates that expire soon, and an address that other machines reach.
 
         Raises:
-            ConfigError: if a certificate does not hold now.
+            ConfigError: if a certificate is not valid now.
         """
         ends = [check_valid(self.certs / name, now) for name in ("ca.crt", "server.crt")]
         open_door = (
-            f"the SuperLink will listen at {self.host}, not at this machine alone: whoever reaches it there "
-            "can run code at every site; leave --host out, and let sites come in by a reverse proxy"
+            f"the SuperLink will listen at {self.host}, which other machines may reach; anybody who reaches "
+            "it can run code at every site. Leave out --host, and let sites connect through a reverse proxy"
         )
         return [*filter(None, ends), *([] if _is_loopback(self.host) else [open_door])]
 
     def configure(self) -> None:
-        """Write the connection that the commands of ``flwr`` use."""
+        """Write the address and certificate that the commands of ``flwr`` use."""
         write_text(
             self.folder / "flower" / "config.toml",
             f'[superlink]\ndefault = "prrfl"\n\n[superlink.prrfl]\naddress = "{self.host}:{self.port}"\n'
@@ -188,15 +189,15 @@ def _is_loopback(host: str) -> bool:
 
 @contextmanager
 def serving(server: Server, sites: Sequence[ClientId]) -> Iterator[str]:
-    """Start the SuperLink, make the sites' keys known and begin the run; give its id; end all of it at last.
+    """Start the SuperLink, register the sites' keys, start the run and yield its id; stop it all at the end.
 
     Raises:
-        FlowerError: if the SuperLink does not start, or another program has its port.
+        FlowerError: if the SuperLink does not start, or another program uses its port.
     """
     if _listens(server.host, server.port):
         raise FlowerError(
-            f"another program listens at {server.host}:{server.port}; end it, a flower-superlink that was "
-            "left over perhaps, or choose another --port"
+            f"another program listens at {server.host}:{server.port}, perhaps a flower-superlink that is "
+            "left over; stop it, or choose another --port"
         )
     server.configure()
     log = server.folder / "flower" / "superlink.log"
@@ -207,16 +208,16 @@ def serving(server: Server, sites: Sequence[ClientId]) -> Iterator[str]:
             server.register(site).run()
         yield str(server.run().run()["run-id"])
     finally:
-        _end(process)
+        _stop(process)
 
 
 def outcome(server: Server, run: str) -> tuple[bool, str]:
-    """Return whether a run has ended, and the words of what ended it other than its end."""
+    """Return whether a run has ended, and the error that ended it; empty if it has completed."""
     (row,) = server.status(run).run()["runs"]
     status = str(row["status"])
     failed = not status.endswith("completed")
-    words = str(row["status-details"]).removeprefix("ServerApp failed with exception: ")
-    return status.startswith("finished"), words if failed else ""
+    error = str(row["status-details"]).removeprefix("ServerApp failed with exception: ")
+    return status.startswith("finished"), error if failed else ""
 
 
 @dataclass(frozen=True)
@@ -227,8 +228,8 @@ class Node:
         superlink: the server's address, host:port.
         certs: the folder that ``prrfl certs`` made for this site, or one like it.
         home: the site's folder; Flower's own files lie below it.
-        port: on which the node speaks with its own processes, at this machine alone.
-        config: what the site's end is told, see :class:`prrfl.flower.site.orders.SiteSettings`.
+        port: local port on which the node talks to its own processes.
+        config: the site's own settings, see :class:`prrfl.flower.site.orders.SiteSettings`.
     """
 
     superlink: str
@@ -239,7 +240,7 @@ class Node:
 
     @property
     def log(self) -> Path:
-        """Where Flower's output goes."""
+        """The file for Flower's output."""
         return self.home / "flower" / "supernode.log"
 
     def supernode(self) -> Command:
@@ -259,11 +260,11 @@ class Node:
 
 
 def keep_connected(node: Node, say: Callable[[str], None]) -> None:
-    """Run a site's node, and run it again when it ends: a server that restarts, a key not yet free again.
+    """Run a site's node, and start it again whenever it ends, for example because the server restarts.
 
     Args:
-        node: the site's end.
-        say: is told of every order that the site could not carry out, and why; and of every end.
+        node: the site's node.
+        say: called with a line for each order that the site could not carry out, and each end of the node.
     """
     log = node.log
     while True:
@@ -277,18 +278,18 @@ def keep_connected(node: Node, say: Callable[[str], None]) -> None:
                     if line.startswith(start := f"site {node.config['name']}: "):
                         say(line.removeprefix(start))
         finally:
-            _end(process)
-        words = _reason("\n".join(_new_lines(log, began)[0]) + "\n")
-        say(f"the node ended with exit code {process.returncode}{words}; trying again in {RETRY} s")
+            _stop(process)
+        reason = _reason("\n".join(_new_lines(log, began)[0]) + "\n")
+        say(f"the node ended with exit code {process.returncode}{reason}; trying again in {RETRY} s")
         time.sleep(RETRY)
 
 
 def _new_lines(log: Path, read: int) -> tuple[list[str], int]:
-    """Return the whole lines of a log after its first bytes, and how many bytes are read then."""
-    if not log.is_file():  # somebody moved it away
+    """Return the complete lines of a log after the bytes already read, and the number of bytes read then."""
+    if not log.is_file():  # it was moved
         return [], 0
     with log.open("rb") as file:
-        # Whoever rotates it by copying begins it anew.
+        # A log that was rotated by copying starts again at 0.
         file.seek(min(read, log.stat().st_size))
         at = file.tell()
         whole, end, _ = file.read().rpartition(b"\n")
@@ -296,33 +297,33 @@ def _new_lines(log: Path, read: int) -> tuple[list[str], int]:
 
 
 def _reason(output: str) -> str:
-    """Return why a node ended, as far as its output says it."""
+    """Return why a node ended, if its output says so."""
     found = re.search(r"Exit Code: \d+\n(.+)\n(.+)", output)
     if found is None:
         return ""
     known = {
-        "[code: 2004]": "the server does not know this site's key, or takes it to be connected still, "
-        "as for a minute after a node was killed",
-        "certificate has expired": "the server's certificate, or ca.crt, has expired, or this machine's "
-        "clock is wrong; the server's operator renews it (prrfl certs --ca)",
-        "not yet valid": "the server's certificate, or ca.crt, does not hold yet: a clock is wrong, this "
-        "machine's or that of the one where it was made",
-        "mismatch": "the server's certificate is for other names than the one in --superlink; take one of "
-        "them, or have it made anew (prrfl certs --ca, --hosts)",
-        "CERTIFICATE_VERIFY_FAILED": "the server's certificate is not one of ca.crt's",
+        "[code: 2004]": "the server does not know this site's key, or still takes the site for "
+        "connected, as it does for a minute after a node was killed",
+        "certificate has expired": "the server's certificate or ca.crt has expired, or this machine's clock "
+        "is wrong; the server's operator can renew the certificate (prrfl certs --ca)",
+        "not yet valid": "the server's certificate or ca.crt is not valid yet; check the clocks of this "
+        "machine and of the one where the certificate was made",
+        "mismatch": "the server's certificate is not for the name in --superlink; use one of its names, or "
+        "renew it with this name (prrfl certs --ca, --hosts)",
+        "CERTIFICATE_VERIFY_FAILED": "the server's certificate was not signed by ca.crt",
     }
-    words = next((text for mark, text in known.items() if mark in found[2]), " ".join(found.groups()))
-    return f": {words}"
+    reason = next((text for mark, text in known.items() if mark in found[2]), " ".join(found.groups()))
+    return f": {reason}"
 
 
 def _wait_for(host: str, port: int, process: "subprocess.Popen[bytes]", log: Path) -> None:
     until = time.monotonic() + 120
     while time.monotonic() < until and process.poll() is None:
-        # Had another program taken the port meanwhile, the SuperLink would end.
+        # If another program had taken the port meanwhile, the SuperLink would have ended.
         if _listens(host, port) and process.poll() is None:
             return
         time.sleep(0.2)
-    raise FlowerError(f"the SuperLink does not listen at {host}:{port}; its words are in {log}")
+    raise FlowerError(f"the SuperLink did not start to listen at {host}:{port}; see its output in {log}")
 
 
 def _listens(host: str, port: int) -> bool:
@@ -333,8 +334,8 @@ def _listens(host: str, port: int) -> bool:
         return False
 
 
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    """End a program and all that it started."""
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    """Stop a program and all processes that it started."""
     if process.poll() is None:
         process.terminate()
         with suppress(subprocess.TimeoutExpired):

@@ -1,4 +1,4 @@
-"""All that travels between server and sites: an order, and its answer, as Flower's typed records."""
+"""The two messages between server and sites, an order and its answer, as Flower's typed records."""
 
 import json
 import math
@@ -17,8 +17,9 @@ from prrfl.types import ClientId, Tensors
 
 Step = Literal["train", "share", "reveal", "receive", "keep"]
 STEPS: tuple[Step, ...] = get_args(Step)
-"""Train and answer with the share; under secure summation share in a step of its own, and reveal the site's
-own mask in another; take the mean; keep the network as the best."""
+"""``train``: train and answer with the share. ``share``, ``reveal``: under secure summation, send the masked
+share, then the seed of the site's own mask. ``receive``: take the mean. ``keep``: save the network as the
+best."""
 
 T = TypeVar("T")
 _LAYOUT: TypeAdapter[list[tuple[str, str, list[Annotated[int, Field(ge=0)]]]]] = TypeAdapter(
@@ -27,10 +28,10 @@ _LAYOUT: TypeAdapter[list[tuple[str, str, list[Annotated[int, Field(ge=0)]]]]] =
 
 
 class OrderRefusedError(ParticipationError):
-    """A site does not do what the server asks of it.
+    """A site refuses an order.
 
-    The only error whose words go to the server: they are made of what the order says and of how `prrfl site`
-    was started, never of what the site's files hold.
+    This is the only error whose message is sent to the server. It may quote the order and the options of
+    ``prrfl site``, but never the content of the site's files.
     """
 
 
@@ -39,11 +40,14 @@ class Order:
     """What the server asks of one site.
 
     Attributes:
-        experiment: names the run, once and for all, also after a stop.
-        settings: the training's settings as JSON, as far as the consortium gave any.
-        version: of the server's prrfl, which the site's must equal.
+        step: what the site is to do.
+        experiment: name of the run; it does not change when the run is resumed.
+        site: the site's name.
+        round: the round, from 0.
+        settings: the settings of the training that the consortium gave, as JSON.
+        version: version of prrfl at the server; the site's must be the same.
         secure: whether shares are summed under masks.
-        cohort: for ``share`` and ``reveal``: the signed keys of all whose shares are in the sum, as JSON.
+        cohort: for ``share`` and ``reveal``: the signed keys of all sites in the sum, as JSON.
         mean: for ``receive``: the round's mean.
     """
 
@@ -60,16 +64,19 @@ class Order:
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What a site answers: all that ever leaves it.
+    """What a site answers. Nothing else ever leaves it.
 
     Attributes:
-        error: why it does not do as it was told, without a word of what its files hold; the rest is empty
-            then.
-        records: losses and scores, one JSON record a line; no image, no name of one, no prediction.
-        share: what the method shares, such as the low-band amplitudes of PRR-FL's deputy; under secure
-            summation the masked sum's part, in which weight and share cannot be told from noise.
+        experiment: name of the run.
+        site: the site's name.
+        round: the round, from 0.
+        error: why the order was not carried out, without any content of the site's files. The fields below
+            are empty then.
+        records: losses and scores, one JSON record a line; no images, image names or predictions.
+        share: what the method shares, such as the low-band amplitudes of PRR-FL's deputy. Under secure
+            summation, the masked share, which cannot be told from noise.
         weight: the share's weight.
-        key: under secure summation the site's signed public key for the experiment.
+        key: under secure summation, the site's signed public key for the experiment.
         seed: for ``reveal``: the seed of the site's own mask, in hex.
     """
 
@@ -85,9 +92,10 @@ class Answer:
 
 
 def to_records(value: Order | Answer) -> RecordDict:
-    """Return an order or an answer as records: numbers and text in one, a flat array per type in the other.
+    """Return an order or an answer as records: numbers and text in one, one flat array per type in the other.
 
-    Many small arrays travel much slower than one large one; names and shapes go along as JSON.
+    Names and shapes of the tensors are sent as JSON, because Flower sends many small arrays much more slowly
+    than one large array.
     """
     plain: dict[str, Any] = {}
     arrays: dict[str, Array] = {}
@@ -106,10 +114,10 @@ def to_records(value: Order | Answer) -> RecordDict:
 
 
 def from_records(kind: type[T], records: RecordDict) -> T:
-    """Return what :func:`to_records` was given.
+    """Return the order or answer that :func:`to_records` turned into records.
 
     Raises:
-        StateMismatchError: if the records are those of something else.
+        StateMismatchError: if the records do not hold one.
     """
     try:
         plain, arrays = records.config_records["plain"], records.array_records["arrays"]
@@ -120,7 +128,7 @@ def from_records(kind: type[T], records: RecordDict) -> T:
             else:
                 values[name] = adapter(hint).validate_python(plain[name], strict=True)
     except (KeyError, TypeError, ValueError) as cause:
-        raise StateMismatchError(f"no {kind.__name__.lower()}: {' '.join(str(cause).split())}") from None
+        raise StateMismatchError(f"invalid {kind.__name__.lower()}: {' '.join(str(cause).split())}") from None
     return kind(**values)
 
 
@@ -132,7 +140,7 @@ def _tensors(name: str, text: str, arrays: ArrayRecord) -> dict[str, Tensor]:
     for key, dtype, shape in layout:
         part = flat[dtype][at[dtype] : at[dtype] + math.prod(shape)]
         if key in tensors or part.numel() != math.prod(shape):
-            raise ValueError(f"the layout of '{name}' names '{key}' twice, or beyond the end of its array")
+            raise ValueError(f"the layout of '{name}' lists '{key}' twice, or beyond the end of its array")
         tensors[key] = part.reshape(shape)
         at[dtype] += part.numel()
     if any(at[dtype] != whole.numel() for dtype, whole in flat.items()):
@@ -143,10 +151,12 @@ def _tensors(name: str, text: str, arrays: ArrayRecord) -> dict[str, Tensor]:
 def _flat(array: Array, dtype: str) -> Tensor:
     try:
         values = array.numpy()
-    # Bytes that are no array, or one too large for memory, raise many kinds of exceptions in NumPy; each
-    # means the same here.
+    # Bytes that are not an array, or one too large for memory, raise many kinds of exceptions in NumPy. All
+    # of them mean the same here.
     except Exception as cause:
         raise ValueError(f"an array cannot be read ({cause})") from None
     if values.ndim != 1 or str(values.dtype) != dtype:
-        raise ValueError(f"an array is {values.dtype} of shape {values.shape}, expected {dtype} in a row")
+        raise ValueError(
+            f"an array is {values.dtype} of shape {values.shape}; expected one dimension of {dtype}"
+        )
     return torch.from_numpy(values)

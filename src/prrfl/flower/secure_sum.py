@@ -1,24 +1,26 @@
-"""Secure summation: the server learns the sum of the sites' shares, and no single one.
+"""Secure summation: the server learns the sum of the sites' shares, and no single share.
 
-As in Bonawitz et al. (CCS 2017, https://doi.org/10.1145/3133956.3133982), without recovery of dropped sites:
-every two sites agree on a mask, which one of them adds and the other subtracts, so that masks vanish in the
-sum of all. Each site adds a mask of its own as well, whose seed it is asked for once all of the cohort have
-sent their parts, and which it reveals for one cohort in a round alone. Numbers are in fixed point modulo
-2^64, where a masked one is uniformly distributed.
+This is the protocol of Bonawitz et al. (CCS 2017, https://doi.org/10.1145/3133956.3133982) without recovery
+of sites that drop out. Each pair of sites agrees on a mask; one of them adds it and the other subtracts it,
+so that these masks cancel in the sum. Each site also adds a mask of its own. When all sites of the cohort
+have sent their masked shares, the server asks each site for the seed of this mask, and a site reveals it for
+only one cohort in a round. Numbers are in fixed point modulo 2^64, where a masked number is uniformly
+distributed.
 
-So a site that drops out voids the sum, which is asked for again from the others, and what comes late from it
-is of no use: the sum that it belongs to stays under masks whose seeds are never revealed. A site that drops
-out after others have revealed theirs is waited for: its share goes into that sum, or the round into none.
+If a site drops out, its sum is void, and the server asks the other sites for a new one. A masked share that
+arrives late is useless, because the seeds for the sum that it belongs to are never revealed. If a site drops
+out after others have revealed their seeds, the round waits for it: that sum is the only one of the round.
 
-Keys: each site signs, with the key that the consortium's roster holds (Ed25519), a key of its own for the
-experiment (X25519). A pair's secret, through HKDF with experiment, round, names and keys of the whole
-cohort, is the key of ChaCha20, whose stream is the mask; a site's own mask comes from its private key in the
-same way. So another cohort has other masks.
+Keys: for each experiment, a site makes a key of its own (X25519) and signs it with the key that stands in
+the consortium's roster (Ed25519). The secret of a pair goes through HKDF, together with the experiment, the
+round, and the names and keys of the whole cohort; the result is the key of ChaCha20, whose stream is the
+mask. A site's own mask comes from its private key in the same way. So different cohorts have different
+masks.
 
-Limits. The server is taken to be honest but curious: it may look at everything, but follows the protocol.
-Sums of two rounds whose cohorts differ by a site tell about that site's share, as far as the other shares
-changed little. If all sites but one collude with the server, nothing protects that one. Scores and losses
-are not masked. The code has been tested, not reviewed by a cryptographer.
+Limits. The server is assumed to be honest but curious: it may look at everything, but follows the protocol.
+If the cohorts of two rounds differ by one site, their sums tell about that site's share, the more so the
+less the other shares changed. If all sites but one collude with the server, nothing protects that one.
+Scores and losses are not masked. The code is tested, but no cryptographer has reviewed it.
 """
 
 import json
@@ -47,13 +49,13 @@ from prrfl.storage.reading import parse_json, read_bytes, read_text
 from prrfl.types import ClientId, Share, Tensors
 
 SCALE = 2.0**32
-"""Steps of a unit: rounding errs by 2^-33 at most, and sums may reach 2^31."""
+"""Fixed-point steps in one unit: the rounding error is at most 2^-33, and sums may reach 2^31."""
 
 FEWEST = 3
-"""Sites in a sum; of two, each would learn the other's share."""
+"""Least number of sites in a sum. With two, each would learn the other's share."""
 
 SEED = 32
-"""Bytes of a mask's seed, the key of ChaCha20."""
+"""Bytes of the seed of a mask, which is the key of ChaCha20."""
 
 SignedKey = Mapping[str, str]
 """A site's public key for one experiment: ``site``, ``key`` and ``signature``, the latter two in hex."""
@@ -61,7 +63,15 @@ SignedKey = Mapping[str, str]
 
 @dataclass(frozen=True, eq=False)
 class Identity:
-    """A site in one experiment."""
+    """A site and its keys in one experiment.
+
+    Attributes:
+        site: the site's name.
+        experiment: name of the run.
+        roster: the public signing keys of all sites.
+        signing: the site's private signing key.
+        private: the site's private key for the experiment.
+    """
 
     site: ClientId
     experiment: str
@@ -78,20 +88,30 @@ class Identity:
         roster: Mapping[ClientId, Ed25519PublicKey],
         own: Path,
     ) -> Self:
-        """Read the signing key, and the experiment's key, which is made at first.
+        """Read the keys of a site; make its key for the experiment at the first call.
+
+        Args:
+            site: the site's name.
+            experiment: name of the run.
+            signing_key: file of the private signing key.
+            roster: the public signing keys of all sites.
+            own: file of the private key for the experiment.
 
         Raises:
-            ConfigError: if a key is no such key, or the roster does not have the site's.
+            ConfigError: if a key cannot be read, or the roster holds another key for the site.
         """
         try:
             signing = load_ssh_private_key(read_bytes(signing_key), password=None)
         except (ValueError, TypeError, UnsupportedAlgorithm, OSError) as cause:
             raise ConfigError(f"signing key {signing_key} cannot be read: {cause}") from None
         if not isinstance(signing, Ed25519PrivateKey):
-            raise ConfigError(f"signing key {signing_key} is no Ed25519 key; ssh-keygen -t ed25519 makes one")
+            raise ConfigError(
+                f"signing key {signing_key} is not an Ed25519 key; make one with ssh-keygen -t ed25519"
+            )
         if roster.get(site) != signing.public_key():
             raise ConfigError(
-                f"the roster does not hold the public key of {signing_key} as that of site {site}"
+                f"the roster does not list the public key of {signing_key} for site {site}; add it to the "
+                "roster at every site"
             )
         if not own.exists():
             with replacing(own, mode=0o600) as temporary:
@@ -109,56 +129,60 @@ class Identity:
         return {"site": self.site, "key": key.hex(), "signature": signature.hex()}
 
     def peers(self, cohort: Sequence[SignedKey]) -> dict[ClientId, X25519PublicKey]:
-        """Return the keys of all sites of a cohort, which the roster vouches for.
+        """Return the keys of all sites of a cohort, after checking their signatures against the roster.
 
         Raises:
-            OrderRefusedError: if it is too small or lacks this site, or a key is not signed by who is named.
+            OrderRefusedError: if the cohort is too small or lacks this site, or a signature is invalid.
         """
         keys: dict[ClientId, X25519PublicKey] = {}
         for one in cohort:
             try:
                 name, key, signature = one["site"], bytes.fromhex(one["key"]), bytes.fromhex(one["signature"])
                 if name in keys:
-                    raise OrderRefusedError(f"site {self.site}: the cohort names site {name} twice")
+                    raise OrderRefusedError(f"site {self.site}: the cohort lists site {name} twice")
                 self.roster[name].verify(signature, _statement(self.experiment, name, key))
                 keys[name] = X25519PublicKey.from_public_bytes(key)
-                # A key that some numbers make useless gives no secret with anybody's.
+                # A key of small order has the same secret with every other key; the library refuses it.
                 self.private.exchange(keys[name])
             except (KeyError, TypeError, ValueError, InvalidSignature):
                 whose = one.get("site", "?") if isinstance(one, Mapping) else "?"
                 raise OrderRefusedError(
-                    f"site {self.site}: the key of site {whose} is not signed as the roster asks, or no key; "
-                    "the share is not sent"
+                    f"site {self.site}: the key of site {whose} is invalid, or not signed by its key in the "
+                    "roster; the share is not sent"
                 ) from None
         if len(keys) < FEWEST:
             raise OrderRefusedError(
-                f"site {self.site}: {len(keys)} sites are too few for secure summation; expected {FEWEST}"
+                f"site {self.site}: secure summation needs at least {FEWEST} sites; got {len(keys)}"
             )
         if keys.get(self.site) != self.private.public_key():
-            raise OrderRefusedError(f"site {self.site}: the cohort does not hold this site's own key")
+            raise OrderRefusedError(f"site {self.site}: the cohort does not hold this site's current key")
         return keys
 
 
 def read_cohort(text: str, site: ClientId) -> list[SignedKey]:
-    """Return the cohort that an order names.
+    """Return the cohort of an order.
+
+    Args:
+        text: the cohort as JSON.
+        site: the site that reads it, for messages.
 
     Raises:
-        OrderRefusedError: if it names none.
+        OrderRefusedError: if it is not a list of signed keys.
     """
     try:
         cohort = parse_json(text)
     except ValueError:
         cohort = None
     if not isinstance(cohort, list) or not all(isinstance(one, dict) for one in cohort):
-        raise OrderRefusedError(f"site {site}: the order names no cohort; the share is not sent")
+        raise OrderRefusedError(f"site {site}: the order has no valid cohort; the share is not sent")
     return cohort
 
 
 def read_roster(path: Path) -> dict[ClientId, Ed25519PublicKey]:
-    """Read a roster: lines of a site's name and its public signing key, as ssh-keygen writes it.
+    """Read a roster: on each line a site's name and its public signing key, as ssh-keygen writes it.
 
     Raises:
-        ConfigError: naming the line at fault.
+        ConfigError: naming the invalid line.
     """
     try:
         lines = read_text(path).splitlines()
@@ -175,23 +199,24 @@ def read_roster(path: Path) -> dict[ClientId, Ed25519PublicKey]:
             key = None
         if not isinstance(key, Ed25519PublicKey) or name in roster:
             raise ConfigError(
-                f"roster {path}:{number}: expected a site's name, once, and its key 'ssh-ed25519 ...'"
+                f"roster {path}:{number}: expected a site's name that no other line has, and its key "
+                "'ssh-ed25519 ...'"
             )
         roster[name] = key
     return roster
 
 
 def masked(share: Share, identity: Identity, cohort: Sequence[SignedKey], index: int) -> NDArray[np.int64]:
-    """Return a site's part of the sum of a round.
+    """Return a site's masked share.
 
     Args:
-        share: the site's share.
+        share: the site's share, with N numbers.
         identity: the site.
-        cohort: all whose shares are in the sum.
+        cohort: the signed keys of all sites in the sum.
         index: the round.
 
     Returns:
-        One number for each of the share's, in order of the tensors' names, then the weight. (N + 1,)
+        (N + 1,) the masked numbers in order of the tensors' names, then the masked weight.
 
     Raises:
         OrderRefusedError: as :meth:`Identity.peers`.
@@ -213,7 +238,7 @@ def masked(share: Share, identity: Identity, cohort: Sequence[SignedKey], index:
 
 
 def own_seed(identity: Identity, cohort: Sequence[SignedKey], index: int) -> bytes:
-    """Return the seed of the mask that a site puts on its part of a round's sum beside those of pairs.
+    """Return the seed of the site's own mask, which it adds besides the masks of its pairs.
 
     Raises:
         OrderRefusedError: as :meth:`Identity.peers`.
@@ -225,17 +250,17 @@ def own_seed(identity: Identity, cohort: Sequence[SignedKey], index: int) -> byt
 def mask_of(cohort: Sequence[SignedKey], index: int) -> list[Any]:
     """Return what the masks of an experiment depend on: the round, and the sites with their keys.
 
-    Keys stand as their bytes do, so that another way to write one is no other mask.
+    Keys are compared by their bytes, so that writing the same hex digits in upper case is not a new mask.
     """
     return [index, sorted([one["site"], bytes.fromhex(one["key"]).hex()] for one in cohort)]
 
 
 def unmasked(parts: Sequence[Tensor], seeds: Sequence[bytes], like: Tensors) -> Share:
-    """Return the mean of a cohort's shares, its weight being the sum of theirs.
+    """Return the mean of a cohort's shares, with the sum of their weights.
 
     Args:
-        parts: of all its sites, as :func:`masked` gives them, (N + 1,) int64 each.
-        seeds: of all its sites, as :func:`own_seed` gives them.
+        parts: (N + 1,) int64 masked share of each site, from :func:`masked`.
+        seeds: seed of each site's own mask, from :func:`own_seed`.
         like: names, shapes and types of a share.
     """
     total = np.zeros(sum(t.numel() for t in like.values()) + 1, np.uint64)
@@ -244,7 +269,7 @@ def unmasked(parts: Sequence[Tensor], seeds: Sequence[bytes], like: Tensors) -> 
     for seed in seeds:
         total -= _stream(seed, len(total))
     sums = torch.from_numpy(total.view(np.int64).astype(np.float64) / SCALE)
-    weight = sums[-1].item() or math.nan  # nothing is no weight; what is divided by it says so
+    weight = sums[-1].item() or math.nan  # without a weight there is no mean; the caller refuses NaN
     mean, at = {}, 0
     for key in sorted(like):
         size = like[key].numel()
@@ -255,15 +280,22 @@ def unmasked(parts: Sequence[Tensor], seeds: Sequence[bytes], like: Tensors) -> 
 
 
 def check_part(part: Mapping[str, Tensor], like: Tensors, whose: str) -> None:
-    """Raise unless a part of a sum is as long as it must be.
+    """Check that a masked share has the right length and type.
+
+    Args:
+        part: the tensors that a site sent.
+        like: names, shapes and types of a share.
+        whose: the site, for messages.
 
     Raises:
-        StateMismatchError: naming whose it is.
+        StateMismatchError: if it has not.
     """
     expected = sum(t.numel() for t in like.values()) + 1
     found = part.get("masked")
     if len(part) != 1 or found is None or found.dtype != torch.int64 or found.shape != (expected,):
-        raise StateMismatchError(f"{whose}: its masked share is not one of {expected} numbers")
+        raise StateMismatchError(
+            f"{whose}: its masked share is invalid; expected {expected} whole numbers of 64 bits"
+        )
 
 
 def _to_fixed(share: Share, sites: int, whose: str) -> NDArray[np.uint64]:
@@ -272,7 +304,7 @@ def _to_fixed(share: Share, sites: int, whose: str) -> NDArray[np.uint64]:
     largest = values.abs().max().item()
     if not largest < 2.0**62 / SCALE / sites:
         raise NonFiniteShareError(
-            f"site {whose}: its share holds {largest:.3g}, too large for the fixed point of secure summation"
+            f"site {whose}: its share holds {largest:.3g}, which is too large for secure summation"
         )
     return cast(NDArray[np.uint64], (values * SCALE).round().to(torch.int64).numpy().view(np.uint64))
 
@@ -283,7 +315,7 @@ def _seed(identity: Identity, about: Sequence[Any]) -> bytes:
 
 
 def _stream(key: bytes, count: int) -> NDArray[np.uint64]:
-    # A key is used once, so the nonce may stay the same.
+    # Each key is used only once, so the nonce may be constant.
     cipher = Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None).encryptor()
     return np.frombuffer(cipher.update(bytes(8 * count)), "<u8")
 

@@ -1,4 +1,4 @@
-"""What travels, measured: the first round of a tiny federation on generated images, message by message."""
+"""Measure what is sent: the messages of the first round of a small federation on generated images."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -30,8 +30,10 @@ class Item:
     """One part of one message.
 
     Attributes:
-        name: the record's field; of an array with its type.
-        bytes: of its content, without Flower's framing.
+        step: the step of the round.
+        to: who receives the message.
+        name: field of the message, with the type for an array.
+        bytes: size of its content, without Flower's framing.
     """
 
     step: Step
@@ -41,12 +43,15 @@ class Item:
 
 
 def measure(settings: Mapping[str, Any], secure: bool = False) -> list[Item]:
-    """Return all that one site receives and sends in a round; what is empty is left out.
+    """Return all that one site receives and sends in a round, without empty fields.
 
     Args:
-        settings: of the training. Images are 32 px here, which changes nothing that travels, and there is one
-            local epoch; each more adds its records.
-        secure: under secure summation.
+        settings: settings of the training. Images are 32 px here, which does not change what is sent, and
+            there is one local epoch; each further epoch adds its records.
+        secure: whether shares are summed under masks.
+
+    Raises:
+        ConfigError: if a setting is invalid, or the method cannot run over real sites.
     """
     settings = {**settings, "image_size": 32, "epochs": 1, "precision": "float32"}
     check_method(checked(settings, "the settings"), secure)

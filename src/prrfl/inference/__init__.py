@@ -1,1 +1,1 @@
-"""Trained networks put to use: judged anew, exported, handed to hospitals that took no part."""
+"""The use of trained networks: evaluate, export, and onboard new sites."""

@@ -1,4 +1,4 @@
-"""Networks that a run kept, scored anew on their sites' own images."""
+"""Score the networks of a run on the test images of their own sites."""
 
 import logging
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from pathlib import Path
 from prrfl.config import TrainConfig
 from prrfl.data.sources import load_site
 from prrfl.errors import DataError
-from prrfl.reports.judgement import Judgement, judge
+from prrfl.reports.assessment import Assessment, assess
 from prrfl.runs.deployed import (
     SavedNetwork,
     Which,
@@ -22,41 +22,49 @@ from prrfl.storage.records import read_predictions
 from prrfl.types import ClientId, Predictions, SiteData, Split
 
 log = logging.getLogger("prrfl")
-TEST: tuple[Split, ...] = ("test",)
+_TEST: tuple[Split, ...] = ("test",)
 
 
-def judge_own(
+def evaluate_own_sites(
     folder: Path, which: Which, calibrate: bool = False
-) -> Iterator[tuple[SavedNetwork, Judgement]]:
-    """Yield each network of a run, or of a site's own folder, with its judgement on the site's test images.
+) -> Iterator[tuple[SavedNetwork, Assessment]]:
+    """Yield each network of a run, or of a site's folder in a federation, with its test scores.
 
-    Images are read again and the network run again; a warning says where the images are not the run's.
+    The images are read and the network is run again. If the images are not those of the run, there is a
+    warning.
+
+    Args:
+        folder: the folder of the run or site.
+        which: the network of the best or of the last round.
+        calibrate: whether to calibrate its probabilities.
 
     Raises:
-        ConfigError: if the folder keeps no network.
-        DataError: if the data is not there any more, or cannot be used.
-        StateMismatchError: if a network's file is torn.
+        ConfigError: if the folder holds no network.
+        DataError: if the data is missing or invalid.
+        StateMismatchError: if the file of a network is damaged.
     """
     names = sites_of(folder)
     config = RunFolder(folder).settings(device="auto", precision="float32")
     sites = _load(folder, config, names)
     for name in names:
-        kept = read_network(folder, name, which, calibrate=calibrate, device=config.device)
+        network = read_network(folder, name, which, calibrate=calibrate, device=config.device)
         if name not in sites:
-            raise DataError(f"{config.data} holds no site {name} any more, whose network {folder} keeps")
-        found = predict_examples(kept, sites[name].test)
+            raise DataError(
+                f"{config.data} has no site {name}, of which {folder} holds a network; restore its data"
+            )
+        found = predict_examples(network, sites[name].test)
         _compare(found, read_predictions(predictions_path(folder, name, which, "test")), name)
-        yield kept, judge(found)
+        yield network, assess(found)
 
 
 def _load(folder: Path, config: TrainConfig, names: list[ClientId]) -> dict[ClientId, SiteData]:
     if not RunFolder(folder).is_site:
-        return {site.name: site for site in load_data(config, TEST)}
-    assert config.data is not None  # a site has data of its own
+        return {site.name: site for site in load_data(config, _TEST)}
+    assert config.data is not None  # a site has its own data
     read = {"image_size": config.image_size, "classes": config.classes, "allow_missing": config.allow_missing}
-    return {name: load_site(config.data, name, needed=TEST, **read) for name in names}  # type: ignore[arg-type]
+    return {name: load_site(config.data, name, needed=_TEST, **read) for name in names}  # type: ignore[arg-type]
 
 
-def _compare(found: Predictions, kept: Predictions, site: ClientId) -> None:
-    if found.ids != kept.ids or not found.labels.equal(kept.labels):
-        log.warning("the test images of %s are not those of the run: scores here are of other images", site)
+def _compare(found: Predictions, saved: Predictions, site: ClientId) -> None:
+    if found.ids != saved.ids or not found.labels.equal(saved.labels):
+        log.warning("the test images of %s are not those of the run, so the scores differ", site)

@@ -1,9 +1,7 @@
-"""A kept network to take away: one ONNX file, from pixels to probabilities, with its model card."""
+"""Export a network as one ONNX file, from pixels to probabilities, with a model card."""
 
 import json
 import logging
-import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,23 +21,23 @@ from prrfl.errors import PRRFLError
 from prrfl.reports.calibration import draw_reliability
 from prrfl.reports.card import model_card
 from prrfl.runs.deployed import SavedNetwork, Which, predictions_path, sites_of
-from prrfl.storage.atomic import PARTIAL, replacing, write_text
+from prrfl.storage.atomic import replace_folder, replacing, write_text
 from prrfl.storage.records import read_predictions
 from prrfl.training import generator
 
 TOLERANCE = 1e-4
-"""By which onnxruntime's probabilities may differ from the network's."""
+"""Largest difference allowed between the probabilities of onnxruntime and those of the network."""
 
 
 class PixelsToProbabilities(nn.Module):
-    """(N, H, W, 3) uint8 RGB pixels, as image libraries give them, to (N, C) probabilities."""
+    """Maps (N, H, W, 3) uint8 RGB pixels, as image libraries read them, to (N, C) probabilities."""
 
-    def __init__(self, kept: SavedNetwork) -> None:
-        """Take a kept network with its preparation of inputs and its temperature."""
+    def __init__(self, saved: SavedNetwork) -> None:
+        """Use a saved network with its preparation of inputs and its temperature."""
         super().__init__()
-        self.network = kept.recipe.build(kept.weights).eval()
-        self.normalise = kept.recipe.normalise
-        self.temperature = kept.temperature
+        self.network = saved.recipe.build(saved.weights).eval()
+        self.normalise = saved.recipe.normalise
+        self.temperature = saved.temperature
 
     def forward(self, images: Tensor) -> Tensor:
         """Return probabilities."""
@@ -47,68 +45,65 @@ class PixelsToProbabilities(nn.Module):
         return (logits / self.temperature).softmax(1)
 
 
-def export(kept: SavedNetwork, run_folder: Path, which: Which, out: Path) -> float:
-    """Write ``model.onnx``, ``model_card.md`` and ``calibration.png`` in a new folder, whole or not at all.
+def export(saved: SavedNetwork, run_folder: Path, which: Which, out: Path) -> float:
+    """Write a new folder with ``model.onnx``, ``model_card.md`` and ``calibration.png``, or nothing.
 
     Args:
-        kept: the network.
-        run_folder: where it was read.
-        which: of its networks it is.
-        out: the folder, which must not be there, or be empty.
+        saved: the network.
+        run_folder: the folder of its run.
+        which: whether it is of the best or of the last round.
+        out: the folder to write; it must be empty or not exist.
 
     Returns:
-        By how much onnxruntime's probabilities differ from the network's at most.
+        The largest difference between the probabilities of onnxruntime and those of the network.
 
     Raises:
-        DataError: if the folder's predictions on test images are absent or damaged.
-        PRRFLError: as :func:`write_onnx`.
+        DataError: if the network's predictions on test images are missing or damaged.
+        OSError: if the folder cannot be written.
+        PRRFLError: as in :func:`write_onnx`.
     """
-    as_it_is = read_predictions(predictions_path(run_folder, kept.site, which, "test"))
-    calibrated = None if kept.temperature == 1 else at_temperature(as_it_is, kept.temperature)
+    as_it_is = read_predictions(predictions_path(run_folder, saved.site, which, "test"))
+    calibrated = None if saved.temperature == 1 else at_temperature(as_it_is, saved.temperature)
     curves = [("as it is", as_it_is), *([("calibrated", calibrated)] if calibrated else [])]
-    out = out.absolute()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=out.parent))
-    temporary.chmod(0o755)
-    try:
-        off = write_onnx(kept, temporary / "model.onnx")
-        title = f"{kept.site}, {len(as_it_is.labels)} test images"
+    with replace_folder(out) as temporary:
+        difference = write_onnx(saved, temporary / "model.onnx")
+        title = f"{saved.site}, {len(as_it_is.labels)} test images"
         with replacing(temporary / "calibration.png") as picture:
             picture.write_bytes(draw_reliability(curves, title))
         facts = {
-            "about": kept.about,
-            "scope": traits_of(ALGORITHMS.get(kept.about.method)).scope,
-            "site": kept.site,
+            "about": saved.about,
+            "scope": traits_of(ALGORITHMS.get(saved.about.method)).scope,
+            "site": saved.site,
             "which": which,
-            "temperature": kept.temperature,
-            "fitted_on": kept.fitted_on,
+            "temperature": saved.temperature,
+            "fitted_on": saved.fitted_on,
             "version": version("prrfl"),
             "today": date.today().isoformat(),
             "file": "model.onnx",
             "checksum": sha256((temporary / "model.onnx").read_bytes()).hexdigest(),
             "picture": "calibration.png",
         }
-        card = model_card(facts, kept.about.classes, sites_of(run_folder), as_it_is, calibrated)
+        card = model_card(facts, saved.about.classes, sites_of(run_folder), as_it_is, calibrated)
         write_text(temporary / "model_card.md", card)
-        temporary.replace(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return off
+    return difference
 
 
-def write_onnx(kept: SavedNetwork, path: Path) -> float:
-    """Write a kept network as ONNX, once onnxruntime gives what the network gives; return how far it is off.
+def write_onnx(saved: SavedNetwork, path: Path) -> float:
+    """Write a network as ONNX, and check that onnxruntime gives the same probabilities.
 
-    The input ``images`` is uint8 (N, H, W, 3) with H = W = the network's image size and any N, the output
-    ``probabilities`` float32 (N, C). Classes and all else that is known of the network stand in the metadata.
+    The input ``images`` is uint8 (N, H, W, 3) with H = W = the network's image size and any N. The output
+    ``probabilities`` is float32 (N, C). The metadata hold the classes and what is known of the network.
+
+    Returns:
+        The largest difference between the probabilities of onnxruntime and those of the network.
 
     Raises:
-        PRRFLError: if onnxruntime's outputs differ by more than 1e-4; nothing is written then.
+        PRRFLError: if it is larger than 1e-4. Nothing is written.
     """
     import onnxruntime
 
-    whole = PixelsToProbabilities(kept)
-    size = kept.about.image_size
+    whole = PixelsToProbabilities(saved)
+    size = saved.about.image_size
     example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
     with _quiet():
         program = torch.onnx.export(
@@ -122,22 +117,22 @@ def write_onnx(kept: SavedNetwork, path: Path) -> float:
         )
     assert program is not None
     for node in program.model.graph.all_nodes():
-        node.metadata_props.clear()  # lines of source and folders of this machine
+        node.metadata_props.clear()  # source lines and paths on this machine
     program.model.metadata_props.update(
         prrfl=version("prrfl"),
-        classes=json.dumps(kept.about.classes),
-        about=json.dumps({**asdict(kept.about), "site": kept.site, "temperature": kept.temperature}),
+        classes=json.dumps(saved.about.classes),
+        about=json.dumps({**asdict(saved.about), "site": saved.site, "temperature": saved.temperature}),
     )
     with replacing(path) as temporary:
         program.save(temporary)
         session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
-        off = max(_difference(whole, session, pixels) for pixels in _pictures(size))
-        if not off <= TOLERANCE:
+        difference = max(_difference(whole, session, pixels) for pixels in _pictures(size))
+        if not difference <= TOLERANCE:
             raise PRRFLError(
-                f"{path}: onnxruntime's probabilities differ from the network's by {off:.1e}, at most "
-                f"{TOLERANCE:.0e} was expected; nothing is written"
+                f"{path} is not written: onnxruntime's probabilities differ from the network's by "
+                f"{difference:.1e}; expected at most {TOLERANCE:.0e}"
             )
-    return off
+    return difference
 
 
 def _difference(whole: nn.Module, session: object, pixels: Tensor) -> float:
@@ -148,7 +143,7 @@ def _difference(whole: nn.Module, session: object, pixels: Tensor) -> float:
 
 
 def _pictures(size: int) -> Iterator[Tensor]:
-    """Yield batches of 1 and 5 pictures of soft blobs: like photographs more than noise is."""
+    """Yield batches of 1 and 5 images of soft blobs, which are more like photographs than noise is."""
     draw = generator(0, "pictures")
     for n in (1, 5):
         coarse = torch.rand(n, 3, 4, 4, generator=draw)
@@ -158,7 +153,7 @@ def _pictures(size: int) -> Iterator[Tensor]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter from telling users what is only of interest to its own developers."""
+    """Suppress output of the exporter that is meant for its developers."""
     exporter = logging.getLogger("torch.onnx")
     before = exporter.level
     exporter.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""A hospital that took no part: how the federation's networks do there, and how it gets one of its own."""
+"""A new site: how the networks of a finished run perform there, and how it gets its own network."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from prrfl.config import TrainConfig
 from prrfl.engine.in_process import read_client
 from prrfl.errors import ConfigError, StateMismatchError
 from prrfl.evaluation import predictions, score
-from prrfl.reports.judgement import Judgement, judge
+from prrfl.reports.assessment import Assessment, assess
 from prrfl.runs.checkpoint import read_progress
 from prrfl.runs.deployed import SavedNetwork, Which, predict_examples, read_network, sites_of
 from prrfl.runs.folder import RunFolder
@@ -21,13 +21,10 @@ from prrfl.tensors import WeightedMean, norm_keys
 from prrfl.training import Recipe, Site, predict, reestimate_norms
 from prrfl.types import ClientId, RoundContext, Scores, SiteData, Tensors
 
-PLURALS = {"deputy": "deputies", "meme": "memes"}
-"""The networks that travel, of the methods with two at each site."""
-
 
 @dataclass(frozen=True, eq=False)
-class Federation:
-    """What a run left behind: its settings, and every site's state after the last round."""
+class LastRound:
+    """The settings of a run, and the state of each site after its last complete round."""
 
     config: TrainConfig
     algorithm: Algorithm[Any]
@@ -36,12 +33,12 @@ class Federation:
 
     @property
     def one_each(self) -> bool:
-        """Whether the method has one network at each site, which is deployed and travels."""
+        """Whether each site has one network, which is both deployed and shared."""
         return all(len(self._networks(state)) == 1 for state in self.states.values())
 
     @property
     def mean(self) -> Tensors:
-        """The plain mean of the networks that travel: PRR-FL's deputies, FML's memes, else the only ones."""
+        """The unweighted mean of the shared networks, for example of PRR-FL's deputies."""
         total = WeightedMean()
         for site, state in self.states.items():
             total.add(self._networks(state)[-1], whose=f"site {site}")
@@ -49,63 +46,65 @@ class Federation:
 
     @property
     def mean_name(self) -> str:
-        """What to call :attr:`mean` in a table."""
-        role = list(self.algorithm.models(next(iter(self.states.values()))))[-1]
-        return f"mean of {PLURALS.get(role, 'networks')}"
+        """The name of :attr:`mean` in a table, such as ``mean of deputies``."""
+        if self.one_each:
+            return "mean of networks"
+        shared = list(self.algorithm.models(next(iter(self.states.values()))))[-1]
+        return f"mean of {shared[:-1]}ies" if shared.endswith("y") else f"mean of {shared}s"
 
     def _networks(self, state: Any) -> Sequence[Tensors]:
         return list(self.algorithm.models(state).values())
 
 
-def read_federation(folder: Path) -> Federation:
-    """Read a run's last complete round.
+def read_last_round(folder: Path) -> LastRound:
+    """Read the last complete round of a run.
 
     Raises:
-        ConfigError: if the folder holds no run, or one over real sites.
-        StateMismatchError: if no round of it was completed, or its state is damaged.
+        ConfigError: if the folder does not hold a run, or holds a federation over real sites.
+        StateMismatchError: if no round is complete, or its state is damaged.
     """
     there = RunFolder(folder)
     config = there.settings(device="auto")
     if there.is_federation:
-        raise ConfigError(f"{folder} is a run over real sites, whose networks stay with them")
+        raise ConfigError(f"{folder} is a federation over real sites; the networks are in the sites' folders")
     algorithm, recipe = config.algorithm(), make_recipe(config.model_copy(update={"weights": None}))
     rounds = there.checkpoints()
     if not rounds:
-        raise StateMismatchError(f"{folder} holds no complete round; go on with it by `prrfl resume`")
+        raise StateMismatchError(f"{folder} has no complete round; continue the run with `prrfl resume`")
     read_progress(rounds[-1])
     start = algorithm.start(recipe.network.state_dict())
     paths = sorted(rounds[-1].glob("*.safetensors"))
     states = {path.stem: read_client(path, algorithm, start) for path in paths}
-    return Federation(config, algorithm, recipe, states)
+    return LastRound(config, algorithm, recipe, states)
 
 
 def read_deployed(folder: Path, which: Which, device: str) -> dict[ClientId, SavedNetwork]:
-    """Read each site's network as the run kept it.
+    """Read the deployed network of each site.
 
     Raises:
-        ConfigError: if the folder keeps none of that round.
-        StateMismatchError: if a network's file is torn.
+        ConfigError: if the folder holds no networks of that round.
+        StateMismatchError: if the file of a network is damaged.
     """
     return {name: read_network(folder, name, which, device=device) for name in sites_of(folder)}
 
 
-def evaluate(
-    federation: Federation, deployed: Mapping[ClientId, SavedNetwork], site: SiteData
-) -> dict[str, Judgement]:
-    """Judge on a site's test images every deployed network, their ensemble, and the last round's mean.
+def evaluate_at_new_site(
+    run: LastRound, deployed: Mapping[ClientId, SavedNetwork], site: SiteData
+) -> dict[str, Assessment]:
+    """Score all deployed networks, their ensemble, and the mean of the last round, on a site's test images.
 
-    The ensemble is the mean of the networks' softmax outputs. Where all sites have one and the same network,
-    as after a plain average, it is scored once, for the ensemble is that network too. All in float32.
+    The ensemble is the mean of the networks' softmax outputs. If all sites have the same network, as in
+    FedAvg, it is scored once. Scoring uses float32.
     """
     first, *others = deployed.values()
-    if federation.one_each and all(_same(first.weights, other.weights) for other in others):
-        return {"network of all sites": judge(predict_examples(first, site.test))}
-    found = {f"network of {name}": predict_examples(kept, site.test) for name, kept in deployed.items()}
+    if run.one_each and all(_same(first.weights, other.weights) for other in others):
+        return {"network of all sites": assess(predict_examples(first, site.test))}
+    found = {f"network of {name}": predict_examples(network, site.test) for name, network in deployed.items()}
     ensemble = torch.stack([one.probabilities for one in found.values()]).mean(0)
-    (mean,) = predict([federation.mean], site.test, replace(federation.recipe, precision="float32"))
+    (mean,) = predict([run.mean], site.test, replace(run.recipe, precision="float32"))
     found["ensemble of all"] = replace(next(iter(found.values())), probabilities=ensemble)
-    found[f"{federation.mean_name}, last round"] = predictions(mean, site.test)
-    return {name: judge(one) for name, one in found.items()}
+    found[f"{run.mean_name}, last round"] = predictions(mean, site.test)
+    return {name: assess(one) for name, one in found.items()}
 
 
 def _same(one: Tensors, other: Tensors) -> bool:
@@ -114,27 +113,39 @@ def _same(one: Tensors, other: Tensors) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Onboarding:
-    """A new hospital's own network, and the test scores on the way to it."""
+    """A new site's own network, and the test scores of each step towards it.
+
+    Attributes:
+        network: its state_dict.
+        scores: step to scores: the mean, with adapted batch norm, after training, and after training alone.
+    """
 
     network: Tensors
     scores: dict[str, Scores]
 
 
-def onboard(federation: Federation, site: SiteData, epochs: int = 5, seed: int = 0) -> Onboarding:
-    """Make a network for a new site: the mean, batch norm re-estimated there, then a short training.
+def onboard(run: LastRound, site: SiteData, epochs: int = 5, seed: int = 0) -> Onboarding:
+    """Make a network for a new site from the mean of a run.
 
-    The training is the run's own method (DET for PRR-FL) with both networks starting from that mean, at the
-    learning rate of the first round. Beside it, the same epochs from the run's initial weights alone.
+    The statistics of batch norm are re-estimated on the site's training images. Then the site trains by the
+    run's method, at the learning rate of the first round; for PRR-FL, both networks start from the mean. For
+    comparison, the site also trains alone for as many epochs, from the run's initial weights.
+
+    Args:
+        run: the run.
+        site: the new site.
+        epochs: local epochs of training.
+        seed: source of all randomness.
     """
-    recipe = federation.recipe
+    recipe = run.recipe
     place = Site(site, recipe)
-    adapted = reestimate_norms(federation.mean, site.train, recipe)
-    ours = _train(federation.algorithm, adapted, place, epochs, seed)
-    start = make_recipe(federation.config).network.state_dict()
+    adapted = reestimate_norms(run.mean, site.train, recipe)
+    ours = _train(run.algorithm, adapted, place, epochs, seed)
+    start = make_recipe(run.config).network.state_dict()
     alone = _train(ALGORITHMS[BASELINE](), start, place, epochs, seed)
     length = f"{epochs} epoch" if epochs == 1 else f"{epochs} epochs"
     steps = {
-        federation.mean_name: federation.mean,
+        run.mean_name: run.mean,
         "with its own batch norm": adapted,
         f"after {length}: its own network": ours,
         f"for comparison: {length} alone": alone,

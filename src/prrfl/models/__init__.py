@@ -1,4 +1,4 @@
-"""Networks by name: VGG16-slim, and MONAI's two-dimensional classifiers."""
+"""Networks by name: VGG16-slim, and two-dimensional classifiers of MONAI."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ __all__ = ["NETWORKS", "VGG16Slim", "build_network", "vgg16_slim"]
 
 def _monai(name: str, **settings: object) -> Callable[[int], nn.Module]:
     def build(num_classes: int) -> nn.Module:
-        # MONAI takes seconds to import, which those who do not use it should not wait for.
+        # Importing MONAI takes seconds; it is only needed for these networks.
         from monai.networks import nets
 
         module: nn.Module = getattr(nets, name)(**settings, **{_classes_argument(name): num_classes})
@@ -42,14 +42,16 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
 
 
 def build_network(name: str, num_classes: int = 3, seed: int = 0) -> nn.Module:
-    """Return a network with fresh weights, the same for the same seed; the global generator is left alone.
+    """Return a network with random weights, which depend on the seed only.
+
+    PyTorch's global generator is not changed.
 
     Raises:
         ConfigError: if no network has that name.
     """
     if name not in NETWORKS:
         raise ConfigError(
-            f"unknown network '{name}'{nearest(name, NETWORKS)}; known: {', '.join(sorted(NETWORKS))}"
+            f"unknown network '{name}'{nearest(name, NETWORKS)}; choose one of {', '.join(sorted(NETWORKS))}"
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

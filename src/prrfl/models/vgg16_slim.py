@@ -1,4 +1,4 @@
-"""VGG16-slim, the network of the paper: thirteen narrow convolutions and two linear layers."""
+"""VGG16-slim, the paper's network: thirteen narrow convolutional layers and two linear layers."""
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -14,7 +14,7 @@ class _ConvBlock(nn.Module):
         self.pool = nn.MaxPool2d(2) if pool else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        # The paper pools after the ReLU; before it the outputs are the same, for a quarter of its work.
+        # The paper pools after the ReLU. Pooling first gives the same outputs for a quarter of the work.
         return functional.relu(self.pool(self.bn(self.conv(x))), inplace=True)
 
 
@@ -39,9 +39,9 @@ class _Output(nn.Module):
 
 
 class VGG16Slim(nn.Module):
-    """(N, 3, H, W) images to (N, num_classes) logits; H and W at least 32.
+    """Maps (N, 3, H, W) images, H and W at least 32, to (N, num_classes) logits.
 
-    The names of its tensors are those of the published checkpoints, which therefore load.
+    Its tensors have the names of the published checkpoints, so these can be loaded.
     """
 
     def __init__(self, num_classes: int = 3, bias: bool = False) -> None:
@@ -74,5 +74,5 @@ class VGG16Slim(nn.Module):
 
 
 def vgg16_slim(num_classes: int = 3, bias: bool = False) -> VGG16Slim:
-    """Return VGG16-slim with fresh weights."""
+    """Return VGG16-slim with random weights."""
     return VGG16Slim(num_classes, bias)

@@ -1,4 +1,4 @@
-"""Weights from a file: safetensors, or a published ``.pth``, of which nothing but tensors is read."""
+"""Initial weights from a file: safetensors, or a ``.pth`` file, from which only tensors are read."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,41 +11,44 @@ from prrfl.storage.tensor_files import read_tensors
 from prrfl.tensors import check_same_layout, non_finite
 
 PARALLEL = "module."
-"""What ``nn.DataParallel`` puts before every name."""
+"""Prefix that ``nn.DataParallel`` adds to every name."""
 
 
 def read_weights(file: str) -> dict[str, Tensor]:
     """Return named tensors from a file.
 
     Args:
-        file: path of a ``.safetensors`` file, or of a ``.pth`` that holds a state_dict or several by name;
-            then ``FILE.pth#NAME`` says which.
+        file: path of a ``.safetensors`` file, or of a ``.pth`` file with a state_dict. If it holds several
+            state_dicts by name, ``FILE.pth#NAME`` chooses one.
 
     Raises:
-        StateMismatchError: if the file is absent, torn, or holds anything but tensors.
+        StateMismatchError: if the file is missing or damaged, or holds anything other than tensors.
     """
     path, name = file, ""
     if not Path(file).is_file() and "#" in file:
         path, _, name = file.rpartition("#")
     if not Path(path).is_file():
-        raise StateMismatchError(f"weights {path} are not there; give a .safetensors or .pth file")
+        raise StateMismatchError(f"weights {path} do not exist; expected a .safetensors or .pth file")
     found: Mapping[str, object] = (
         read_tensors(Path(path)) if Path(path).suffix == ".safetensors" else _pth(Path(path))
     )
     tensors = _chosen(path, found, name)
     for key, tensor in tensors.items():
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-            raise StateMismatchError(f"weights {path}: '{key}' is no plain tensor; save a plain state_dict")
+            raise StateMismatchError(
+                f"weights {path}: '{key}' is not a plain tensor; save a plain state_dict"
+            )
     if all(key.startswith(PARALLEL) for key in tensors):
         return {key.removeprefix(PARALLEL): tensor for key, tensor in tensors.items()}
     return tensors
 
 
 def load_weights(network: nn.Module, file: str) -> None:
-    """Give a network the weights of a file.
+    """Load the weights of a file into a network.
 
     Raises:
-        StateMismatchError: as :func:`read_weights`; or if they are another network's, or hold NaN.
+        StateMismatchError: as in :func:`read_weights`; or if they do not fit the network, or hold NaN or
+            infinity.
     """
     weights = read_weights(file)
     check_same_layout(network.state_dict(), weights, f"weights {file}")
@@ -57,12 +60,12 @@ def load_weights(network: nn.Module, file: str) -> None:
 def _pth(path: Path) -> Mapping[str, object]:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    # Damaged files raise many kinds of exceptions, and what holds more than tensors another one.
+    # Damaged files, and files that hold other objects than tensors, raise many kinds of exceptions.
     except Exception as cause:
         reason = " ".join(str(cause).split()).partition(". ")[0]
         raise StateMismatchError(
-            f"weights {path} cannot be read as tensors alone ({reason}); save a state_dict by torch.save, or "
-            "as safetensors"
+            f"weights {path} cannot be read as plain tensors ({reason}); save a state_dict with torch.save, "
+            "or as safetensors"
         ) from None
     if not isinstance(found, Mapping):
         raise StateMismatchError(f"weights {path} hold a {type(found).__name__}; expected a state_dict")
@@ -70,7 +73,7 @@ def _pth(path: Path) -> Mapping[str, object]:
 
 
 def _chosen(path: str, found: Mapping[str, object], name: str) -> dict[str, Tensor]:
-    """Return the state_dict that a file is, or the one of this name that it holds, or the only one."""
+    """Return a file's state_dict: the whole file, the one of the given name, or the only one."""
     if not name and found and all(isinstance(value, Tensor) for value in found.values()):
         return {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
     networks = {str(key): value for key, value in found.items() if isinstance(value, Mapping)}

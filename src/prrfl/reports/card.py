@@ -6,8 +6,8 @@ from typing import Any
 
 import jinja2
 
-from prrfl.reports.judgement import judge
-from prrfl.reports.words import percent
+from prrfl.reports.assessment import assess
+from prrfl.reports.formatting import percent
 from prrfl.types import ClientId, Predictions
 
 FEW = 30
@@ -32,8 +32,8 @@ def model_card(
         plain: the network's predictions of the site's test images, at temperature 1.
         calibrated: the same at its temperature, where it has one.
     """
-    as_it_is = judge(plain)
-    test = as_it_is if calibrated is None else judge(calibrated)
+    as_it_is = assess(plain)
+    test = as_it_is if calibrated is None else assess(calibrated)
     rows = [("macro-F1", test.macro_f1), ("AUC, one against the rest", test.auc), ("accuracy", test.accuracy)]
     rows += [(f"recall {name}", recall) for name, recall in zip(classes, test.recall, strict=True)]
     counts = plain.labels.bincount(minlength=len(classes)).tolist()

@@ -24,8 +24,8 @@ from prrfl.reports.statistics import (
 )
 from prrfl.types import ClientId, ExchangeRecord, Predictions, RoundRecord
 
-REFERENCE = "prrfl"
 LEVEL = 0.05
+"""Level of significance."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,8 +38,9 @@ class Run:
         seconds: wall time.
         rounds: communication rounds.
         epochs: local epochs in each.
-        training: per site, how many images of each class its network was trained on, of all sites' where they
-            are pooled; without a site whose network is not kept.
+        training: per site, number of images of each class that its network was trained on, of all sites if
+            they are pooled; without the sites that have no saved network.
+        stages: names of the method's training stages 1, 2, ...; empty without stages.
     """
 
     method: str
@@ -50,6 +51,7 @@ class Run:
     rounds: int
     epochs: int
     training: Mapping[ClientId, Sequence[int]]
+    stages: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,16 +71,18 @@ class Estimate:
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Whether a method differs from PRR-FL, asked twice.
+    """Two tests of whether a method differs from another one.
 
     Attributes:
+        against: the other method.
         common: number of seeds that both ran.
-        difference: the method's mean of sites less PRR-FL's, over those seeds.
-        images: p-value of the paired bootstrap over test images: would other images say the same?
-        seeds: p-value of the paired t-test over the seeds that both ran: would other trainings? ``None`` for
-            a single seed, or differences that no seed changes, which cannot tell.
+        difference: mean of sites of the method minus that of the other one, over these seeds.
+        images: p-value of the paired bootstrap over test images: would other images show the difference?
+        seeds: p-value of the paired t-test over the common seeds: would other trainings? ``None`` if there is
+            a single one, or if the difference is the same for all seeds.
     """
 
+    against: str
     common: int
     difference: Estimate
     images: float
@@ -86,7 +90,7 @@ class PairedTest:
 
     @property
     def p(self) -> float:
-        """The larger: a difference is claimed only where both tests find it."""
+        """The larger of both: a difference is significant only if both tests find it."""
         return self.images if self.seeds is None else max(self.images, self.seeds)
 
 
@@ -98,8 +102,7 @@ class Row:
         f1: macro-F1 by site, and under ``mean`` the unweighted mean of sites; ``auc`` likewise.
         recall: per class, mean over the sites that show it and over seeds.
         complete: whether it ran every seed that any method ran; only then it competes for ``best``.
-        tests: per measure, against PRR-FL over the seeds that both ran; missing for itself, and where they
-            have no seed in common.
+        tests: per measure, against the reference; none for itself, nor without a common seed.
         p: per measure, the test's p-value, Holm-corrected over the methods.
         best: measures in which no other complete method's mean is higher.
         untold: measures in which it is not told apart from the best method: no significant difference was
@@ -137,7 +140,7 @@ BySeed = dict[int, dict[str, Floats]]
 """Bootstrap scores by seed and site; the first of each array is that of the test set itself."""
 
 
-def compare(runs: Sequence[Run], draws: int = 2000, seed: int = 0) -> list[Row]:
+def compare(runs: Sequence[Run], reference: str, draws: int = 2000, seed: int = 0) -> list[Row]:
     """Return one row per method, and at the end the row of always answering the most frequent class.
 
     That is a site's most frequent in training, because nothing may look at test labels but the scores. Where
@@ -149,7 +152,8 @@ def compare(runs: Sequence[Run], draws: int = 2000, seed: int = 0) -> list[Row]:
 
     Args:
         runs: finished runs on the same data, any number of seeds for each method.
-        draws: bootstrap samples.
+        reference: the method that the others are tested against, if it is among the runs.
+        draws: number of bootstrap samples.
         seed: of the bootstrap.
     """
     methods = list(dict.fromkeys(run.method for run in runs))
@@ -171,7 +175,7 @@ def compare(runs: Sequence[Run], draws: int = 2000, seed: int = 0) -> list[Row]:
         )
         for method in methods
     ]
-    rows = _tested(_tested(rows, "f1", f1), "auc", auc)
+    rows = _tested(_tested(rows, "f1", f1, reference), "auc", auc, reference)
     return rows + _majority(counts, runs)
 
 
@@ -260,6 +264,7 @@ def _tests(of: str, scores: Mapping[str, BySeed]) -> dict[str, PairedTest]:
         if other != of and common:
             pairs = [scores[other][seed]["mean"] - scores[of][seed]["mean"] for seed in common]
             tests[other] = PairedTest(
+                against=of,
                 common=len(common),
                 difference=_estimate(pairs),
                 images=paired_p(np.mean(pairs, axis=0)[1:]),
@@ -272,12 +277,12 @@ def _corrected(tests: Mapping[str, PairedTest]) -> dict[str, float]:
     return dict(zip(tests, holm([test.p for test in tests.values()]), strict=True))
 
 
-def _tested(rows: Sequence[Row], name: str, scores: Mapping[str, BySeed]) -> list[Row]:
-    """Return the rows with one measure's tests against PRR-FL, who is best, and who not told apart."""
+def _tested(rows: Sequence[Row], name: str, scores: Mapping[str, BySeed], reference: str) -> list[Row]:
+    """Return the rows with the tests of one measure, the best method, and those not told apart from it."""
     means = {row.method: (row.f1 if name == "f1" else row.auc)["mean"].mean for row in rows}
     if None in means.values():  # all test sets show a single class
         return list(rows)
-    tests = _tests(REFERENCE, scores) if REFERENCE in scores else {}
+    tests = _tests(reference, scores) if reference in scores else {}
     p = _corrected(tests)
     full = {row.method: means[row.method] or 0.0 for row in rows if row.complete}
     best = {method for method, value in full.items() if value == max(full.values())}

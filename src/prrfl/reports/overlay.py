@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from prrfl.reports.comparison import REFERENCE, Run
+from prrfl.reports.comparison import Run
 from prrfl.reports.retrogress import MEASURES, Band, band, curve, draw, dress, save
 from prrfl.reports.styles import Style, of_methods
 
@@ -31,19 +31,20 @@ def _along_epochs(seeds: Sequence[Run], measure: str) -> Band:
     return replace(line, at=line.at * seeds[0].epochs)
 
 
-def draw_comparison(runs: Sequence[Run], path: Path) -> None:
+def draw_comparison(runs: Sequence[Run], reference: str, path: Path) -> None:
     """Write the retrogress curves of all methods as PNG: means over sites, with bands over seeds.
 
     Args:
         runs: finished runs.
+        reference: the method that the others are compared with.
         path: the PNG to write.
     """
-    save(comparison_figure(runs), path)
+    save(comparison_figure(runs, reference), path)
 
 
-def comparison_figure(runs: Sequence[Run]) -> Figure:
+def comparison_figure(runs: Sequence[Run], reference: str) -> Figure:
     """Return the figure of :func:`draw_comparison`."""
-    styles = of_methods(list(dict.fromkeys(run.method for run in runs)))
+    styles = of_methods(list(dict.fromkeys(run.method for run in runs)), reference)
     many = len(styles) > 5
     figure = Figure(figsize=(13 if many else 11, 4.8), layout="constrained")
     axes = figure.subplots(1, 2)
@@ -72,7 +73,7 @@ def draw_bands(
     along: str,
     name: str | None = None,
 ) -> None:
-    """Draw several curves of one measure, PRR-FL's boldest.
+    """Draw several curves of one measure.
 
     Args:
         axis: where to.
@@ -82,11 +83,11 @@ def draw_bands(
         along: what it is drawn along.
         name: identifies the lines in SVG: ``curve-0-macro_f1`` for ``macro_f1``.
     """
-    shade = min(0.15, 0.4 / len(lines))  # many ranges over each other are mud
+    shade = min(0.15, 0.4 / len(lines))  # many bands on top of each other would hide the lines
     for index, (method, line) in enumerate(lines.items()):
-        width = 2.2 if method == REFERENCE else 1.3
+        style = replace(styles[method], shade=shade)
         gid = name and f"curve-{index}-{name}"
-        draw(axis, line, styles[method], width, shade=shade, label=method, name=gid)
+        draw(axis, line, style, style.width, label=method, name=gid)
     axis.set_xlabel(along)
     axis.set_ylabel(label)
     dress(axis)

@@ -1,10 +1,10 @@
-"""One self-contained page of a run or a comparison: HTML that needs no network and no other file."""
+"""The page of a run or a comparison: HTML that needs no network connection and no other file."""
 
 import base64
 import io
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from typing import Any
 
@@ -14,18 +14,18 @@ from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
 from prrfl.reports.comparison import Row, Run
+from prrfl.reports.formatting import percent
 from prrfl.reports.meter import measure
 from prrfl.reports.overlay import EPOCHS, bands, draw_bands
 from prrfl.reports.retrogress import MEASURES, Band, band, caption, curve
 from prrfl.reports.statistics import confusion
 from prrfl.reports.styles import PALETTE, Style, of_methods, of_networks
 from prrfl.reports.tables import legend, tables
-from prrfl.reports.words import STAGES, percent
 from prrfl.types import ClientId, Predictions, RoundRecord, ScoreRecord, TrainRecord
 
 MARKS = {
     "*": "best mean",
-    "=": "not told apart from the best, which is no proof that they are equal",
+    "=": "not told apart from the best, which does not mean that they are equal",
     "*=": "best mean; not told apart from those marked =",
 }
 
@@ -35,9 +35,9 @@ class Cell:
     """A cell of a table.
 
     Attributes:
-        title: says what a mark means.
-        best: shown bold.
-        heat: 0...1, how deeply it is coloured.
+        title: explanation of its mark.
+        best: whether it is printed bold.
+        heat: depth of its colour, 0 to 1.
     """
 
     text: str
@@ -48,7 +48,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table of the page: the first cell of a row names it; the foot stays last when rows are sorted."""
+    """A table of the page. The first cell of a row names it; the foot stays last when rows are sorted."""
 
     title: str
     heads: Sequence[str]
@@ -59,11 +59,11 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Sample:
-    """A test image with what the deployed network says of it.
+    """A test image with the prediction of the deployed network.
 
     Attributes:
-        png: the image, as a PNG file's bytes.
-        probability: of the predicted class.
+        png: the image, as the bytes of a PNG file.
+        probability: probability of the predicted class.
     """
 
     site: ClientId
@@ -74,24 +74,37 @@ class Sample:
     probability: float
 
 
+@dataclass(frozen=True)
+class SiteImages:
+    """What a page shows of a site's images.
+
+    Attributes:
+        balance: per split, number of images of each class.
+        samples: test images to show.
+    """
+
+    balance: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    samples: Sequence[Sample] = ()
+
+
 def run_page(
     records: Sequence[RoundRecord],
     predictions: Mapping[ClientId, Predictions],
     summary: Mapping[str, Any],
     settings: Mapping[str, object],
-    balance: Mapping[ClientId, Mapping[str, Sequence[int]]],
-    samples: Sequence[Sample],
+    images: Mapping[ClientId, SiteImages],
+    stages: Sequence[str],
 ) -> str:
     """Return the page of one run.
 
     Args:
         records: the run's records.
-        predictions: per site, on the test images, by the best round on validation; none of sites that keep
-            them to themselves, which get no ROC curves.
+        predictions: per site, on the test images, by the best round on validation. A site without them gets
+            no ROC curves.
         summary: as :func:`prrfl.reports.summary.summarise` returns it.
-        settings: the resolved settings.
-        balance: per site and split, images of each class; empty where the data is not at hand.
-        samples: test images to show; empty where the data is not at hand.
+        settings: all settings.
+        images: per site; empty if the data is not available.
+        stages: names of the method's training stages 1, 2, ...; empty without stages.
     """
     classes = [str(name) for name in settings["classes"]]  # type: ignore[attr-defined]
     epochs = int(settings["epochs"])  # type: ignore[call-overload]
@@ -102,18 +115,15 @@ def run_page(
     }
     method = str(settings["method"])
 
-    def judged(site: ClientId) -> tuple[list[list[int]], str]:
+    def pictures(site: ClientId) -> tuple[list[list[int]], str]:
         if site in predictions:
-            return _judged(predictions[site], classes)
-        return _counted(site, records, summary["best_round"]), ""
+            return _pictures(predictions[site], classes)
+        return _recorded_confusion(site, records, summary["best_round"]), ""
 
     panels = [
-        {
-            **_panel(site, method, records, *judged(site)),
-            "balance": balance.get(site, {}),
-            "samples": [s for s in samples if s.site == site],
-        }
+        {**_panel(site, method, stages, records, *pictures(site)), "images": shown}
         for site in summary["best"]["sites"]
+        for shown in [images.get(site, SiteImages())]
     ]
     return _render(
         title=f"{settings['method']}: {len(summary['best']['sites'])} sites",
@@ -130,15 +140,24 @@ def run_page(
     )
 
 
-def comparison_page(runs: Sequence[Run], rows: Sequence[Row], settings: Mapping[str, object]) -> str:
-    """Return the page of a comparison: the table, and the curves of all methods."""
+def comparison_page(
+    runs: Sequence[Run], rows: Sequence[Row], reference: str, settings: Mapping[str, object]
+) -> str:
+    """Return the page of a comparison: tables, curves of all methods, and a panel per method and site.
+
+    Args:
+        runs: the finished runs.
+        rows: the comparison of them.
+        reference: the method that the others are tested against.
+        settings: the settings that the runs have in common.
+    """
     classes = [str(name) for name in settings["classes"]]  # type: ignore[attr-defined]
     lines = {name: bands(runs, name) for name, _ in MEASURES}
     methods = list(dict.fromkeys(run.method for run in runs))
     seeds_of_all = sorted({run.seed for run in runs})
     first = {method: next(run for run in runs if run.method == method) for method in methods}
     panels = [
-        _panel(site, method, run.records, *_judged(predictions, classes))
+        _panel(site, method, run.stages, run.records, *_pictures(predictions, classes))
         for method, run in first.items()
         for site, predictions in run.predictions.items()
     ]
@@ -147,8 +166,8 @@ def comparison_page(runs: Sequence[Run], rows: Sequence[Row], settings: Mapping[
         lead=f"{_lengths(first)}, seeds {', '.join(map(str, seeds_of_all))}; "
         "the panels of sites show each method's first seed",
         sheets=_comparison_sheets(rows, classes),
-        styles=of_methods(methods),
-        curves=_curves(lines, of_methods(methods), EPOCHS),
+        styles=of_methods(methods, reference),
+        curves=_curves(lines, of_methods(methods, reference), EPOCHS),
         strokes="",
         shaded=len(seeds_of_all) > 1,
         drops=None,
@@ -169,26 +188,31 @@ def _lengths(runs: Mapping[str, Run]) -> str:
 
 
 def _panel(
-    site: ClientId, method: str, records: Sequence[RoundRecord], confusion: list[list[int]], roc: str
+    site: ClientId,
+    method: str,
+    stages: Sequence[str],
+    records: Sequence[RoundRecord],
+    confusion: list[list[int]],
+    roc: str,
 ) -> dict[str, Any]:
     return {
         "site": site,
         "method": method,
         "confusion": confusion,
         "roc": roc,
-        "stages": _stages(records, site),
-        "balance": {},
-        "samples": [],
+        "stages": _stages(records, site, stages),
+        "stage_names": stages,
+        "images": SiteImages(),
     }
 
 
-def _judged(predictions: Predictions, classes: Sequence[str]) -> tuple[list[list[int]], str]:
-    """Return the confusion and the picture of ROC curves that predictions give."""
+def _pictures(predictions: Predictions, classes: Sequence[str]) -> tuple[list[list[int]], str]:
+    """Return the confusion matrix and the figure of ROC curves of predictions."""
     return _confusion(predictions, len(classes)), _data_uri(_roc(predictions, classes))
 
 
-def _counted(site: ClientId, records: Sequence[RoundRecord], index: int) -> list[list[int]]:
-    """Return the confusion of a site's deployed network after a round, as its record has it."""
+def _recorded_confusion(site: ClientId, records: Sequence[RoundRecord], index: int) -> list[list[int]]:
+    """Return the confusion matrix of a site's deployed network after a round, from its record."""
     moment = (site, index, "test", True, "after")
     scores = next(
         r.scores
@@ -202,7 +226,7 @@ def _render(**values: Any) -> str:
     text = resources.files("prrfl.reports").joinpath("page.html").read_text("utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["data_uri"] = lambda png: _base64("image/png", png)
-    return environment.from_string(text).render(**values, stage_names=STAGES)
+    return environment.from_string(text).render(**values)
 
 
 def _score_sheet(summary: Mapping[str, Any], classes: Sequence[str]) -> Sheet:
@@ -283,12 +307,16 @@ def _falls_sheet(rows: Sequence[Row]) -> Sheet:
     )
 
 
-def _stages(records: Sequence[RoundRecord], site: ClientId) -> list[list[int]]:
-    """Return the DET stage of each local epoch, one list a round; empty for methods without."""
-    rounds: dict[int, list[int]] = {}
+def _stages(
+    records: Sequence[RoundRecord], site: ClientId, names: Sequence[str]
+) -> list[list[tuple[int, str]]]:
+    """Return number and name of the training stage of each local epoch, by round; empty without stages."""
+    rounds: dict[int, list[tuple[int, str]]] = {}
     for r in records:
-        if isinstance(r, TrainRecord) and r.client == site and "stage" in r.metrics:
-            rounds.setdefault(r.round, []).append(int(r.metrics["stage"]))
+        if names and isinstance(r, TrainRecord) and r.client == site and "stage" in r.metrics:
+            number = int(r.metrics["stage"])
+            name = names[number - 1] if 1 <= number <= len(names) else "?"
+            rounds.setdefault(r.round, []).append((number, name))
     return [rounds[index] for index in sorted(rounds)]
 
 

@@ -143,7 +143,6 @@ def draw(
     line: Band,
     style: Style,
     width: float,
-    shade: float = 0.15,
     label: str | None = None,
     name: str | None = None,
 ) -> None:
@@ -154,7 +153,6 @@ def draw(
         line: what to draw.
         style: its colour and dashes.
         width: in points.
-        shade: opacity of the range.
         label: for the legend.
         name: identifies it in SVG.
     """
@@ -180,7 +178,7 @@ def draw(
             line.low,
             line.high,
             color=style.colour,
-            alpha=shade,
+            alpha=style.shade,
             linewidth=0,
             gid=name and f"{name}-range",
         )

@@ -1,4 +1,4 @@
-"""A comparison as tables: for the terminal, the page, Markdown, LaTeX, and CSV for programs."""
+"""Tables of a comparison: for the terminal, the page, Markdown and LaTeX, and CSV for programs."""
 
 import csv
 import io
@@ -6,16 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from prrfl.reports.comparison import Estimate, Row
-from prrfl.reports.words import percent
+from prrfl.reports.formatting import percent
 from prrfl.types import ClientId
 
 
-def to_csv(rows: Sequence[Row]) -> str:
-    """Return all figures as tidy CSV: one line per method, site and measure. Fractions."""
+def to_csv(rows: Sequence[Row], reference: str) -> str:
+    """Return all numbers as tidy CSV: one line per method, site and measure. Fractions.
+
+    Args:
+        rows: the comparison.
+        reference: the method that the others are tested against.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     heads = ["method", "site", "measure", "seeds", "mean", "seeds_ci95", "images_low", "images_high"]
-    heads += ["p_against_prrfl", "best", "not_told_apart", "p_images", "p_seeds"]
+    heads += [f"p_against_{reference}", "best", "not_told_apart", "p_images", "p_seeds"]
     writer.writerow(heads)
     for row in rows:
         for name, key, estimates in (("macro_f1", "f1", row.f1), ("auc", "auc", row.auc)):
@@ -32,7 +37,7 @@ def to_csv(rows: Sequence[Row]) -> str:
             if test := row.tests.get(key):
                 e = test.difference
                 low, high = e.images or (None, None)
-                cells = [f"{name}_less_prrfl", test.common, e.mean, e.seeds, low, high]
+                cells = [f"{name}_less_{test.against}", test.common, e.mean, e.seeds, low, high]
                 writer.writerow([row.method, "mean", *cells, *[None] * 5])
         for site, fall in row.drops.items():
             writer.writerow(
@@ -57,7 +62,7 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """A table for people: a title, headings, and rows of cells; the first column names the row."""
+    """A table of text: title, headings, and rows of cells, of which the first names the row."""
 
     title: str
     heads: Sequence[str]
@@ -67,8 +72,8 @@ class Table:
 def tables(rows: Sequence[Row], classes: Sequence[str]) -> list[Table]:
     """Return the comparison in tables: scores, differences, each site, and retrogress and cost. Percent.
 
-    ``*`` marks the best mean of a measure, ``=`` those that are not told apart from it. Without PRR-FL there
-    is no table of differences.
+    ``*`` marks the best mean of a measure, ``=`` those that are not told apart from it. Without the reference
+    there is no table of differences.
     """
     sites = [site for site in rows[0].f1 if site != "mean"]
     scores = ["method", "seeds"]
@@ -80,12 +85,13 @@ def tables(rows: Sequence[Row], classes: Sequence[str]) -> list[Table]:
     costs = ["method", "drop F1", "drop AUC", "worst drop at", "epochs to recover"]
     costs += ["MB up", "MB down", "minutes"]
     by_site = ["method", *(f"{name} {site}" for name in ("F1", "AUC") for site in sites)]
+    reference = _reference(rows)
     against = Table(
-        "Difference to PRR-FL (mean of sites)", differences, [_difference_cells(row) for row in rows]
+        f"Difference to {reference} (mean of sites)", differences, [_difference_cells(row) for row in rows]
     )
     return [
         Table("Scores (mean of sites)", scores, [_score_cells(row) for row in rows]),
-        *([against] if _are_compared(rows) else []),
+        *([against] if reference else []),
         Table(
             "Per site",
             by_site,
@@ -95,13 +101,13 @@ def tables(rows: Sequence[Row], classes: Sequence[str]) -> list[Table]:
     ]
 
 
-def _are_compared(rows: Sequence[Row]) -> bool:
-    """Return whether any method was held against PRR-FL."""
-    return any(row.tests for row in rows)
+def _reference(rows: Sequence[Row]) -> str:
+    """Return the method that others were tested against; empty if none was."""
+    return next((test.against for row in rows for test in row.tests.values()), "")
 
 
 def brief(rows: Sequence[Row]) -> Table:
-    """Return the means alone, marked as in :func:`tables`: what fits a terminal."""
+    """Return a table that fits a terminal: only the means, marked as in :func:`tables`."""
 
     def mean(row: Row, key: str, estimates: Mapping[ClientId, Estimate]) -> str:
         return percent(estimates["mean"].mean) + _marks(row, key)
@@ -125,7 +131,7 @@ def brief(rows: Sequence[Row]) -> Table:
 
 
 def cells(rows: Sequence[Row], classes: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """Return the tables of :func:`tables` as one: headings, and each row's cells."""
+    """Return the tables of :func:`tables` joined to one: its headings, and its rows."""
     first, *more = tables(rows, classes)
     heads = [*first.heads, *(head for table in more for head in table.heads[1:])]
     body = [
@@ -177,7 +183,7 @@ def _cost_cells(row: Row) -> list[str]:
 
 
 def to_markdown(rows: Sequence[Row], classes: Sequence[str]) -> str:
-    """Return the table as Markdown, with its legend."""
+    """Return the joined table as Markdown, with its legend."""
     heads, body = cells(rows, classes)
     escaped = [[cell.replace("|", r"\|") for cell in line] for line in (heads, *body)]
     escaped.insert(1, ["---"] * len(heads))
@@ -192,7 +198,7 @@ LATEX = str.maketrans({
 
 
 def to_latex(rows: Sequence[Row], classes: Sequence[str]) -> str:
-    """Return the table as a LaTeX ``tabular``, with its legend below."""
+    """Return the joined table as a LaTeX ``tabular``, with its legend below."""
     heads, body = cells(rows, classes)
     lines = [" & ".join(cell.translate(LATEX) for cell in line) + r" \\" for line in (heads, *body)]
     begin = rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}"
@@ -201,34 +207,34 @@ def to_latex(rows: Sequence[Row], classes: Sequence[str]) -> str:
 
 
 def legend(rows: Sequence[Row]) -> str:
-    """Return what the marks and intervals of the table mean."""
+    """Return the legend, which explains marks and intervals."""
     seeds = max(row.seeds for row in rows)
     spread = f"mean ± half the 95 % t-interval over {seeds} seeds" if seeds > 1 else "one seed"
     lines = [
         f"Percent; {spread}.",
         "'95 % of images': bootstrap over test images, by lesion or patient where known, seeds averaged.",
     ]
-    compared = _are_compared(rows)
-    if compared and seeds > 1:
+    reference = _reference(rows)
+    if reference and seeds > 1:
         lines.append(
-            "Difference: to PRR-FL, over the seeds that both ran; p, the larger of a paired bootstrap over "
-            "test images and a paired t-test over seeds, Holm-corrected."
+            f"Difference: to {reference}, over the seeds that both ran; p, the larger of a paired bootstrap "
+            "over test images and a paired t-test over seeds, Holm-corrected."
         )
-    elif compared:
-        lines.append("Difference: to PRR-FL; p, paired bootstrap over test images, Holm-corrected.")
+    elif reference:
+        lines.append(f"Difference: to {reference}; p, paired bootstrap over test images, Holm-corrected.")
     if seeds == 1 or any(test.seeds is None for row in rows for test in row.tests.values()):
         lines.append(
-            "One common seed, or the same difference with every seed, says nothing of other trainings: p is "
-            "then of the images alone."
+            "With one common seed, or the same difference for every seed, p covers test images only: it says "
+            "nothing about other trainings."
         )
-    lines.append("* best mean; = not told apart from the best, which is no proof that they are equal.")
+    lines.append("* best mean; = not told apart from the best, which does not mean that they are equal.")
     if partial := [row.method for row in rows if not row.complete]:
-        lines.append(f"Marked only among methods that ran every seed, thus without {', '.join(partial)}.")
+        lines.append(f"Marks compare methods that ran every seed, thus without {', '.join(partial)}.")
     lines += [
-        "Scores are of the best round on validation among the last 20 %.",
+        "Scores are those of the best round on validation among the last 20 %.",
         "Drop: fall of the deployed network at a communication, in points; mean of rounds, sites, seeds.",
-        "Epochs to recover: local epochs until macro-F1 was back, mean over the falls that came back, and "
-        "how many did; falls of the last round, after which nothing can come back, are left out.",
+        "Epochs to recover: local epochs until macro-F1 was back, mean over the drops that recovered, and "
+        "how many did; drops of the last round are left out, because no epoch follows them.",
     ]
     return " ".join(lines)
 

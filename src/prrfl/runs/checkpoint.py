@@ -149,7 +149,7 @@ def check_records(folder: RunFolder, progress: Progress) -> None:
     """
     path = folder.path / "metrics.jsonl"
     if checksum(path, progress.records_bytes) != progress.records:
-        raise DataError(f"{path} was changed before the end of round {progress.round + 1}")
+        raise DataError(f"{path} is damaged: its records until round {progress.round + 1} have changed")
 
 
 def records_until(folder: RunFolder, progress: Progress) -> list[RoundRecord]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
 
-from prrfl.algorithms import ALGORITHMS, DEFAULT
+from prrfl.algorithms import ALGORITHMS, DEFAULT, traits_of
 from prrfl.config import TrainConfig, load_config
 from prrfl.data.fingerprint import difference, fingerprints
 from prrfl.data.synthetic import GeneratedData, cached
@@ -264,6 +264,7 @@ def _read_run(folder: Path, config: TrainConfig) -> comparison.Run:
         rounds=config.rounds,
         epochs=config.epochs,
         training={site: counts for site in sites if (counts := _training_counts(folder, site))},
+        stages=traits_of(ALGORITHMS[config.method]).stages,
     )
 
 
@@ -329,17 +330,17 @@ def _method(folder: Path) -> str:
 def tabulate(folder: Path) -> list[comparison.Row]:
     """Write the tables and figures of a comparison from its finished runs; return the rows."""
     runs, config = read_runs(folder)
-    rows = comparison.compare(runs)
+    rows = comparison.compare(runs, DEFAULT)
     of_runs = [(run.method, run.seed, run.records) for run in runs]
     write_text(folder / "scores.csv", scores.to_csv(of_runs, config.classes))
-    write_text(folder / "comparison.csv", tables.to_csv(rows))
+    write_text(folder / "comparison.csv", tables.to_csv(rows, DEFAULT))
     write_text(folder / "comparison.md", tables.to_markdown(rows, config.classes))
     write_text(folder / "comparison.tex", tables.to_latex(rows, config.classes))
     write_text(folder / "retrogress.csv", _drops_to_csv(runs))
-    draw_comparison(runs, folder / "comparison.png")
+    draw_comparison(runs, DEFAULT, folder / "comparison.png")
     own = {"seed"}.union(*(_settings(run.method) for run in runs))
     shared = config.model_dump(mode="json", exclude_none=True, exclude=own)
-    write_text(folder / "report.html", comparison_page(runs, rows, shared))
+    write_text(folder / "report.html", comparison_page(runs, rows, DEFAULT, shared))
     return rows
 
 

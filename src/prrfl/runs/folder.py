@@ -24,7 +24,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from prrfl.config import LARGEST_FILE, TrainConfig, load_config, parse_toml
-from prrfl.data.fingerprint import Fingerprint, Fingerprints, as_json, difference
+from prrfl.data.fingerprint import Fingerprint, Fingerprints, difference, to_json
 from prrfl.errors import ConfigError, DataError
 from prrfl.storage.atomic import write_json, write_text
 from prrfl.storage.reading import parse_json, read_bytes, read_text
@@ -169,7 +169,7 @@ class RunFolder:
 
     def write_data(self, data: Fingerprints) -> None:
         """Write the fingerprints of the run's data as ``data.json``."""
-        write_json(self.path / "data.json", as_json(data))
+        write_json(self.path / "data.json", to_json(data))
 
     def data(self) -> Fingerprints | None:
         """Return the fingerprints of the data that the run was started with; ``None`` if none are written.

@@ -8,9 +8,10 @@ from typing import Any
 
 from PIL import Image
 
+from prrfl.algorithms import traits_of
 from prrfl.config import TrainConfig
 from prrfl.errors import ConfigError, DataError, ParticipationError
-from prrfl.reports.page import Sample, run_page
+from prrfl.reports.page import Sample, SiteImages, run_page
 from prrfl.reports.retrogress import draw_retrogress
 from prrfl.reports.scores import to_csv
 from prrfl.reports.summary import summarise
@@ -80,13 +81,15 @@ def report(folder: Path) -> dict[str, Any]:
         predictions,
         summary,
         settings.model_dump(mode="json", exclude_none=True),
-        balance={site.name: class_counts(site, len(settings.classes)) for site in sites},
-        samples=[
-            sample
+        {
+            site.name: SiteImages(
+                class_counts(site, len(settings.classes)),
+                samples(site, predictions[site.name], settings.classes),
+            )
             for site in sites
             if site.name in predictions  # a site may have been added to the data since
-            for sample in samples(site, predictions[site.name], settings.classes)
-        ],
+        },
+        traits_of(settings.algorithm()).stages,
     )
     write_text(folder / "report.html", page)
     return summary

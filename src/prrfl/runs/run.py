@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
+from prrfl.algorithms import traits_of
 from prrfl.config import TrainConfig
 from prrfl.data.fingerprint import Fingerprints, fingerprints, short
-from prrfl.engine import Engine, Exchange, InProcess, Keeper, rounds_from
+from prrfl.engine import Engine, Exchange, InProcess, Keeper, Pooled, rounds_from
 from prrfl.engine.workers import Workers
 from prrfl.errors import ConfigError
 from prrfl.machine import gpu, prepared, system
@@ -197,9 +198,10 @@ def open_engine(run: Run, sites: Sequence[SiteData], folder: Path) -> Iterator[E
     config, stored = run.settings, _states_folder(folder)
     state = run.method.start(run.recipe.network.state_dict())
     large = len(sites) * len(to_bytes(state)) > STATES_IN_MEMORY
+    kind = Pooled if traits_of(run.method).scope == "pooled" else InProcess
 
     def make(some: Sequence[SiteData]) -> InProcess:
-        return InProcess(
+        return kind(
             run.method,
             some,
             run.recipe,

@@ -1,1 +1,1 @@
-"""Files: whole or absent, tensors and states, reading what people left, records."""
+"""Files: atomic writes, tensors and states, checked reading, and records of a run."""

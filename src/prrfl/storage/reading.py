@@ -1,4 +1,4 @@
-"""Files as people leave them: read if they are files at all, and as JSON if they hold it."""
+"""Checked reading: regular files only, of bounded size, with errors that name the file."""
 
 import errno
 import hashlib
@@ -14,22 +14,24 @@ from prrfl.errors import StateMismatchError
 
 
 def opened(path: Path) -> BufferedReader:
-    """Open a file for reading.
+    """Open a regular file for reading.
 
     Raises:
-        OSError: also where there is a folder, or a pipe or device, from which a reader might wait for ever or
-            never see an end; or where no file can have such a name.
+        OSError: also if the path is a folder, or a pipe or device, which a reader may wait on for ever; or if
+            the name is invalid.
     """
     try:
-        # Without waiting for somebody who writes into a pipe; of a file this changes nothing.
+        # O_NONBLOCK: opening a pipe does not wait for a writer. It makes no difference to regular files.
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except ValueError as cause:  # a NUL byte, or what the file system's encoding has not
-        raise OSError(errno.EINVAL, f"no file has such a name ({cause})", str(path)) from None
+    except ValueError as cause:  # a NUL byte, or a character that the file system cannot encode
+        raise OSError(errno.EINVAL, f"invalid file name ({cause})", str(path)) from None
     mode = os.fstat(handle).st_mode
     if not stat.S_ISREG(mode):
         os.close(handle)
         code = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
-        raise OSError(code, "is a folder, no file" if code == errno.EISDIR else "is no file", str(path))
+        raise OSError(
+            code, "is a folder, not a file" if code == errno.EISDIR else "is not a regular file", str(path)
+        )
     return os.fdopen(handle, "rb")
 
 
@@ -38,15 +40,15 @@ def read_bytes(path: Path, most: int | None = None) -> bytes:
 
     Args:
         path: the file.
-        most: how many there may be; any number, if not given.
+        most: largest number of bytes allowed; unlimited by default.
 
     Raises:
-        OSError: as :func:`opened`; or if there are more.
+        OSError: as in :func:`opened`; or if the file is larger.
     """
     with opened(path) as file:
         size = os.fstat(file.fileno()).st_size
         if most is not None and size > most:
-            raise OSError(errno.EFBIG, f"has {size:,} bytes, at most {most:,} are read", str(path))
+            raise OSError(errno.EFBIG, f"has {size:,} bytes; at most {most:,} are read", str(path))
         return file.read()
 
 
@@ -54,17 +56,17 @@ def read_text(path: Path, most: int | None = None) -> str:
     """Return a file's UTF-8 text.
 
     Raises:
-        OSError: as :func:`read_bytes`.
-        UnicodeDecodeError: if it is no such text.
+        OSError: as in :func:`read_bytes`.
+        UnicodeDecodeError: if the file is not valid UTF-8.
     """
     return read_bytes(path, most).decode("utf-8")
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return what JSON says.
+    """Parse JSON.
 
     Raises:
-        ValueError: if it is none; also if it is nested deeper than Python can follow.
+        ValueError: if it is invalid, or nested more deeply than Python can parse.
     """
     try:
         return json.loads(text)
@@ -73,10 +75,10 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def checksum(path: Path, size: int | None = None) -> str:
-    """Return the SHA-256 of a file, or of its first bytes, in hexadecimal.
+    """Return the SHA-256 of a file in hexadecimal, or of its first ``size`` bytes.
 
     Raises:
-        StateMismatchError: if it cannot be read.
+        StateMismatchError: if the file cannot be read.
     """
     try:
         with opened(path) as file:
@@ -88,7 +90,7 @@ def checksum(path: Path, size: int | None = None) -> str:
 
 
 def changed_file(folder: Path, sums: Mapping[str, str]) -> Path | None:
-    """Return a file of a folder that is absent, or whose SHA-256 is another one, if there is one."""
+    """Return the first file of a folder that is missing or has another SHA-256; ``None`` if all match."""
     for name, expected in sums.items():
         try:
             if checksum(folder / name) != expected:

@@ -1,4 +1,4 @@
-"""Records as lines of JSON and predictions as CSV: how what a run gave is kept and read back."""
+"""Records as lines of JSON, summaries as JSON and predictions as CSV, checked as they are read."""
 
 import csv
 import io
@@ -20,7 +20,7 @@ from prrfl.types import ExchangeRecord, Predictions, RoundRecord, ScoreRecord, S
 _RECORD: TypeAdapter[RoundRecord] = TypeAdapter(RoundRecord)
 
 _NAMED = ("image_id", "label", "group")
-"""What stands in a CSV of predictions before the probabilities."""
+"""Columns of a CSV of predictions before the probabilities."""
 
 _Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -45,7 +45,7 @@ class _Round(BaseModel):
 
 
 class _Summary(BaseModel):
-    """What is read of a summary; it may hold more."""
+    """The parts of a summary that are read; it may hold more."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
@@ -63,7 +63,7 @@ def to_line(record: RoundRecord) -> str:
 
 
 def append_records(path: Path, records: Iterable[RoundRecord]) -> None:
-    """Append records; on failure (a full disk) the file is left as it was."""
+    """Append records. If that fails, for example on a full disk, the file is restored."""
     with path.open("a", encoding="utf-8") as file:
         end = file.tell()
         try:
@@ -76,17 +76,17 @@ def append_records(path: Path, records: Iterable[RoundRecord]) -> None:
 
 
 def from_line(line: str | bytes) -> RoundRecord:
-    """Return the record that a line of JSON holds.
+    """Return the record in a line of JSON.
 
     Raises:
-        ValueError: in a few words, if it holds none, or one whose numbers cannot be.
+        ValueError: if the line is not a record, or holds impossible numbers.
     """
     try:
         record = _RECORD.validate_json(line)
     except ValidationError as cause:
         raise ValueError(cause.errors()[0]["msg"]) from None
     if record.round < 0:
-        raise ValueError("its round is below 0")
+        raise ValueError("its round is negative")
     if isinstance(record, TrainRecord) and not all(map(math.isfinite, record.metrics.values())):
         raise ValueError("it holds NaN or infinity")
     if isinstance(record, ScoreRecord):
@@ -97,11 +97,11 @@ def from_line(line: str | bytes) -> RoundRecord:
 def _check_scores(scores: Scores) -> None:
     shares = [scores.macro_f1, scores.accuracy, *(r for r in (scores.auc, *scores.recall) if r is not None)]
     if not (math.isfinite(scores.loss) and all(0 <= share <= 1 for share in shares)):
-        raise ValueError("it holds a score that is none")
+        raise ValueError("it holds an invalid score")
     cells = [cell for row in scores.confusion for cell in row]
     square = {len(scores.recall)} == {len(scores.confusion), *map(len, scores.confusion)}
     if not square or min(cells) < 0 or sum(cells) != scores.n:
-        raise ValueError("its confusion does not count its images")
+        raise ValueError("its confusion matrix does not match its number of images")
 
 
 def read_records(path: Path, classes: int | None = None) -> list[RoundRecord]:
@@ -109,15 +109,15 @@ def read_records(path: Path, classes: int | None = None) -> list[RoundRecord]:
 
     Args:
         path: the file.
-        classes: how many classes its scores must have; any number, if not given.
+        classes: number of classes that its scores must have; any number by default.
 
     Raises:
-        DataError: naming the file and the line that is no record, or none of the round that it stands in.
+        DataError: naming the file, and the line that is not a record or belongs to another round.
     """
     try:
         lines = read_bytes(path).splitlines()
     except FileNotFoundError:
-        raise DataError(f"{path} is not there; expected the folder of a run") from None
+        raise DataError(f"{path} is missing; expected the folder of a run") from None
     except OSError as cause:
         raise DataError(f"{path} cannot be read: {cause}") from None
     records: list[RoundRecord] = []
@@ -127,13 +127,13 @@ def read_records(path: Path, classes: int | None = None) -> list[RoundRecord]:
         try:
             record = from_line(line)
             if record.round != done:
-                raise ValueError(f"it is of round {record.round + 1}, and stands in round {done + 1}")
+                raise ValueError(f"it belongs to round {record.round + 1}; expected round {done + 1}")
             if isinstance(record, ScoreRecord) and classes not in (None, len(record.scores.recall)):
-                raise ValueError(f"it has {len(record.scores.recall)} classes, the settings {classes}")
+                raise ValueError(f"it has {len(record.scores.recall)} classes; the settings have {classes}")
             if isinstance(record, ExchangeRecord):
                 _check_whole(of_round, record)
         except ValueError as cause:
-            raise DataError(f"{path}:{number} is no record of a run: {cause}") from None
+            raise DataError(f"{path}:{number} is not a record of a run: {cause}") from None
         records.append(record)
         of_round.append(record)
         if isinstance(record, ExchangeRecord):
@@ -142,23 +142,23 @@ def read_records(path: Path, classes: int | None = None) -> list[RoundRecord]:
 
 
 def _check_whole(records: Iterable[RoundRecord], end: ExchangeRecord) -> None:
-    """Raise unless a round has what every summary needs of it."""
+    """Raise an error unless a round has all scores that a summary needs."""
     deployed = [r for r in records if isinstance(r, ScoreRecord) and r.deployed]
-    judged = {
+    scored = {
         moment: {r.client for r in deployed if (r.split, r.moment) == ("test", moment)}
         for moment in ("before", "after")
     }
     if not (
-        end.bytes_up and judged["before"] & judged["after"] and any(r.split == "valid" for r in deployed)
+        end.bytes_up and scored["before"] & scored["after"] and any(r.split == "valid" for r in deployed)
     ):
-        raise ValueError("it ends a round that lacks scores")
+        raise ValueError("it ends a round without scores")
 
 
 def parse_summary(text: bytes) -> dict[str, Any]:
-    """Return the summary of a run that JSON holds.
+    """Return the summary of a run in JSON.
 
     Raises:
-        ValueError: in a few words, if it holds none.
+        ValueError: if it is not a summary.
     """
     try:
         _Summary.model_validate_json(text)
@@ -187,14 +187,14 @@ def predictions_to_csv(predictions: Predictions, classes: Sequence[str]) -> str:
 
 
 def read_predictions(path: Path, classes: Sequence[str] | None = None) -> Predictions:
-    """Read predictions back.
+    """Read predictions.
 
     Args:
-        path: the file that holds what :func:`predictions_to_csv` gave; older ones have no column group.
-        classes: the classes that it must be of; any, if not given.
+        path: a file with the text of :func:`predictions_to_csv`; older files have no column group.
+        classes: names of the classes that it must have; any by default.
 
     Raises:
-        DataError: naming the file that is absent or damaged.
+        DataError: naming the file, if it is missing or damaged.
     """
     try:
         header, *rows = csv.reader(io.StringIO(read_text(path), newline=""))
@@ -213,9 +213,9 @@ def read_predictions(path: Path, classes: Sequence[str] | None = None) -> Predic
         if not all(len(row) == columns and all(0 <= p <= 1 for p in row) for row in values):
             raise ValueError("not every row has a probability for each class")
     except FileNotFoundError:
-        raise DataError(f"{path} is not there; expected the predictions of a finished run") from None
+        raise DataError(f"{path} is missing; expected the predictions of a finished run") from None
     except (OSError, ValueError, IndexError, csv.Error) as cause:
-        raise DataError(f"{path} holds no predictions: {' '.join(str(cause).split())}") from None
+        raise DataError(f"{path} is not a table of predictions: {' '.join(str(cause).split())}") from None
     return Predictions(
         ids=tuple(row[0] for row in rows),
         labels=torch.tensor(labels),

@@ -1,4 +1,4 @@
-"""Tensors and sites' states as bytes and as files: safetensors, never pickle."""
+"""Tensors and the states of sites as bytes and as files, in safetensors; never as pickle."""
 
 import json
 from collections.abc import Iterator, Mapping, MutableMapping
@@ -17,18 +17,18 @@ from prrfl.storage.atomic import replacing
 from prrfl.storage.reading import opened, parse_json
 from prrfl.types import ClientId, Tensors
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 def write_tensors(path: Path, tensors: Tensors, notes: Mapping[str, object] | None = None) -> None:
     """Write named tensors as safetensors, atomically, with notes as JSON under ``prrfl`` in the header."""
-    # Written by Python, so that a full disk is an OSError as everywhere else.
+    # Written by Python, not by safetensors, so that a full disk raises OSError.
     with replacing(path) as temporary:
         temporary.write_bytes(_safetensors(tensors, notes))
 
 
 def _safetensors(tensors: Tensors, notes: Mapping[str, object] | None) -> bytes:
-    # One entry only, because safetensors writes several in an order that differs from time to time.
+    # A single entry, because safetensors does not write several in a fixed order.
     header = {"prrfl": json.dumps(notes)} if notes else None
     whole: bytes = save({key: tensor.contiguous() for key, tensor in tensors.items()}, metadata=header)
     return whole
@@ -38,23 +38,23 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read named tensors.
 
     Raises:
-        StateMismatchError: if the file is absent, torn, or no safetensors file.
+        StateMismatchError: if the file is missing, damaged, or not a safetensors file.
     """
     try:
         opened(path).close()
         tensors: dict[str, Tensor] = load_file(path)
     except FileNotFoundError:
-        raise StateMismatchError(f"{path} is not there; expected a safetensors file") from None
+        raise StateMismatchError(f"{path} is missing; expected a safetensors file") from None
     except Exception as cause:
-        raise StateMismatchError(f"{path} is no whole safetensors file: {cause}") from None
+        raise StateMismatchError(f"{path} is not a complete safetensors file: {cause}") from None
     return tensors
 
 
 def read_notes(path: Path) -> dict[str, Any]:
-    """Read the notes that :func:`write_tensors` put into a file's header.
+    """Read the notes in a file's header, as written by :func:`write_tensors`.
 
     Raises:
-        StateMismatchError: if the file is absent, torn, or has none.
+        StateMismatchError: if the file is missing or damaged, or has no notes.
     """
     try:
         opened(path).close()
@@ -63,80 +63,84 @@ def read_notes(path: Path) -> dict[str, Any]:
         return dict(notes)
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as cause:
         reason = " ".join(str(cause).split())
-        raise StateMismatchError(f"{path} has no notes of a safetensors file of prrfl: {reason}") from None
+        raise StateMismatchError(f"{path} is not a safetensors file written by prrfl: {reason}") from None
 
 
 def to_bytes(value: object) -> bytes:
-    """Return nested dataclasses of tensors by name and plain values as the bytes of a safetensors file."""
+    """Return nested dataclasses of named tensors and plain values as the bytes of a safetensors file."""
     tensors: dict[str, Tensor] = {}
     values: dict[str, object] = {}
     _flatten(type(value), value, "", tensors, values)
     return _safetensors(tensors, {"values": values})
 
 
-def from_bytes(kind: type[T], whole: bytes) -> T:
-    """Return what :func:`to_bytes` was given.
+def from_bytes(kind: type[_T], whole: bytes) -> _T:
+    """Return the value that :func:`to_bytes` turned into bytes.
 
     Args:
-        kind: its class, whose fields say what to expect.
+        kind: class of the value; its fields define what is expected.
         whole: the bytes.
 
     Raises:
-        StateMismatchError: if they are torn, or those of another kind of value.
+        StateMismatchError: if the bytes are damaged, or of another class.
     """
     try:
         length = int.from_bytes(whole[:8], "little")
         header = parse_json(whole[8 : 8 + length])["__metadata__"]["prrfl"]
-        value: T = _built(kind, load(whole), parse_json(header)["values"])
+        value: _T = _built(kind, load(whole), parse_json(header)["values"])
     except (KeyError, TypeError, ValueError, SafetensorError) as cause:
-        raise StateMismatchError(f"no {kind.__name__}: {' '.join(str(cause).split())}") from None
+        raise StateMismatchError(
+            f"these bytes are not a {kind.__name__}: {' '.join(str(cause).split())}"
+        ) from None
     return value
 
 
 def write_state(path: Path, state: object) -> None:
-    """Write a site's state atomically, as :func:`to_bytes` gives it."""
+    """Write a site's state atomically, in the format of :func:`to_bytes`."""
     with replacing(path) as temporary:
         temporary.write_bytes(to_bytes(state))
 
 
-def read_state(path: Path, kind: type[T]) -> T:
-    """Read a site's state back; its tensors are mapped from the file, which is read when they are used.
+def read_state(path: Path, kind: type[_T]) -> _T:
+    """Read a site's state. Its tensors are memory-mapped: their values are read when they are used.
 
     Args:
-        path: the file that :func:`write_state` wrote.
-        kind: the state's class, whose fields say what to expect.
+        path: a file written by :func:`write_state`.
+        kind: class of the state; its fields define what is expected.
 
     Raises:
-        StateMismatchError: if the file is absent, torn, or holds another kind of state.
+        StateMismatchError: if the file is missing, damaged, or holds a state of another class.
     """
     tensors, notes = read_tensors(path), read_notes(path)
     try:
-        state: T = _built(kind, tensors, notes["values"])
+        state: _T = _built(kind, tensors, notes["values"])
     except (KeyError, TypeError, ValueError) as cause:
-        raise StateMismatchError(f"{path} holds no {kind.__name__}: {' '.join(str(cause).split())}") from None
+        raise StateMismatchError(
+            f"{path} does not hold a {kind.__name__}: {' '.join(str(cause).split())}"
+        ) from None
     return state
 
 
-class StatesOnDisk(MutableMapping[ClientId, T]):
-    """States that rest in files of one folder, so that memory does not grow with the number of sites.
+class StatesOnDisk(MutableMapping[ClientId, _T]):
+    """States in the files of one folder, so that memory does not grow with the number of sites.
 
-    A file is never changed, only replaced: a link to it is a copy of the state.
+    Files are replaced, never changed, so a hard link to a file is a copy of the state.
     """
 
-    def __init__(self, folder: Path, kind: type[T]) -> None:
-        """Use a folder for states of one kind."""
+    def __init__(self, folder: Path, kind: type[_T]) -> None:
+        """Use a folder for states of one class."""
         self._folder, self._kind = folder, kind
 
     def path(self, client: ClientId) -> Path:
-        """Return where a site's state rests."""
+        """Return the path of a site's state."""
         return self._folder / f"{client}.safetensors"
 
-    def __getitem__(self, client: ClientId) -> T:
+    def __getitem__(self, client: ClientId) -> _T:
         if not self.path(client).exists():
             raise KeyError(client)
         return read_state(self.path(client), self._kind)
 
-    def __setitem__(self, client: ClientId, state: T) -> None:
+    def __setitem__(self, client: ClientId, state: _T) -> None:
         write_state(self.path(client), state)
 
     def __delitem__(self, client: ClientId) -> None:
@@ -150,7 +154,7 @@ class StatesOnDisk(MutableMapping[ClientId, T]):
 
 
 adapter = lru_cache(TypeAdapter)
-"""Pydantic's reader and writer of a type, made once, because that is slow."""
+"""Pydantic's adapter of a type. Cached, because creating one is slow."""
 
 
 @lru_cache
@@ -167,7 +171,7 @@ def _storable(hint: Any, whose: str) -> Any:
             adapter(hint)
         except PydanticSchemaGenerationError:
             raise TypeError(
-                f"{whose} of a site's state has the type {hint}; expected Tensors (by name), numbers, texts, "
+                f"{whose}: a site's state cannot hold the type {hint}; expected Tensors, numbers, strings, "
                 "or a dataclass of these, such as Learner"
             ) from None
     return hint
@@ -180,17 +184,17 @@ def _flatten(
         for name, part in _parts(kind).items():
             _flatten(part, getattr(value, name), f"{prefix}{name}/", tensors, values)
     elif kind == Tensors:
-        # Copies, because two networks may be one and the same, which safetensors does not take.
+        # Copies, because safetensors refuses tensors that share memory, as those of equal networks may.
         tensors.update({f"{prefix}{key}": tensor.clone() for key, tensor in value.items()})  # type: ignore[attr-defined]
     else:
         values[prefix] = adapter(kind).dump_python(value, mode="json")
 
 
-def _built(kind: type[T], tensors: Tensors, values: Mapping[str, object]) -> T:
-    """Return a value of a kind whose parts are these and no others.
+def _built(kind: type[_T], tensors: Tensors, values: Mapping[str, object]) -> _T:
+    """Return a value of the given class, built from exactly these parts.
 
     Raises:
-        ValueError: if there are others.
+        ValueError: if there are unexpected parts.
     """
     of_tensors, of_values = (
         tuple(p for p, is_value in _prefixes(kind) if is_value == k) for k in (False, True)
@@ -199,13 +203,13 @@ def _built(kind: type[T], tensors: Tensors, values: Mapping[str, object]) -> T:
         raise ValueError("its values have no names")
     odd = [key for key in tensors if not key.startswith(of_tensors)] + sorted(values.keys() - set(of_values))
     if odd:
-        raise ValueError(f"it has the unexpected '{odd[0]}'")
-    value: T = _build(kind, "", tensors, values)
+        raise ValueError(f"it has the unexpected entry '{odd[0]}'")
+    value: _T = _build(kind, "", tensors, values)
     return value
 
 
 def _prefixes(kind: Any, prefix: str = "") -> Iterator[tuple[str, bool]]:
-    """Yield what the names of a kind's parts begin with, and whether each part is a value, not tensors."""
+    """Yield the name prefix of each part of a class, and whether the part is a value instead of tensors."""
     if isinstance(kind, type) and is_dataclass(kind):
         for name, part in _parts(kind).items():
             yield from _prefixes(part, f"{prefix}{name}/")

@@ -8,7 +8,6 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 
-from prrfl.det import Stage
 from prrfl.errors import ParticipationError, StateMismatchError
 from prrfl.flower.federation import Federation
 from prrfl.flower.messages import Answer, Step
@@ -133,13 +132,16 @@ def expected_records(
     return [*epochs, *scores(last, models, "test", "before")]
 
 
-def parse_records(text: str, expected: Sequence[tuple[object, ...]], classes: int) -> list[RoundRecord]:
+def parse_records(
+    text: str, expected: Sequence[tuple[object, ...]], classes: int, stages: int
+) -> list[RoundRecord]:
     """Return the records that a site sent.
 
     Args:
         text: one JSON record a line.
         expected: the records' identities, from :func:`expected_records`.
         classes: number of classes of the run.
+        stages: number of the method's training stages.
 
     Raises:
         StateMismatchError: if they are not the expected records, or a reader of the run could not use them.
@@ -158,7 +160,7 @@ def parse_records(text: str, expected: Sequence[tuple[object, ...]], classes: in
             len(record.scores.recall) != classes or not 1 <= record.scores.n <= MOST_IMAGES
         ):
             raise StateMismatchError(f"its scores do not match images of {classes} classes")
-        if isinstance(record, TrainRecord) and not _are_metrics(record.metrics):
+        if isinstance(record, TrainRecord) and not _are_metrics(record.metrics, stages):
             raise StateMismatchError(
                 f"its training metrics are invalid; expected at most {MOST_METRICS}, named in lower case"
             )
@@ -175,6 +177,7 @@ def _identity(record: RoundRecord) -> tuple[object, ...]:
     return ()
 
 
-def _are_metrics(metrics: Mapping[str, float]) -> bool:
+def _are_metrics(metrics: Mapping[str, float], stages: int) -> bool:
     plain = all(re.fullmatch(r"[a-z0-9_]{1,40}", name) for name in metrics)
-    return plain and len(metrics) <= MOST_METRICS and metrics.get("stage", Stage.RECOVER) in set(Stage)
+    known = "stage" not in metrics or metrics["stage"] in range(1, stages + 1)
+    return plain and known and len(metrics) <= MOST_METRICS

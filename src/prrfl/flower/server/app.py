@@ -1,16 +1,15 @@
-"""Flower's server app, and the fleet: an engine whose sites are Flower's nodes."""
+"""Flower's server app, and the fleet: an exchange of shares with sites that are Flower's nodes."""
 
 import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from prrfl.algorithms import Algorithm
-from prrfl.engine import Arrival, Deployed
+from prrfl.algorithms import traits_of
+from prrfl.engine import Arrival
 from prrfl.engine.site import packed
 from prrfl.errors import PRRFLError, one_line
 from prrfl.flower.federation import Federation, federate, read_federation, read_settings
@@ -24,11 +23,11 @@ from prrfl.flower.server.admission import (
 )
 from prrfl.flower.server.masked_round import MaskedRound, parse_key
 from prrfl.flower.server.transport import Transport
+from prrfl.runs.deployed import Which
 from prrfl.runs.folder import RunFolder
 from prrfl.runs.run import opened, remaining_rounds
 from prrfl.runs.setup import Run, share_dtype
 from prrfl.tensors import count_bytes
-from prrfl.training import Recipe
 from prrfl.types import ExchangeRecord, RoundContext, RoundRecord, Share, Tensors
 
 log = logging.getLogger("prrfl")
@@ -71,39 +70,32 @@ def run_federation(grid: Grid, federation: Federation, folder: Path) -> Iterator
         ParticipationError: if a round has fewer sites than the quorum.
     """
     run, there = Run.of(federation.config), RunFolder(folder)
-    fleet = Fleet(grid, federation, run.method, run.recipe, folder)
+    fleet = Fleet(grid, federation, run, folder)
     with opened(there, patience=LINGERS):
         log.info("sites: %s", ", ".join(federation.sites))
-        yield from remaining_rounds(run, fleet, there, fleet.keep)
+        yield from remaining_rounds(run, fleet, there, fleet.save_deployed)
 
 
 class Fleet:
-    """An engine whose sites are nodes, each known by the name under which its key is registered.
+    """An exchange with sites that are nodes, each known by the name under which its key is registered.
 
-    Answers are taken in order of name, so that sums have the same bits as in one process.
+    The sites save their states themselves. Answers are taken in order of name, so that sums have the same
+    bits as in one process.
     """
 
-    def __init__(
-        self,
-        grid: Grid,
-        federation: Federation,
-        algorithm: Algorithm[Any],
-        recipe: Recipe,
-        folder: Path,
-    ) -> None:
+    def __init__(self, grid: Grid, federation: Federation, run: Run, folder: Path) -> None:
         """Reach the sites of a federation over a grid.
 
         Args:
             grid: Flower's connection to the nodes.
             federation: what the consortium agreed on.
-            algorithm: the method that its settings describe.
-            recipe: the recipe of local training that they describe.
+            run: the run that its settings describe.
             folder: the run's folder.
         """
         self._federation = federation
-        self._algorithm = algorithm
-        self._start = algorithm.start(recipe.network.state_dict())
-        self._models = list(algorithm.models(self._start))
+        self._method = run.method
+        self._start = run.method.start(run.recipe.network.state_dict())
+        self._models = list(run.method.models(self._start))
         self._share_dtype = share_dtype(federation.config)
         self._transport = Transport(grid, federation)
         self._attendance = Attendance(federation)
@@ -162,8 +154,8 @@ class Fleet:
         attendance.present = received
         attendance.check_quorum(ctx.round)
 
-    def keep(self, names: Sequence[str], index: int) -> None:
-        """Let the sites save their networks as the best, if they are; each saves its last one unasked."""
+    def save_deployed(self, names: Sequence[Which], index: int) -> None:
+        """Let the sites save their networks as the best, if they are. They save the last ones unasked."""
         if "best" in names:
             for name, answer in self._transport.ask("keep", index, self._attendance.present):
                 if answer.error:
@@ -174,23 +166,13 @@ class Fleet:
                         one_line(answer.error),
                     )
 
-    def deployed(self) -> Iterator[Deployed]:
-        """Yield nothing: deployed networks never leave their sites."""
-        return iter(())
-
-    def save(self, folder: Path) -> None:
-        """Write nothing: sites save their states themselves."""
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def load(self, folder: Path) -> None:
-        """Read nothing: sites resume from their own states."""
-
     def _expected_share(self, ctx: RoundContext) -> Share:
         """Return a share with the names, shapes, types and weight of this round's."""
-        return packed(self._algorithm.share(self._start, ctx), self._share_dtype)
+        return packed(self._method.share(self._start, ctx), self._share_dtype)
 
     def _records(self, answer: Answer, step: Step, ctx: RoundContext) -> list[RoundRecord]:
         """Return the records of a valid answer."""
         check_answer(answer, self._federation, ctx.round)
         expected = expected_records(step, ctx, answer.site, self._models)
-        return parse_records(answer.records, expected, len(self._federation.config.classes))
+        stages = len(traits_of(self._method).stages)
+        return parse_records(answer.records, expected, len(self._federation.config.classes), stages)

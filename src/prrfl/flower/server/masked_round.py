@@ -90,7 +90,7 @@ class MaskedRound:
         summed = unmasked(list(parts.values()), self._seeds(ctx, cohort), expected.tensors)
         if not math.isclose(summed.weight, len(parts) * expected.weight, abs_tol=1e-6):
             raise StateMismatchError(
-                f"round {ctx.round + 1}: the sum of the shares of {', '.join(parts)} still contains masks, so "
+                f"round {ctx.round + 1}: the sum of the shares of {', '.join(parts)} still contains masks: "
                 "one of these sites sent a wrong part; start a new run without it"
             )
         yield Arrival(summed, size)

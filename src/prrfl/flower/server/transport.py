@@ -122,7 +122,7 @@ class _Delivery:
         return [name for name in self.waiting if name not in self._answers]
 
     def send(self) -> None:
-        """Send the order to each connected site that needs it: for the first time, or after a reconnection."""
+        """Send the order to each connected site that does not have it, or that has reconnected since."""
         nodes = {node.name: node for node in self._grid.get_nodes() if node.name}
         for name in self.missing():
             node = nodes.get(name)

@@ -10,6 +10,7 @@ from typing import Any
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from prrfl.algorithms import DEFAULT
 from prrfl.errors import (
     ConfigError,
     DataError,
@@ -78,7 +79,7 @@ def settings_of(node: Mapping[str, Any]) -> SiteSettings:
         allow_missing=bool(node.get("allow-missing", False)),
         roster=Path(str(node["roster"])) if "roster" in node else None,
         signing_key=Path(str(node["signing-key"])) if "signing-key" in node else None,
-        methods=parse_methods(str(node.get("methods", "prrfl"))),
+        methods=parse_methods(str(node.get("methods", DEFAULT))),
     )
 
 

@@ -29,6 +29,7 @@ from typing import Any
 
 import torch
 
+from prrfl.algorithms import DEFAULT
 from prrfl.config import TrainConfig, checked
 from prrfl.data.sources import load_site
 from prrfl.engine import Visitor
@@ -76,7 +77,7 @@ class SiteSettings:
     allow_missing: bool = False
     roster: Path | None = None
     signing_key: Path | None = None
-    methods: tuple[str, ...] = ("prrfl",)
+    methods: tuple[str, ...] = (DEFAULT,)
 
 
 def carry_out(order: Order, local: SiteSettings) -> Answer:
@@ -89,7 +90,7 @@ def carry_out(order: Order, local: SiteSettings) -> Answer:
     """
     check_addressed(order, local)
     participant = Participant(order, local)
-    with participant.alone():
+    with participant.locked():
         match order.step:
             case "train":
                 return participant.train()
@@ -113,8 +114,8 @@ def check_addressed(order: Order, local: SiteSettings) -> None:
         raise OrderRefusedError(f"site {local.name} received an order for site {order.site}")
     if order.version != version("prrfl"):
         raise OrderRefusedError(
-            f"site {local.name} runs prrfl {version('prrfl')}, but the server runs {order.version}; install the "
-            "same version on both"
+            f"site {local.name} runs prrfl {version('prrfl')}, but the server runs {order.version}; install "
+            "the same version on both"
         )
     if order.secure and local.roster is None:
         raise OrderRefusedError(
@@ -161,8 +162,8 @@ class Participant:
         self._ledger = MaskLedger(self.folder, local.name)
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Wait until no other process, such as one of a killed node, works in the experiment's folder."""
+    def locked(self) -> Iterator[None]:
+        """Lock the experiment's folder, once no other process uses it, such as one of a killed node."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -229,8 +230,8 @@ class Participant:
         saved = read_about(last[0]).round
         if saved != self.order.round:
             raise OrderRefusedError(
-                f"site {name} has no network of round {self.order.round + 1} to save as the best, only that of "
-                "another round"
+                f"site {name} has no network of round {self.order.round + 1} to save as the best, only "
+                "that of another round"
             )
         for path, copy in zip(last, best, strict=True):
             with replacing(copy) as temporary:
@@ -291,8 +292,8 @@ class Participant:
             key = next(k for k in sorted(started | given) if started.get(k) != given.get(k))
             raise OrderRefusedError(
                 f"site {self.local.name} started experiment {self.order.experiment} with {key} = "
-                f"{started.get(key)!r}, but the server now sends {given.get(key)!r}; start a new run for other "
-                "settings"
+                f"{started.get(key)!r}, but the server now sends {given.get(key)!r}; start a new run for "
+                "other settings"
             )
 
     def _run(self, visit: Generator[RoundRecord, Any, Any]) -> tuple[Any, ...]:

@@ -75,8 +75,8 @@ class StepStore:
         if earlier:
             if damaged := _damaged(earlier[-1]):
                 raise StateMismatchError(
-                    f"site {self._site}: {damaged} is damaged; restore {earlier[-1]} from a copy, or remove it "
-                    "to resume from the step before it"
+                    f"site {self._site}: {damaged} is damaged; restore {earlier[-1]} from a copy, or remove "
+                    "it to resume from the step before it"
                 )
             return earlier[-1]
         if steps:

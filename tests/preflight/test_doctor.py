@@ -1,4 +1,4 @@
-"""What `prrfl doctor` finds, on this machine and on made-up ones."""
+"""The preflight checks of `prrfl doctor`, on this machine and on made-up ones."""
 
 import re
 import shutil
@@ -8,10 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from prrfl import preflight as doctor
+import prrfl as package
+from prrfl import preflight
 from prrfl.cli.screen import console
 from prrfl.config import checked
-from prrfl.preflight import DataSet, Finding
+from prrfl.data.check import Findings
+from prrfl.errors import PRRFLError
+from prrfl.preflight import data as data_checks
+from prrfl.preflight import hardware, installation, speed
+from prrfl.preflight.data import DataSet
+from prrfl.preflight.findings import Finding, counted, duration, verdict
 from prrfl.runs.setup import load_data, make_recipe, resolved
 from tests.sites_on_disk import write_layout
 
@@ -48,8 +54,8 @@ def test_a_sound_machine_is_ready_and_says_what_training_picks(call, small):
     code, out = call()
     assert code == 0, out
     assert "✗" not in out
-    for words in ("Python ", "extra flower ", "scikit-learn ", f"{small / 'runs'}:", "MiB needed"):
-        assert words in out
+    for said in ("Python ", "extra flower ", "scikit-learn ", f"{small / 'runs'}:", "MiB needed"):
+        assert said in out
     picked = resolved(checked({"image_size": 32, "workers": 1, "threads": 1}, ""), 4)
     assert f"device {picked.device}, {picked.precision}, processes: 1, threads of each: 1" in out
     assert re.search(r"one local epoch of 320 images: about [\d.]+ s \(prrfl, vgg16_slim, 32 px", out)
@@ -61,8 +67,8 @@ def test_a_sound_machine_is_ready_and_says_what_training_picks(call, small):
 def test_the_epoch_is_measured_and_not_made_up(monkeypatch):
     config = resolved(checked({"image_size": 32, "batch": 8, "workers": 1, "threads": 1}, ""), 2)
     clock = iter([0.0, 9.0, 10.0, 10.1, 20.0, 20.7])  # a batch that does not count, 8 images, 16 images
-    monkeypatch.setattr(doctor.time, "perf_counter", lambda: next(clock))
-    assert doctor.seconds_per_image(config, make_recipe(config)) == pytest.approx(0.7 / 16)
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: next(clock))
+    assert speed.seconds_per_image(config, make_recipe(config)) == pytest.approx(0.7 / 16)
 
 
 def test_data_is_looked_at(call, small):
@@ -98,24 +104,24 @@ def lose_classes(data):
 
 
 @pytest.mark.parametrize(
-    ("harm", "words"),
+    ("harm", "said"),
     [
         (break_one, "1 broken: image .* cannot be decoded"),
         (lose_one, "1 image missing, such as data/"),
-        (lose_a_table, "test_clientB.csv is not there"),
+        (lose_a_table, "test_clientB.csv is missing"),
         (lose_a_site, "holds one site, clientA"),
         (lose_classes, "training images show fewer than two classes"),
         (shutil.rmtree, "data"),
     ],
 )
-def test_what_training_refuses_is_a_problem(call, small, harm, words):
+def test_what_training_refuses_is_a_problem(call, small, harm, said):
     harm(write_layout(small / "data"))
     code, out = call("--data", "data")
     assert code == 1
-    assert re.search(rf"✗ +(data)? +.*{words}", out), out
+    assert re.search(rf"✗ +(data)? +.*{said}", out), out
     assert "Not ready to train: 1 problem" in out
     settings = checked({"data": "data", "image_size": 32}, "")
-    with pytest.raises(doctor.PRRFLError):
+    with pytest.raises(PRRFLError):
         load_data(settings)
 
 
@@ -129,13 +135,13 @@ def test_what_training_goes_on_with_is_a_note(call, small):
         file.write("allow_missing = true\n")
     code, out = call("--data", "data")
     assert code == 0, out
-    for words in (
+    for said in (
         "1 image missing",
-        "3 images have the same pixels",
-        "1 valid or test images have",
-        "18 times a split has fewer than 5 images of a class",
+        "3 images with the same pixels",
+        "1 valid or test image with",
+        "in 18 cases, a split has fewer than 5 images of a class",
     ):
-        assert re.search(rf"! +(data)? +{words}", out), (words, out)
+        assert re.search(rf"! +(data)? +{said}", out), (said, out)
 
 
 def test_data_may_be_named_by_the_settings(call, small):
@@ -153,7 +159,7 @@ def test_a_network_whose_package_is_missing_is_a_problem(call, small, monkeypatc
     monkeypatch.setitem(sys.modules, "monai.networks", None)
     code, out = call()
     assert code == 1
-    assert re.search(r"✗ +network +resnet18 cannot be made: .*monai", out), out
+    assert re.search(r"✗ +network +resnet18 cannot be built: .*monai", out), out
 
 
 def test_leaks_are_a_note(call, small):
@@ -165,7 +171,7 @@ def test_leaks_are_a_note(call, small):
     (small / "manifest.csv").write_text("\n".join(rows) + "\n")
     code, out = call("--data", "manifest.csv")
     assert code == 0, out
-    assert "60 valid or test images show a lesion or patient that their site trains on" in out
+    assert "60 valid or test images of a lesion or patient that the same site trains on" in out
 
 
 def test_arrays_are_looked_at(call, small):
@@ -184,24 +190,24 @@ def test_arrays_are_looked_at(call, small):
 
 
 @pytest.mark.parametrize(
-    ("line", "words"),
+    ("line", "said"),
     [
         ("rouns = 3", "unknown key 'rouns' .did you mean 'rounds'"),
-        ("device = 'cuda:99'", "'cuda:99' cannot be used here"),
+        ("device = 'cuda:99'", "'cuda:99' is not available on this machine"),
         ("method = 'centralised'", "workers is 2, but centralised training has one network"),
     ],
 )
-def test_settings_that_do_not_hold_are_a_problem(prrfl, small, line, words):
+def test_settings_that_do_not_hold_are_a_problem(prrfl, small, line, said):
     (small / "small.toml").write_text(f"{line}\nworkers = 2\nthreads = 1\nimage_size = 32\n")
     code, out, err = prrfl("doctor", "--config", "small.toml")
     assert code == 1
     assert not err
-    assert re.search(rf"✗ +settings +.*{words}", out), out
+    assert re.search(rf"✗ +settings +.*{said}", out), out
 
 
 def test_too_little_memory_is_a_problem_before_a_step_is_tried(call, monkeypatch):
-    monkeypatch.setattr(doctor, "available_memory", lambda: 100 * 2**20)
-    monkeypatch.setattr(doctor, "seconds_per_image", lambda *_: pytest.fail("tried"))
+    monkeypatch.setattr(preflight, "available_memory", lambda: 100 * 2**20)
+    monkeypatch.setattr(speed, "seconds_per_image", lambda *_: pytest.fail("tried"))
     code, out = call()
     assert code == 1
     assert re.search(r"✗ +memory +100 MiB available, at least 600 MiB needed", out)
@@ -221,16 +227,16 @@ GIB = 2**30
 )
 def test_memory_is_compared_with_processes_and_images(memory, process, sites, level):
     config = checked({"workers": 4, "threads": 1}, "")
-    found = doctor.enough(memory, process, config, DataSet((), sites))
+    found = speed.check_memory_use(memory, process, config, DataSet((), sites))
     assert found.level == level, found
-    assert bool(found.mend) == (level != "ok")
+    assert bool(found.advice) == (level != "ok")
 
 
 def test_data_that_does_not_fit_is_not_loaded(call, small, monkeypatch):
     write_layout(small / "data")
-    monkeypatch.setattr(doctor, "load_data", lambda config: pytest.fail("loaded"))
-    monkeypatch.setattr(doctor, "LEAST_MEMORY", 0)
-    monkeypatch.setattr(doctor, "available_memory", lambda: 42 * 3 * 32**2 - 1)
+    monkeypatch.setattr(data_checks, "load_data", lambda config: pytest.fail("loaded"))
+    monkeypatch.setattr(speed, "LEAST_MEMORY", 0)
+    monkeypatch.setattr(preflight, "available_memory", lambda: 42 * 3 * 32**2 - 1)
     code, out = call("--data", "data")
     assert code == 1
     assert re.search(r"✗ +memory", out)
@@ -247,19 +253,19 @@ def test_folders_that_cannot_be_written_to_are_problems(call, small, monkeypatch
 
 
 def test_a_full_disk_is_a_problem(small):
-    assert doctor.folder("runs", small / "a/b", 2**20).level == "ok"
-    found = doctor.folder("runs", small / "a/b", 2**60)
+    assert hardware.check_folder("runs", small / "a/b", 2**20).level == "ok"
+    found = hardware.check_folder("runs", small / "a/b", 2**60)
     assert found.level == "problem"
-    assert "1073741824.0 GiB needed" in found.words
+    assert "1073741824.0 GiB needed" in found.message
 
 
 @pytest.mark.parametrize(
     ("version", "level"), [("3.10.14", "problem"), ("3.11.0", "ok"), ("3.13.1", "ok"), ("3.14.0rc1", "ok")]
 )
 def test_python(version, level):
-    found = doctor.python(version)
+    found = installation.check_python(version)
     assert found.level == level
-    assert version in found.words
+    assert version in found.message
 
 
 REQUIRES = [
@@ -283,27 +289,29 @@ REQUIRES = [
     ],
 )
 def test_versions_are_compared_with_the_metadata(versions, problems, notes):
-    found = list(doctor.packages(REQUIRES, versions.get))
-    more = list(doctor.extras(REQUIRES, versions.get, ["flower", "all"]))
-    for level, of_all, words in (("problem", found, problems), ("note", more, notes)):
+    found = list(installation.check_packages(REQUIRES, versions.get))
+    more = list(installation.check_extras(REQUIRES, versions.get, ["flower", "all"]))
+    for level, of_all, said in (("problem", found, problems), ("note", more, notes)):
         faults = of(of_all, level)
-        assert len(faults) == len(words), faults
-        for fault, expected in zip(faults, words, strict=True):
-            assert fault.words.startswith(expected)
-            assert fault.mend.startswith("pip install '")
+        assert len(faults) == len(said), faults
+        for fault, expected in zip(faults, said, strict=True):
+            assert fault.message.startswith(expected)
+            assert fault.advice.startswith("pip install '")
     assert len(of([*found, *more], "ok")) == (not problems) + (2 - len(notes))
 
 
 def test_every_dependency_and_extra_of_this_package_is_looked_at():
-    assert {one.name for one in doctor.requirements()} >= {"torch", "monai", "jinja2"}
-    assert {one.name for one in doctor.requirements(extra="flower")} == {"flwr", "cryptography"}
-    assert {one.topic for one in doctor.extras()} >= {"extra flower", "extra tensorboard"}
-    assert not {one.topic for one in doctor.extras()} & {"extra dev", "extra docs"}
+    assert {one.name for one in installation.requirements()} >= {"torch", "monai", "jinja2"}
+    assert {one.name for one in installation.requirements(extra="flower")} == {"flwr", "cryptography"}
+    assert {one.topic for one in installation.check_extras()} >= {"extra flower", "extra tensorboard"}
+    assert not {one.topic for one in installation.check_extras()} & {"extra dev", "extra docs"}
 
 
 def uninstall(monkeypatch, package):
-    there = doctor.installed_version
-    monkeypatch.setattr(doctor, "installed_version", lambda name: None if name == package else there(name))
+    there = installation.installed_version
+    monkeypatch.setattr(
+        installation, "installed_version", lambda name: None if name == package else there(name)
+    )
 
 
 def test_a_machine_without_extras_is_ready(call, monkeypatch):
@@ -321,7 +329,7 @@ def test_a_missing_package_is_a_problem(call, monkeypatch):
 
 
 def test_a_package_that_is_only_on_the_path_is_a_problem(call, monkeypatch):
-    monkeypatch.setattr(doctor, "installed_version", lambda name: None)
+    monkeypatch.setattr(installation, "installed_version", lambda name: None)
     code, out = call()
     assert code == 1
     assert re.search(r"✗ +prrfl +imported from .*/prrfl, but not installed", out), out
@@ -339,25 +347,25 @@ def distribution(folder, version, *, package=False):
 
 def test_another_version_in_the_way_is_a_problem(small, monkeypatch):
     monkeypatch.syspath_prepend(distribution(small / "old", "0.0.9"))
-    found = next(doctor.installation())
+    found = next(installation.check_shadowing())
     assert found.level == "problem"
-    assert f"0.0.9 in {small / 'old'}" in found.words
+    assert f"0.0.9 in {small / 'old'}" in found.message
 
 
 def test_a_package_that_shadows_the_installed_one_is_a_note(small, monkeypatch):
-    version = doctor.prrfl.__version__
+    version = package.__version__
     monkeypatch.setattr(sys, "path", [str(distribution(small / "site", version, package=True))])
-    monkeypatch.setattr(doctor.prrfl, "__file__", str(small / "site/prrfl/__init__.py"))
-    assert next(doctor.installation()).level == "ok"
-    monkeypatch.setattr(doctor.prrfl, "__file__", str(small / "elsewhere/prrfl/__init__.py"))
-    found = next(doctor.installation())
+    monkeypatch.setattr(package, "__file__", str(small / "site/prrfl/__init__.py"))
+    assert next(installation.check_shadowing()).level == "ok"
+    monkeypatch.setattr(package, "__file__", str(small / "elsewhere/prrfl/__init__.py"))
+    found = next(installation.check_shadowing())
     assert found.level == "note"
-    assert f"{small / 'elsewhere/prrfl'}, which is not where it is installed" in found.words
+    assert f"{small / 'elsewhere/prrfl'}, which is not where it is installed" in found.message
     url = (small / "elsewhere").as_uri()
     (small / f"site/prrfl-{version}.dist-info/direct_url.json").write_text(
         f'{{"dir_info": {{"editable": true}}, "url": "{url}"}}'
     )
-    assert next(doctor.installation()).level == "ok"
+    assert next(installation.check_shadowing()).level == "ok"
 
 
 def test_another_command_on_the_path_is_a_note(small, monkeypatch):
@@ -366,9 +374,9 @@ def test_another_command_on_the_path_is_a_note(small, monkeypatch):
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(program.parent))
-    assert [f.level for f in doctor.installation() if str(program) in f.words] == ["note"]
+    assert [f.level for f in installation.check_shadowing() if str(program) in f.message] == ["note"]
     monkeypatch.setattr(sys, "executable", str(small / "bin/python"))
-    assert not [f for f in doctor.installation() if str(program) in f.words]
+    assert not [f for f in installation.check_shadowing() if str(program) in f.message]
 
 
 def test_a_cuda_build_without_a_gpu_is_a_note(monkeypatch):
@@ -379,17 +387,17 @@ def test_a_cuda_build_without_a_gpu_is_a_note(monkeypatch):
         raise RuntimeError("The NVIDIA driver on your system is too old. Please update your\ndriver")
 
     monkeypatch.setattr(torch.cuda, "init", init)
-    (note,) = of(doctor.graphics(), "note")
-    assert note.words == "none that torch can use: The NVIDIA driver on your system is too old"
+    (note,) = of(hardware.check_gpu(), "note")
+    assert note.message == "torch cannot use a GPU: The NVIDIA driver on your system is too old"
 
 
 @pytest.mark.parametrize("driver", [True, False])
-def test_a_driver_that_torch_makes_no_use_of_is_a_note(tmp_path, monkeypatch, driver):
+def test_a_driver_that_torch_does_not_use_is_a_note(tmp_path, monkeypatch, driver):
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(doctor, "NVIDIA", tmp_path if driver else tmp_path / "nothing")
-    notes = [note.words for note in of(doctor.graphics(), "note")]
-    assert notes == ["there is an NVIDIA driver, but this torch is built for the CPU"] * driver
+    monkeypatch.setattr(hardware, "NVIDIA", tmp_path if driver else tmp_path / "nothing")
+    notes = [note.message for note in of(hardware.check_gpu(), "note")]
+    assert notes == ["an NVIDIA driver is loaded, but torch is built for the CPU"] * driver
 
 
 def test_a_gpu_is_named_with_its_memory(monkeypatch):
@@ -399,51 +407,72 @@ def test_a_gpu_is_named_with_its_memory(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (6 * GIB, 8 * GIB))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Some GPU")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
-    words = " ".join(found.words for found in doctor.graphics())
-    assert "cuda:0: Some GPU, 6.0 GiB of 8.0 GiB free; no bfloat16 in hardware: float32" in words
+    said = " ".join(found.message for found in hardware.check_gpu())
+    assert "cuda:0: Some GPU, 6.0 GiB of 8.0 GiB free; no bfloat16 in hardware: float32" in said
 
 
 def test_a_step_that_fails_is_a_problem(call, monkeypatch):
     def fail(config, recipe):
         raise RuntimeError("no kernel image is available\nfor execution")
 
-    monkeypatch.setattr(doctor, "seconds_per_image", fail)
+    monkeypatch.setattr(speed, "seconds_per_image", fail)
     code, out = call()
     assert code == 1
-    assert re.search(r"✗ +training +a step of vgg16_slim fails: no kernel image is available for exec", out)
+    assert re.search(
+        r"✗ +training +a training step of vgg16_slim fails: no kernel image is available for exec", out
+    )
 
 
 def test_fewer_cores_than_the_machine_has_are_a_note(monkeypatch):
-    monkeypatch.setattr(doctor.os, "cpu_count", lambda: 8)
-    monkeypatch.setattr(doctor, "usable_cores", lambda: 8)
-    assert doctor.cores().level == "ok"
-    monkeypatch.setattr(doctor, "usable_cores", lambda: 3)
-    assert doctor.cores().level == "note"
-    assert doctor.cores().words.startswith("3 of the machine's 8")
+    monkeypatch.setattr(hardware.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(hardware, "usable_cores", lambda: 8)
+    assert hardware.check_cores().level == "ok"
+    monkeypatch.setattr(hardware, "usable_cores", lambda: 3)
+    assert hardware.check_cores().level == "note"
+    assert hardware.check_cores().message.startswith("3 of the machine's 8")
 
 
 def test_another_system_is_a_problem(call, monkeypatch):
-    monkeypatch.setattr(doctor.platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(installation.platform, "system", lambda: "Darwin")
     code, out = call()
     assert code == 1
     assert re.search(r"✗ +system +Darwin", out)
 
 
 @pytest.mark.parametrize(
-    ("levels", "words"),
+    ("levels", "said"),
     [
         (["ok"], "Ready to train: no problem, 0 notes."),
         (["ok", "note"], "Ready to train: no problem, 1 note."),
         (["problem", "note", "problem"], "Not ready to train: 2 problems, 1 note."),
     ],
 )
-def test_the_verdict(levels, words):
-    assert doctor.verdict(Finding(level, "", "") for level in levels) == words
+def test_the_verdict(levels, said):
+    assert verdict(Finding(level, "", "") for level in levels) == said
 
 
 @pytest.mark.parametrize(
-    ("seconds", "words"),
+    ("seconds", "said"),
     [(0.123, "0.12 s"), (42.4, "42 s"), (150, "2.5 min"), (7300, "2.0 h"), (90000, "25 h")],
 )
-def test_durations(seconds, words):
-    assert doctor.duration(seconds) == words
+def test_durations(seconds, said):
+    assert duration(seconds) == said
+
+
+@pytest.mark.parametrize(
+    ("number", "thing", "said"),
+    [
+        (0, "note", "0 notes"),
+        (1, "process", "1 process"),
+        (2, "process", "2 processes"),
+        (1000, "site", "1,000 sites"),
+    ],
+)
+def test_nouns_agree_with_their_numbers(number, thing, said):
+    assert counted(number, thing) == said
+
+
+def test_one_small_class_is_told_of_in_the_singular():
+    found = Findings(counts={}, few=[("a", "test", "nv", 4)])
+    (note,) = data_checks._in_brief(found, allow_missing=False)
+    assert note.message.startswith("one split has fewer than 5 images of a class")

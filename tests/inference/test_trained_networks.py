@@ -1,4 +1,4 @@
-"""Trained networks put to use: predicted with, judged, exported, started from."""
+"""Trained networks: prediction, evaluation, calibration, export, and starting from their weights."""
 
 import csv
 import json
@@ -17,8 +17,8 @@ from sklearn.metrics import f1_score, log_loss
 from prrfl.calibration import at_temperature, fit_temperature
 from prrfl.data.sources import load_sites
 from prrfl.models import build_network
+from prrfl.reports.assessment import assess
 from prrfl.reports.calibration import calibration_error, chance_error, reliability
-from prrfl.reports.judgement import judge
 from prrfl.runs.deployed import network_path, read_about
 from prrfl.storage.records import read_predictions
 from prrfl.storage.tensor_files import read_tensors
@@ -69,8 +69,8 @@ def test_predict_says_of_images_what_the_run_says_of_them(prrfl, run, data, tmp_
     assert (code, err) == (0, "")
     assert "48 images by the best network of clientA" in " ".join(out.split())
     rows = {row["image"]: row for row in rows_of(tmp_path / "p.csv")}
-    kept = read_predictions(run / "predictions/clientA/best.csv")
-    for name, expected in zip(kept.ids, kept.probabilities.tolist(), strict=True):
+    saved = read_predictions(run / "predictions/clientA/best.csv")
+    for name, expected in zip(saved.ids, saved.probabilities.tolist(), strict=True):
         row = rows[str(data / f"data/clientA/img_resize32/{name}.png")]
         found = [float(row[f"p_{c}"]) for c in CLASSES]
         assert found == pytest.approx(expected, abs=1e-5)
@@ -98,7 +98,7 @@ def test_predict_refuses_in_one_line_and_writes_nothing(prrfl, run, data, tmp_pa
     site = ["--site", "clientA"]
     assert "broken.png cannot be decoded" in refused(prrfl("predict", run, image, broken, *site, *out))
     assert "empty holds no image" in refused(prrfl("predict", run, tmp_path / "empty", *site, *out))
-    assert "nowhere is not there" in refused(prrfl("predict", run, tmp_path / "nowhere", *site, *out))
+    assert "nowhere does not exist" in refused(prrfl("predict", run, tmp_path / "nowhere", *site, *out))
     assert "choose one by --site" in refused(prrfl("predict", run, image, *out))
     assert "(did you mean 'clientA'?)" in refused(prrfl("predict", run, image, "--site", "clntA", *out))
     assert "keeps no network" in refused(prrfl("predict", tmp_path, image, *site, *out))
@@ -118,9 +118,9 @@ def test_a_torn_or_foreign_network_is_named(prrfl, run, data, tmp_path):
 
     whole = path.read_bytes()
     path.write_bytes(whole[:-100])
-    assert re.search(r"clientA/best\.safetensors is no whole safetensors file", said())
+    assert re.search(r"clientA/best\.safetensors is not a complete safetensors file", said())
     save_file({"x": torch.zeros(2)}, path)
-    assert "clientA/best.safetensors has no notes" in said()
+    assert "clientA/best.safetensors is not a safetensors file written by prrfl" in said()
     path.unlink()
     assert "chosen among the last 20 % of rounds" in said()
     assert not (tmp_path / "p.csv").exists()
@@ -170,7 +170,7 @@ def test_a_run_of_another_precision_is_said_to_be_scored_in_float32(prrfl, run, 
     config.write_text(config.read_text().replace('precision = "float32"', 'precision = "bfloat16"'))
     code, out, _ = prrfl("evaluate", tmp_path / "run")
     assert code == 0
-    assert "Scored in float32; the run scored in bfloat16, so that its summary may differ" in out
+    assert "Scored in float32; the run scored in bfloat16, so its summary may differ" in out
 
 
 def test_evaluate_needs_no_gpu_after_a_training_on_one(prrfl, run, tmp_path):
@@ -245,17 +245,17 @@ def test_calibration_error_by_hand():
     assert calibration_error(predictions, bins=10) == pytest.approx((0.4 + 0.7 + 2 * 0.4) / 4)
 
 
-def test_a_judgement_is_scikit_learns():
+def test_an_assessment_is_scikit_learns():
     predictions = sharp(200, 1.0, seed=3)
-    found = judge(predictions)
+    found = assess(predictions)
     truth, answer = predictions.labels.numpy(), predictions.probabilities.argmax(1).numpy()
     assert found.macro_f1.value == pytest.approx(f1_score(truth, answer, average="macro"))
     assert found.log_loss == pytest.approx(log_loss(truth, predictions.probabilities.numpy()))
     assert found.accuracy.value == pytest.approx((truth == answer).mean())
     assert sum(map(sum, found.confusion)) == 200
-    sure = judge(Predictions(tuple("abc"), torch.zeros(3, dtype=torch.long), torch.tensor([[0.9, 0.1]] * 3)))
+    sure = assess(Predictions(tuple("abc"), torch.zeros(3, dtype=torch.long), torch.tensor([[0.9, 0.1]] * 3)))
     assert sure.recall[0].interval == pytest.approx((0.439, 1.0), abs=1e-3)  # Wilson's, of 3 of 3
-    lone = judge(Predictions(("a",), torch.tensor([1]), torch.tensor([[0.2, 0.8]])))
+    lone = assess(Predictions(("a",), torch.tensor([1]), torch.tensor([[0.2, 0.8]])))
     assert lone.auc.value is None
     assert lone.recall[0].value is None
 
@@ -321,7 +321,7 @@ def test_export_refuses_and_leaves_nothing(prrfl, run, tmp_path, monkeypatch):
     shutil.copytree(run, tmp_path / "run")
     (tmp_path / "run/predictions/clientA/best.csv").unlink()
     said = refused(prrfl("export", tmp_path / "run", "--site", "clientA", "--out", tmp_path / "ex"))
-    assert "predictions/clientA/best.csv is not there" in said
+    assert "predictions/clientA/best.csv is missing" in said
     monkeypatch.setattr("prrfl.inference.export.TOLERANCE", -1.0)
     said = refused(prrfl("export", run, "--site", "clientA", "--out", tmp_path / "ex"))
     assert "differ from the network's" in said
@@ -364,7 +364,7 @@ class Nasty:
 @pytest.mark.parametrize(
     ("what", "said"),
     [
-        ({"w": Nasty()}, "cannot be read as tensors alone"),
+        ({"w": Nasty()}, "cannot be read as plain tensors"),
         ([1, 2], "hold a list; expected a state_dict"),
         ({"a": 1}, "hold no state_dict"),
         (
@@ -372,10 +372,10 @@ class Nasty:
             "hold several networks; choose one: .*#NAME of a, b",
         ),
         ({"fc": torch.zeros(3)}, "lacks tensor|has the unexpected tensor"),
-        ({"w": torch.zeros(2, device="meta")}, "'w' is no plain tensor"),
-        ({"w": torch.zeros(2, 2).to_sparse()}, "'w' is no plain tensor"),
+        ({"w": torch.zeros(2, device="meta")}, "'w' is not a plain tensor"),
+        ({"w": torch.zeros(2, 2).to_sparse()}, "'w' is not a plain tensor"),
         ({"a": {"b": {"c": {}}}}, "hold no state_dict"),
-        (None, "cannot be read as tensors alone"),
+        (None, "cannot be read as plain tensors"),
     ],
 )
 def test_weights_that_cannot_be_used(prrfl, data, tmp_path, what, said):
@@ -387,6 +387,6 @@ def test_weights_that_cannot_be_used(prrfl, data, tmp_path, what, said):
     assert re.search(said, refused(answer))
     assert "this ran" not in answer[1]
     assert not (tmp_path / "run").exists()
-    assert "are not there" in refused(
+    assert "do not exist" in refused(
         prrfl("train", "--data", data, *SMALL, "--weights", tmp_path / "no.pth", "--out", tmp_path / "run")
     )

@@ -68,18 +68,18 @@ def test_other_sizes_kinds_and_spellings(folder):
         ("image_id,label\n", "is empty"),
         ("", "no column 'image_id'"),
         ("image_id,labels\nx,0\n", "no column 'label' (did you mean 'labels'?)"),
-        ("image_id,label\nclientA_train_0,3\n", ":2: label '3' is outside the classes"),
-        ("image_id,label\nclientA_train_0,nv\n", ":2: label 'nv'"),
-        ("image_id,label\nclientA_train_0,\n", ":2: label ''"),
-        ("image_id,label\nclientA_train_0,²\n", ":2: label '²'"),
-        ("image_id,label\na,0\na,1\n", ":3: image 'a' stands on line 2 already"),
-        ("image_id,label\n../../secret,0\n", ":2: image_id"),
-        ("image_id,label\n,0\n", ":2: image_id ''"),
+        ("image_id,label\nclientA_train_0,3\n", ":2: unknown label '3'; expected one of"),
+        ("image_id,label\nclientA_train_0,nv\n", ":2: unknown label 'nv'"),
+        ("image_id,label\nclientA_train_0,\n", ":2: unknown label ''"),
+        ("image_id,label\nclientA_train_0,²\n", ":2: unknown label '²'"),
+        ("image_id,label\na,0\na,1\n", ":3: image 'a' is already on line 2"),
+        ("image_id,label\n../../secret,0\n", ":2: invalid image_id"),
+        ("image_id,label\n,0\n", ":2: invalid image_id ''"),
         (
             "image_id,label\nclientA_train_0,0\nclientA_train_3,0\n",
             "fewer than two classes (nv 2, bkl 0, mel 0)",
         ),
-        ("image_id,label\nclientA_train_0\n", ":2: label ''"),
+        ("image_id,label\nclientA_train_0\n", ":2: unknown label ''"),
     ],
 )
 def test_faults_of_a_table(folder, text, said):
@@ -141,7 +141,7 @@ def test_folders_that_are_not_there(folder, tmp_path):
 
 
 def test_the_number_of_classes_is_the_users(folder):
-    assert "outside the classes; expected 0 = a, 1 = b" in refused(folder, classes=("a", "b"))
+    assert "unknown label '2'; expected one of 0 = a, 1 = b" in refused(folder, classes=("a", "b"))
 
 
 @needs_dermoscopy

@@ -1,4 +1,4 @@
-"""One network judged by what it said of a set of images: scores, and how far other images could move them."""
+"""Assessment of one network on a set of images: its scores, with intervals over images."""
 
 from dataclasses import dataclass
 
@@ -23,11 +23,11 @@ DRAWS = 2000
 
 @dataclass(frozen=True)
 class Measured:
-    """A score, a fraction, and its 95 % interval.
+    """A score, as a fraction, and its 95 % interval.
 
-    Percentiles over bootstrap samples, whole lesions or patients drawn; for a share of images Wilson's,
-    because resampling knows nothing of what a few images did not show. It takes images as independent.
-    ``None`` where it is not defined: AUC of a single class, recall of a class without images.
+    The interval is that of bootstrap percentiles, with whole lesions or patients resampled. For a proportion
+    of images it is Wilson's, which is better for few images, but takes images as independent. ``None`` where
+    a score is not defined: the AUC of a single class, the recall of a class without images.
     """
 
     value: float | None
@@ -35,13 +35,13 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """All of it.
+class Assessment:
+    """Scores of one network on a set of images.
 
     Attributes:
         images: number of images.
-        groups: number of lesions or patients that they show; an image of an unknown one counts as one.
-        recall: per class, share of its images found.
+        groups: number of lesions or patients in the images; an image of unknown origin counts as one.
+        recall: per class, fraction of its images that are classified correctly.
         calibration_error: see :func:`prrfl.reports.calibration.calibration_error`.
         chance_error: the calibration error that a perfectly calibrated network would show on as many images.
         log_loss: mean negative log-likelihood of the true class, in nats.
@@ -60,23 +60,23 @@ class Judgement:
     confusion: tuple[tuple[int, ...], ...]
 
 
-def judge(predictions: Predictions, seed: int = 0) -> Judgement:
-    """Return the judgement of predictions of one image or more.
+def assess(predictions: Predictions, seed: int = 0) -> Assessment:
+    """Return the assessment of the predictions on one image or more.
 
     Args:
-        predictions: of the images.
-        seed: of the bootstrap.
+        predictions: a network's predictions.
+        seed: seed of the bootstrap.
     """
     labels = predictions.labels.numpy()
     values = predictions.probabilities.double().numpy()
     images, classes = values.shape
     predicted = values.argmax(1)
-    # The first sample is the set itself, so that score and interval come out of one calculation.
+    # The first sample is the set itself, so that one calculation gives scores and intervals.
     groups = group_indices(predictions)
     draws = resamples(groups, DRAWS, np.random.default_rng(seed))
     counts = np.vstack([np.ones(images), draws])
     right = predicted == labels
-    return Judgement(
+    return Assessment(
         images=images,
         groups=int(groups.max()) + 1,
         macro_f1=_measured(macro_f1(counts, labels, predicted)),
@@ -91,7 +91,7 @@ def judge(predictions: Predictions, seed: int = 0) -> Judgement:
 
 
 def _share(right: NDArray[np.bool_]) -> Measured:
-    """Return which share of some images is right."""
+    """Return the proportion of images that are classified correctly."""
     if not len(right):
         return Measured(None, None)
     ends = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")

@@ -1,4 +1,4 @@
-"""A hospital that took no part: evaluation and onboarding, by hand on a small run."""
+"""New sites: evaluation and onboarding, checked by hand on a small run."""
 
 import json
 import re
@@ -6,10 +6,10 @@ import re
 import pytest
 import torch
 
-from prrfl.cli.newcomers import change
+from prrfl.cli.onboarding import change
 from prrfl.data.sources import load_sites
 from prrfl.evaluation import score
-from prrfl.inference.onboarding import read_federation
+from prrfl.inference.onboarding import read_last_round
 from prrfl.storage.tensor_files import read_notes, read_tensors, write_tensors
 from prrfl.training import batches, forward, predict, reestimate_norms
 from tests.sites_on_disk import write_layout
@@ -55,7 +55,7 @@ def test_evaluate_scores_each_network_their_ensemble_and_the_mean_of_deputies(pr
     code, out, err = prrfl(*command, "--json", folder / "e.json")
     assert code == 0, err
     found = json.loads((folder / "e.json").read_text())["clientA"]
-    federation = read_federation(folder / "run")
+    federation = read_last_round(folder / "run")
     (site,) = load_sites(folder / "new", image_size=32, classes=("nv", "bkl", "mel"))
     models = [
         read_tensors(folder / "run/models" / name / f"{which}.safetensors") for name in ("clientA", "clientB")
@@ -80,7 +80,7 @@ def test_evaluate_scores_each_network_their_ensemble_and_the_mean_of_deputies(pr
             low, high = found[name][score_of]["interval"]
             assert low <= wanted <= high
     assert "by chance" in said
-    assert "--calibrate out" in prrfl(*command, "--calibrate")[2]
+    assert "--calibrate cannot be used with --data" in prrfl(*command, "--calibrate")[2]
 
 
 def test_a_network_that_gives_no_numbers_is_named(prrfl, folder):
@@ -90,7 +90,7 @@ def test_a_network_that_gives_no_numbers_is_named(prrfl, folder):
     for more in ([], ["--data", folder / "data"]):
         code, _, err = prrfl("evaluate", folder / "run", *more)
         assert code == 2
-        assert "the network kept for site clientB answers with NaN or infinity" in err
+        assert "the network saved for site clientB gives NaN or infinity" in err
 
 
 @pytest.mark.parametrize("more", [[], ["--network", "last"]])
@@ -102,7 +102,7 @@ def test_the_best_of_a_run_that_has_none_yet_is_refused(prrfl, folder, more):
     assert ("--network last" in err) == (not more)
 
 
-def test_onboard_writes_a_network_of_the_newcomers_own(prrfl, folder):
+def test_onboard_writes_a_network_of_the_new_site(prrfl, folder):
     write_layout(folder / "new", sites=1, train=24, other=12)
     command = ["onboard", folder / "run", "--data", folder / "new", "--out", folder / "o", "--epochs", 2]
     code, out, err = prrfl(*command)
@@ -115,7 +115,7 @@ def test_onboard_writes_a_network_of_the_newcomers_own(prrfl, folder):
         word = "lost" if points < 0 else "gained"
         assert re.search(rf"{word} {abs(points):.2f} points of macro-F1 against {name}", said), (said, points)
     network = read_tensors(folder / "o/clientA/model.safetensors")
-    federation = read_federation(folder / "run")
+    federation = read_last_round(folder / "run")
     (site,) = load_sites(folder / "new", image_size=32, classes=("nv", "bkl", "mel"))
     (logits,) = predict([network], site.test, federation.recipe)
     own = next(value for name, value in scores.items() if "its own network" in name)
@@ -127,7 +127,7 @@ def test_onboard_writes_a_network_of_the_newcomers_own(prrfl, folder):
 
 
 def test_norms_are_reestimated_as_a_plain_mean_over_batches(prrfl, folder):
-    federation = read_federation(folder / "run")
+    federation = read_last_round(folder / "run")
     (site, *_) = load_sites(folder / "data", image_size=32, classes=("nv", "bkl", "mel"))
     weights, recipe = federation.mean, federation.recipe
     after = reestimate_norms(weights, site.train, recipe)
@@ -168,7 +168,7 @@ def test_evaluate_needs_test_images_alone(prrfl, folder):
     without(folder / "new", "test")
     code, _, err = prrfl("evaluate", folder / "run", "--data", folder / "new")
     assert code == 2
-    assert "test_clientA.csv is not there" in err
+    assert "test_clientA.csv is missing" in err
 
 
 def test_onboard_needs_no_validation_images(prrfl, folder):
@@ -186,7 +186,7 @@ def test_onboard_needs_no_validation_images(prrfl, folder):
     without(new, "train")
     code, _, err = prrfl(*command[:-4], "--out", folder / "p")
     assert code == 2
-    assert "train_clientA.csv is not there" in err
+    assert "train_clientA.csv is missing" in err
 
 
 def warnings(caplog):

@@ -1,7 +1,6 @@
-"""``prrfl inspect`` and ``generate``: what leaves a site, and data to try things on."""
+"""``prrfl inspect``: what leaves a site."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,17 +10,17 @@ from prrfl.cli.screen import console
 
 
 def inspect(
-    network: Annotated[str, typer.Option(help="network by name")] = "vgg16_slim",
+    network: Annotated[str, typer.Option(help="name of the network")] = "vgg16_slim",
     classes: Annotated[int, typer.Option(min=2, max=1000, help="number of classes")] = 3,
-    ratio: Annotated[float, typer.Option(min=0, max=1, help="low-frequency ratio")] = 0.7,
+    ratio: Annotated[float, typer.Option(min=0, max=1, help="PFA's low-frequency ratio")] = 0.7,
     wire: Annotated[
-        bool, typer.Option("--wire", help="list instead what travels in a round over real sites, in bytes")
+        bool, typer.Option("--wire", help="list what travels in a round over real sites instead, in bytes")
     ] = False,
-    method: Annotated[str, typer.Option(help="of --wire: federated method")] = "prrfl",
-    share_bits: Annotated[str, typer.Option(help="of --wire: bits of each number that travels")] = "32",
-    secure: Annotated[bool, typer.Option("--secure", help="of --wire: under secure summation")] = False,
+    method: Annotated[str, typer.Option(help="with --wire: federated method")] = "prrfl",
+    share_bits: Annotated[str, typer.Option(help="with --wire: bits of each number that travels")] = "32",
+    secure: Annotated[bool, typer.Option("--secure", help="with --wire: use secure summation")] = False,
 ) -> None:
-    """List what PFA does with every tensor of a network, and how much of it leaves a site."""
+    """List what PFA does with each tensor of a network, and how much leaves a site."""
     if wire:
         names = ("nv", "bkl", "mel") if classes == 3 else tuple(f"c{k}" for k in range(classes))
         settings = {"network": network, "method": method, "share_bits": share_bits, "r0": ratio}
@@ -46,26 +45,26 @@ def inspect(
 
 
 WHAT = {
-    "step": "what is asked",
-    "experiment": "the run's name",
-    "site": "the site's name",
+    "step": "what the site is asked to do",
+    "experiment": "name of the run",
+    "site": "name of the site",
     "round": "index of the round",
-    "settings": "the training's settings, as JSON",
-    "version": "of prrfl",
+    "settings": "settings of the training, as JSON",
+    "version": "version of prrfl",
     "secure": "whether shares are masked",
-    "cohort": "the signed keys of all in the sum",
+    "cohort": "signed keys of the sites in the sum",
     "mean.layout": "names and shapes of the mean's tensors",
-    "records": "losses and scores of the site's networks: no image, no name, no prediction of one",
+    "records": "losses and scores of the site's networks; no images, names or predictions",
     "share.layout": "names and shapes of the share's tensors",
-    "weight": "of the share in the mean",
+    "weight": "weight of the share in the mean",
     "key": "the site's signed public key for this run",
-    "seed": "of the site's own mask on its part of the sum, once all parts are there",
+    "seed": "seed of the site's own mask, sent once all parts of the sum have arrived",
 }
-"""What the fields of orders and answers are, for people."""
+"""What the fields of orders and answers hold."""
 
 
 def show_wire(settings: Mapping[str, object], secure: bool) -> None:
-    """Print all that travels between the server and one site in a round."""
+    """Print everything that travels between the server and one site in a round."""
     from prrfl.cli.federating import needs_flower
 
     needs_flower()
@@ -82,21 +81,7 @@ def show_wire(settings: Mapping[str, object], secure: bool) -> None:
         table.add_row(item.step, f"the {item.to}", item.name, what, f"{item.bytes:,}")
     console.print(table)
     for to in ("server", "site"):
-        console.print(f"In all to the {to}: {sum(i.bytes for i in items if i.to == to):,} bytes")
+        console.print(f"Total to the {to}: {sum(i.bytes for i in items if i.to == to):,} bytes")
     console.print(
         "Images, their names, labels and predictions and the personalised network stay at the site."
     )
-
-
-def generate(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="folder to make")],
-    sites: Annotated[int, typer.Option(min=1, help="number of sites")] = 4,
-    images: Annotated[int, typer.Option(min=18, help="images per site")] = 320,
-    image_size: Annotated[int, typer.Option(min=32, help="side of the images, in pixels")] = 128,
-    seed: Annotated[int, typer.Option(min=0, help="same seed, same images")] = 0,
-) -> None:
-    """Write a generated dermoscopy-like data set in the published layout."""
-    from prrfl.data.synthetic import GeneratedData, write_generated
-
-    write_generated(GeneratedData(sites, images, image_size, seed), folder)
-    console.print(f"{sites} sites of {images} images: {folder}", soft_wrap=True)

@@ -1,0 +1,162 @@
+"""``prrfl predict``, ``evaluate`` and ``export``: use the trained networks."""
+
+import csv
+import io
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from prrfl.cli.onboarding import evaluate_new_sites
+from prrfl.cli.screen import console, score_cells, score_table
+from prrfl.errors import ConfigError
+from prrfl.storage.atomic import write_json, write_text
+
+if TYPE_CHECKING:
+    from prrfl.reports.assessment import Assessment
+    from prrfl.runs.deployed import Which
+
+_Run = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run, or of a site of a federation")]
+SiteName = Annotated[
+    str | None, typer.Option(help="site whose network to use; optional if there is only one")
+]
+Network = Annotated[
+    Literal["best", "last"],
+    typer.Option(help="network of the best round on validation among the last 20 %, or of the last round"),
+]
+Calibrate = Annotated[
+    bool,
+    typer.Option("--calibrate", help="calibrate probabilities by a temperature fitted on validation images"),
+]
+
+
+def predict(
+    run_folder: _Run,
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGES...", help="image files, or folders of them")
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="CSV to write")],
+    site: SiteName = None,
+    network: Network = "best",
+    calibrate: Calibrate = False,
+) -> None:
+    """Write the class probabilities of images, and their entropy, as CSV.
+
+    The columns are image, predicted, p_<class> for each class, and entropy (in nats; 0 means certain). Not a
+    medical device.
+    """
+    from prrfl.data.images import find_images
+    from prrfl.machine import best_device
+    from prrfl.runs.deployed import classify, read_network
+
+    found = find_images(images)
+    saved = read_network(run_folder, site, network, calibrate=calibrate, device=best_device())
+    classes = saved.about.classes
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["image", "predicted", *(f"p_{name}" for name in classes), "entropy"])
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        for path, p in progress.track(classify(saved, found), total=len(found), description="images"):
+            values = p.tolist()
+            entropy = float(-(p * p.clamp_min(1e-300).log()).sum())
+            # File names may hold bytes that are not valid text.
+            name = os.fsencode(path).decode("utf-8", "replace")
+            row = [name, classes[int(p.argmax())], *(f"{v:.6g}" for v in values), f"{entropy:.4f}"]
+            writer.writerow(row)
+    write_text(out, table.getvalue())
+    scaled = f", temperature {saved.temperature:.3g}" if calibrate else ""
+    console.print(
+        f"{len(found)} images by the {network} network of {saved.site}{scaled}: {out}", soft_wrap=True
+    )
+
+
+def evaluate(
+    run_folder: _Run,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="data of new sites; by default, each network is scored on its own site's test images",
+        ),
+    ] = None,
+    network: Network = "best",
+    calibrate: Calibrate = False,
+    json: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="write the scores to this file, too")
+    ] = None,
+) -> None:
+    """Score each site's network on the site's test images, or all networks on new sites.
+
+    With --data, the networks of all sites, their ensemble, and the mean of the last round are scored on new
+    sites, which need test images only. For PRR-FL, the mean is that of the deputies. Intervals are 95 %
+    confidence intervals over images. Scoring uses float32, whatever the precision of the run.
+    """
+    if data is None:
+        found = {name: asdict(one) for name, one in _own(run_folder, network, calibrate).items()}
+    elif calibrate:
+        raise ConfigError(
+            "--calibrate cannot be used with --data, which scores networks as they are; leave it out"
+        )
+    else:
+        scored = evaluate_new_sites(run_folder, data, network)
+        found = {site: {name: asdict(s) for name, s in scores.items()} for site, scores in scored.items()}
+    if json is not None:
+        write_json(json, found)
+
+
+def _own(run_folder: Path, network: "Which", calibrate: bool) -> Mapping[str, "Assessment"]:
+    from prrfl.inference.evaluate import evaluate_own_sites
+    from prrfl.runs.folder import RunFolder
+
+    classes: tuple[str, ...] = ()
+    found: dict[str, Assessment] = {}
+    with console.status("scoring"):
+        for saved, assessment in evaluate_own_sites(run_folder, network, calibrate):
+            found[saved.site], classes = assessment, saved.about.classes
+    title = f"{network} network of each site on its own test images"
+    table = score_table(title, ("site", "images"), classes)
+    for site, assessment in found.items():
+        table.add_row(site, str(assessment.images), *score_cells(assessment))
+    console.print(table)
+    precision = RunFolder(run_folder).settings().precision
+    if precision != "float32":
+        console.print(
+            f"Scored in float32; the run scored in {precision}, so its summary may differ slightly.",
+            soft_wrap=True,
+        )
+    return found
+
+
+def export(
+    run_folder: _Run,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="folder to create")],
+    site: SiteName = None,
+    network: Network = "best",
+    calibrate: Calibrate = False,
+) -> None:
+    """Export a site's network as ONNX, with a model card and a calibration plot.
+
+    The model maps pixels (uint8 RGB, any number of images) to probabilities. Before it is written, the
+    probabilities of onnxruntime are compared with those of the network.
+    """
+    if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]:
+        raise ConfigError(f"package {missing[0]} is not installed; run pip install 'prrfl[onnx]'")
+    from prrfl.inference import export as exporting
+    from prrfl.runs.deployed import read_network
+    from prrfl.runs.folder import RunFolder
+
+    RunFolder(out).check_free()
+    saved = read_network(run_folder, site, network, calibrate=calibrate)
+    with console.status("exporting"):
+        difference = exporting.export(saved, run_folder, network, out)
+    console.print(
+        f"{out / 'model.onnx'}: the {network} network of {saved.site}; onnxruntime's probabilities differ "
+        f"from its own by at most {difference:.0e}. Read {out / 'model_card.md'} before use.",
+        soft_wrap=True,
+    )
