@@ -89,13 +89,13 @@ def plan(
             # All settings of the base, so that those of the file or the quickstart apply to every run.
             whole = {**base.model_dump(exclude_none=True), **settings}
             planned.append(Planned(method, seed, load_config(None, whole), folder))
-    begun = {folder: RunFolder(folder).settings() for folder in _run_folders(out)}
-    _check_alike({one.folder: one.config for one in planned} | begun)
+    started = {folder: RunFolder(folder).settings() for folder in _run_folders(out)}
+    _check_alike({one.folder: one.config for one in planned} | started)
     for one in planned:
-        if one.folder in begun:
-            _check_same(begun[one.folder], one)
+        if one.folder in started:
+            _check_same(started[one.folder], one)
     if any(not RunFolder(one.folder).is_finished for one in planned):
-        _check_data_unchanged(list(begun), planned[0].config)
+        _check_data_unchanged(list(started), planned[0].config)
     return planned
 
 
@@ -228,7 +228,7 @@ def _start(one: Planned, threads: int) -> _Process:
     return _Process(one, process, stderr)
 
 
-def read_runs(folder: Path) -> tuple[list[comparison.Run], TrainConfig]:
+def read_runs(folder: Path) -> tuple[list[comparison.FinishedRun], TrainConfig]:
     """Return a comparison's finished runs, in the order of its table, and their settings.
 
     Raises:
@@ -247,12 +247,12 @@ def read_runs(folder: Path) -> tuple[list[comparison.Run], TrainConfig]:
     return runs, next(iter(finished.values()))
 
 
-def _read_run(folder: Path, config: TrainConfig) -> comparison.Run:
+def _read_run(folder: Path, config: TrainConfig) -> comparison.FinishedRun:
     summary = RunFolder(folder).summary()
     sites = summary["best"]["sites"]
     if config.method != _method(folder).partition(":")[0]:
         raise ConfigError(f"{folder} holds a run of method {config.method}; rename the folder, or remove it")
-    return comparison.Run(
+    return comparison.FinishedRun(
         method=_method(folder),
         seed=config.seed,
         records=read_records(folder / "metrics.jsonl", classes=len(config.classes)),
@@ -278,10 +278,10 @@ def _training_counts(folder: Path, site: ClientId) -> tuple[int, ...] | None:
 def _check_data_unchanged(folders: Sequence[Path], config: TrainConfig) -> None:
     """Raise if the data has changed since runs were started: before others are trained, not afterwards."""
     # A run without a complete round starts again, with the present data.
-    begun = [there for there in map(RunFolder, folders) if there.rounds_done and there.data() is not None]
-    if begun:
+    started = [there for there in map(RunFolder, folders) if there.rounds_done and there.data() is not None]
+    if started:
         now = fingerprints(load_data(config))
-        for there in begun:
+        for there in started:
             there.check_data(now)
 
 
@@ -332,8 +332,8 @@ def tabulate(folder: Path) -> list[comparison.Row]:
     runs, config = read_runs(folder)
     rows = comparison.compare(runs, DEFAULT)
     of_runs = [(run.method, run.seed, run.records) for run in runs]
-    write_text(folder / "scores.csv", scores.to_csv(of_runs, config.classes))
-    write_text(folder / "comparison.csv", tables.to_csv(rows, DEFAULT))
+    write_text(folder / "scores.csv", scores.scores_to_csv(of_runs, config.classes))
+    write_text(folder / "comparison.csv", tables.comparison_to_csv(rows, DEFAULT))
     write_text(folder / "comparison.md", tables.to_markdown(rows, config.classes))
     write_text(folder / "comparison.tex", tables.to_latex(rows, config.classes))
     write_text(folder / "retrogress.csv", _drops_to_csv(runs))
@@ -344,7 +344,7 @@ def tabulate(folder: Path) -> list[comparison.Row]:
     return rows
 
 
-def _drops_to_csv(runs: Sequence[comparison.Run]) -> str:
+def _drops_to_csv(runs: Sequence[comparison.FinishedRun]) -> str:
     text = io.StringIO()
     lines = [
         {
