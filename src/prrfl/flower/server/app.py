@@ -25,7 +25,7 @@ from prrfl.flower.server.masked_round import MaskedRound, parse_key
 from prrfl.flower.server.transport import Transport
 from prrfl.runs.deployed import Which
 from prrfl.runs.folder import RunFolder
-from prrfl.runs.run import opened, remaining_rounds
+from prrfl.runs.run import open_folder, remaining_rounds
 from prrfl.runs.setup import Run, share_dtype
 from prrfl.tensors import count_bytes
 from prrfl.types import ExchangeRecord, RoundContext, RoundRecord, Share, Tensors
@@ -71,7 +71,7 @@ def run_federation(grid: Grid, federation: Federation, folder: Path) -> Iterator
     """
     run, there = Run.of(federation.config), RunFolder(folder)
     fleet = Fleet(grid, federation, run, folder)
-    with opened(there, patience=LINGERS):
+    with open_folder(there, patience=LINGERS):
         log.info("sites: %s", ", ".join(federation.sites))
         yield from remaining_rounds(run, fleet, there, fleet.save_deployed)
 
