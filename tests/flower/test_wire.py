@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from prrfl.flower.messages import Answer, Order, from_records
-from prrfl.flower.wire import measure
+from prrfl.flower.wire import measure_wire
 from tests.flower.grid import grid_of, run
 
 
@@ -39,7 +39,7 @@ def test_only_the_documented_fields_leave_a_site(data, tmp_path):
 def test_inspect_lists_every_field_of_both_messages(prrfl, secure):
     code, out, err = prrfl("inspect", "--wire", *(["--secure"] if secure else []))
     assert (code, err) == (0, "")
-    items = measure({}, secure)
+    items = measure_wire({}, secure)
     fields = {f.name for kind in (Order, Answer) for f in dataclasses.fields(kind)}
     assert {item.name.partition(".")[0] for item in items} <= fields
     sent = {(i.step, i.name): i.bytes for i in items if i.to == "server" and i.name.startswith("share.")}
