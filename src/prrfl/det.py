@@ -17,7 +17,6 @@ from prrfl.evaluation import macro_f1
 from prrfl.training import Learner, Site, Step, predict, site_generator, train_epoch
 from prrfl.types import RoundContext
 
-
 ALPHA1, ALPHA2 = 0.7, 0.9
 """The paper's thresholds between stages."""
 

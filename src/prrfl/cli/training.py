@@ -69,14 +69,16 @@ def run_training(
     done = there.rounds_done
     if done:
         console.print(f"Resuming after round {done} of {settings.rounds}.")
-    with going_on(
-        lambda: (
-            f"{there.rounds_done} of {settings.rounds} rounds are saved; "
-            f"continue with `prrfl resume {folder}`"
-        )
+    with (
+        going_on(
+            lambda: (
+                f"{there.rounds_done} of {settings.rounds} rounds are saved; "
+                f"continue with `prrfl resume {folder}`"
+            )
+        ),
+        closing(run.train(settings, sites, folder, resume=resume)) as records,
     ):
-        with closing(run.train(settings, sites, folder, resume=resume)) as records:
-            show_progress(run.in_time(records, settings.rounds, seconds, started), sites, settings, done)
+        show_progress(run.in_time(records, settings.rounds, seconds, started), sites, settings, done)
     if not there.is_finished:
         console.print(
             f"Time limit: {there.rounds_done} of {settings.rounds} rounds are saved; "
