@@ -1,7 +1,7 @@
-"""Temperature scaling: one number by which a network's logits are divided, so that its probabilities hold.
+"""Temperature scaling: logits are divided by one number, so that probabilities match frequencies.
 
-Guo, Pleiss, Sun, Weinberger: *On Calibration of Modern Neural Networks*, ICML 2017. What an image
-is taken for never changes, and so neither do F1, recall and accuracy; only how sure the network says it is.
+Guo, Pleiss, Sun, Weinberger: *On Calibration of Modern Neural Networks*, ICML 2017. The predicted class
+never changes, hence neither do F1, recall and accuracy; only the probabilities change.
 """
 
 import logging
@@ -16,28 +16,28 @@ from prrfl.errors import DataError
 from prrfl.types import Predictions
 
 BOUNDS = (0.05, 20.0)
-"""Between which the temperature is looked for. It would end at one of them where no error is made, or nothing
-but errors, which images enough do not do."""
+"""Bounds of the temperature. The fit ends at one of them only if all predictions are right, or all are wrong,
+as can happen on few images."""
 
 log = logging.getLogger("prrfl")
 
 
 def fit_temperature(predictions: Predictions, whose: str = "the predictions") -> float:
-    """Return the temperature that makes the true classes of validation images most likely.
+    """Return the temperature that maximises the likelihood of the true classes of validation images.
 
     Args:
-        predictions: of the network on validation images, at temperature 1; of test images, the temperature
-            would flatter the scores that are reported on them.
-        whose: for messages.
+        predictions: the network's predictions on validation images, at temperature 1. Do not use test images,
+            whose scores would then be too good.
+        whose: name of the predictions, for messages.
 
     Returns:
-        The temperature; 1, with a warning, where the images show none.
+        The temperature; 1, with a warning, if none fits best.
 
     Raises:
         DataError: if there is no image.
     """
     if not len(predictions.labels):
-        raise DataError(f"{whose} hold no image; a temperature is fitted on validation images")
+        raise DataError(f"{whose} hold no image; a temperature needs validation images")
     logits = _logits(predictions).numpy()
     truth = logits[np.arange(len(logits)), predictions.labels.numpy()]
 
@@ -48,16 +48,16 @@ def fit_temperature(predictions: Predictions, whose: str = "the predictions") ->
     found = minimize_scalar(loss, bounds=np.log(BOUNDS), method="bounded", options={"xatol": 1e-6})
     temperature = float(np.exp(found.x))
     if not BOUNDS[0] * 1.02 < temperature < BOUNDS[1] * 0.98:
-        log.warning("%s show no temperature that fits best; probabilities stay as they are", whose)
+        log.warning("%s: no temperature fits best; probabilities stay unchanged", whose)
         return 1.0
     return temperature
 
 
 def at_temperature(predictions: Predictions, temperature: float) -> Predictions:
-    """Return predictions made at temperature 1 as they are at another one."""
+    """Return predictions, which were made at temperature 1, at another temperature."""
     return replace(predictions, probabilities=(_logits(predictions) / temperature).softmax(1))
 
 
 def _logits(predictions: Predictions) -> Tensor:
-    """Return (N, C) logits, up to a constant of each image, which does not count."""
+    """Return (N, C) logits, up to a constant for each image, which does not matter."""
     return predictions.probabilities.double().clamp_min(1e-300).log()

@@ -1,17 +1,17 @@
-"""The errors that a user can cause, each a single line that says what to mend."""
+"""Errors that users can cause. Each message is one line: what is wrong, where, and what to do."""
 
 import difflib
 from collections.abc import Iterable
 
 LONGEST = 1000
-"""Characters of a message; one that quotes more, say a cell of megabytes, loses its middle."""
+"""Longest message, in characters. A longer one, which quotes a huge cell for example, loses its middle."""
 
 
 class PRRFLError(Exception):
-    """Base of every error that the command line shows as one line, with exit code 2."""
+    """Base of all errors that the command line prints as one line, with exit code 2."""
 
     def __str__(self) -> str:
-        """Return the message as one line, whatever it quotes."""
+        """Return the message as one line."""
         return one_line(super().__str__())
 
 
@@ -24,7 +24,7 @@ class DataError(PRRFLError):
 
 
 class StateMismatchError(PRRFLError):
-    """Tensors do not have the names or shapes that the network or the other sites have."""
+    """Saved or received tensors are damaged, or do not fit the network or the other sites."""
 
 
 class NonFiniteShareError(PRRFLError):
@@ -32,14 +32,14 @@ class NonFiniteShareError(PRRFLError):
 
 
 class ParticipationError(PRRFLError):
-    """Too few sites take part, or a site takes part that should not."""
+    """Too few sites take part, or a site takes part that must not."""
 
 
 def one_line(text: str) -> str:
     """Return a text as one printable line of bounded length.
 
-    Line breaks and control characters, which names of files and cells of tables can hold, are escaped as in
-    Python, so that nobody's data writes to a terminal.
+    Line breaks and control characters, which file names and table cells can contain, are escaped as in
+    Python, so that data cannot control the terminal.
     """
     if len(text) > LONGEST:
         text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 3 :]}"
@@ -47,17 +47,17 @@ def one_line(text: str) -> str:
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """Return ``" (did you mean 'x'?)"`` for the choice nearest to a mistyped word, or ``""``."""
-    # The search takes a time that grows with the square of the length.
+    """Return ``" (did you mean 'x'?)"`` with the choice nearest to a mistyped word, or ``""``."""
+    # The time of the search grows with the square of the length.
     close = difflib.get_close_matches(word[:100], list(choices), n=1, cutoff=0.5)
     return f" (did you mean '{close[0]}'?)" if close else ""
 
 
 class Stopped(BaseException):
-    """Somebody stopped the command, by Ctrl-C or SIGTERM.
+    """The command was stopped, by Ctrl-C or SIGTERM.
 
-    What it was doing adds a note on how to go on. It is no ``KeyboardInterrupt``, which libraries take for
-    themselves, and no ``Exception``, which would be taken for a failure.
+    The code that was running adds a note on how to continue. This is not a ``KeyboardInterrupt``, which some
+    libraries catch, nor an ``Exception``, which would count as a failure.
 
     Attributes:
         signal: the signal's number.

@@ -1,4 +1,4 @@
-"""From logits to scores, as scikit-learn defines them."""
+"""Scores of logits, as scikit-learn defines them."""
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ def score(logits: Tensor, labels: Tensor) -> Scores:
 
 
 def predictions(logits: Tensor, examples: Examples, temperature: float = 1.0) -> Predictions:
-    """Return what a network says of examples, from its (N, C) logits, divided by a temperature."""
+    """Return the predictions on examples, from (N, C) logits divided by a temperature."""
     ids = examples.ids or tuple(map(str, range(len(examples))))
     return Predictions(ids, examples.labels, probabilities(logits, temperature), examples.groups)
 
@@ -50,7 +50,7 @@ def probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
 def macro_auc(probabilities: Tensor, labels: Tensor) -> float | None:
     """Return the unweighted mean over classes of the one-vs-rest AUC of (N, C) probabilities.
 
-    The mean runs over the classes that the labels show; ``None`` where they show a single one.
+    The mean is over the classes that occur in the labels; ``None`` if there is only one.
     """
     truth, values = labels.numpy(), probabilities.to(torch.float64).numpy()
     present = np.unique(truth)

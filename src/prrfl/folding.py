@@ -1,4 +1,4 @@
-"""Batch norm folded into the convolution before it: in evaluation the same outputs, for less arithmetic."""
+"""Folds batch norm into the convolution before it: the same outputs in evaluation, with less arithmetic."""
 
 import copy
 
@@ -6,16 +6,16 @@ from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 Pairs = tuple[tuple[str, str], ...]
-"""Names of a convolution and of the batch norm that alone takes its outputs."""
+"""Names of convolutions, each with the batch norm that is the only reader of its outputs."""
 
 
 def foldable(network: nn.Module) -> Pairs:
-    """Return the pairs that can be folded; none where the network's forward cannot be traced."""
-    # Tracing runs the network's own code, which may branch on its mode and change its buffers.
+    """Return the pairs that can be folded; none if the network's forward cannot be traced."""
+    # Tracing runs the network's code, which may depend on its mode and change its buffers.
     network = copy.deepcopy(network).eval()
     try:
         graph = fx.symbolic_trace(network).graph
-    # That code runs on stand-ins and may raise anything.
+    # The code runs on symbolic values and may raise any exception.
     except Exception:
         return ()
     used = [str(node.target) for node in graph.nodes if node.op == "call_module"]
@@ -37,13 +37,13 @@ def _fits(network: nn.Module, conv: str, norm: str) -> bool:
         type(conv_module) in (nn.Conv1d, nn.Conv2d, nn.Conv3d)
         and isinstance(norm_module, nn.modules.batchnorm._BatchNorm)
         and norm_module.running_mean is not None
-        and _is_all_its_own(network, conv_module)
-        and _is_all_its_own(network, norm_module)
+        and _is_unshared(network, conv_module)
+        and _is_unshared(network, norm_module)
     )
 
 
-def _is_all_its_own(network: nn.Module, module: nn.Module) -> bool:
-    """Return whether nothing else has or watches a module or its weights."""
+def _is_unshared(network: nn.Module, module: nn.Module) -> bool:
+    """Return whether no other module holds a module or its weights, and no hook watches it."""
     owners = [other for _, other in network.named_modules(remove_duplicate=False)]
     own = set(map(id, module.parameters()))
     holders = [other for other in owners if own & {id(p) for p in other.parameters(recurse=False)}]
@@ -55,7 +55,7 @@ def _is_hooked(module: nn.Module) -> bool:
 
 
 def fold(network: nn.Module, pairs: Pairs) -> nn.Module:
-    """Fold each pair of a network in evaluation mode, in place, and return the network."""
+    """Fold each pair of a network in place, for use in evaluation mode; return the network."""
     for conv_name, norm_name in pairs:
         conv, norm = network.get_submodule(conv_name), network.get_submodule(norm_name)
         statistics = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)

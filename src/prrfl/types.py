@@ -1,4 +1,4 @@
-"""The words that every other module speaks: tensors by name, shares, contexts and records."""
+"""The types that all rooms share: images, shares, contexts, scores, predictions and records."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,12 +10,12 @@ ClientId = str
 """A site's name, unique in a run: ``clientA``, ``hospital-3``."""
 
 Tensors = Mapping[str, Tensor]
-"""A state_dict, or a part of one: tensors by full dotted name. Never changed in place."""
+"""A state_dict or a part of one: tensors by full dotted name. They are never changed in place."""
 
 Split = Literal["train", "valid", "test"]
 
 Moment = Literal["epoch", "before", "after"]
-"""When a network was scored: after a local epoch, or just before or just after it received the mean."""
+"""When a network was scored: after a local epoch, or just before or after it received the mean."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,12 +23,12 @@ class Examples:
     """One split of one site, decoded once and kept in memory.
 
     Attributes:
-        inputs: images, (N, 3, H, W) uint8 in 0...255; or any tensor whose first axis counts examples,
-            for data that is no image or is prepared already (float; then with a ``Recipe.normalise`` that
-            leaves it as it is).
+        inputs: images, (N, 3, H, W) uint8 in 0...255. Other data, or images that are prepared already, may
+            be any float tensor whose first axis counts examples; ``Recipe.normalise`` must then leave it as
+            it is.
         labels: (N,) int64 class indices.
-        ids: (N,) names for messages and predictions; empty where the examples have none.
-        groups: (N,) the lesion or patient that each shows, ``None`` where unknown; empty where none is known.
+        ids: (N,) names, for messages and predictions; empty if there are none.
+        groups: (N,) the lesion or patient of each, or ``None``; empty if all are unknown.
     """
 
     inputs: Tensor
@@ -40,13 +40,13 @@ class Examples:
         return self.labels.numel()
 
     def to(self, device: str) -> "Examples":
-        """Return the same examples on a device; themselves where they are there already."""
+        """Return the examples on a device."""
         return replace(self, inputs=self.inputs.to(device), labels=self.labels.to(device))
 
 
 @dataclass(frozen=True, eq=False)
 class SiteData:
-    """All the data of one site: what it trains on, selects on and is judged on."""
+    """The data of one site: images to train on, to select the best round on, and to test on."""
 
     name: ClientId
     train: Examples
@@ -54,11 +54,11 @@ class SiteData:
     test: Examples
 
     def split(self, name: Split) -> Examples:
-        """Return the examples of one split by its name."""
+        """Return the examples of a split."""
         return {"train": self.train, "valid": self.valid, "test": self.test}[name]
 
     def to(self, device: str) -> "SiteData":
-        """Return the same data on a device."""
+        """Return the data on a device."""
         return replace(
             self, train=self.train.to(device), valid=self.valid.to(device), test=self.test.to(device)
         )
@@ -66,7 +66,7 @@ class SiteData:
 
 @dataclass(frozen=True)
 class Share:
-    """All that leaves a site in a round: named tensors and their weight in the mean."""
+    """All that leaves a site in a round: named tensors, and their weight in the mean."""
 
     tensors: Tensors
     weight: float = 1.0
@@ -74,15 +74,15 @@ class Share:
 
 @dataclass(frozen=True)
 class RoundContext:
-    """What every site and the server know about the present moment of a run.
+    """The present moment of a run, as the server and all sites know it.
 
     Attributes:
         round: index t of the communication round, from 0.
         rounds: number T of rounds.
         epoch: index w of the local epoch, from 0.
         epochs: number E of local epochs in a round.
-        seed: the run's seed, from which all randomness is derived.
-        norm_keys: full names of the tensors that belong to normalisation layers.
+        seed: the run's seed; all randomness derives from it.
+        norm_keys: full names of the tensors of normalisation layers.
     """
 
     round: int
@@ -95,16 +95,16 @@ class RoundContext:
 
 @dataclass(frozen=True)
 class Scores:
-    """How well one network does on one split of one site. Fractions in [0, 1], never percent.
+    """Scores of one network on one split of one site. Fractions in [0, 1], not percent.
 
     Attributes:
         n: number of images scored.
         loss: mean cross-entropy.
         macro_f1: unweighted mean over classes of F1 (scikit-learn's ``average="macro"``).
         auc: unweighted mean over classes of the one-vs-rest area under the ROC curve of the softmax
-            outputs; ``None`` where the split shows a single class.
-        accuracy: share of images whose most probable class is right.
-        recall: per class, share of its images found; ``None`` for a class without images.
+            outputs; ``None`` if the split has a single class.
+        accuracy: fraction of images whose most probable class is the true one.
+        recall: per class, fraction of its images that are found; ``None`` for a class without images.
         confusion: rows are true classes, columns predicted ones.
     """
 
@@ -119,13 +119,13 @@ class Scores:
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What a site's deployed network says of each image of one split.
+    """Predictions of a site's deployed network on the images of one split.
 
     Attributes:
-        ids: (N,) names of the images; numbers where they have none.
+        ids: (N,) names of the images; numbers if they have none.
         labels: (N,) true classes.
         probabilities: (N, C) softmax outputs.
-        groups: (N,) the lesion or patient that each shows, ``None`` where unknown; empty where none is known.
+        groups: (N,) the lesion or patient of each, or ``None``; empty if all are unknown.
     """
 
     ids: tuple[str, ...]
@@ -136,7 +136,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class TrainRecord:
-    """One local epoch at one site, with whatever the algorithm measured (losses, DET stage, ...)."""
+    """One local epoch at one site, with the method's measurements (losses, DET stage, ...)."""
 
     round: int
     epoch: int
@@ -147,11 +147,11 @@ class TrainRecord:
 
 @dataclass(frozen=True)
 class ScoreRecord:
-    """One network scored on one split of one site.
+    """Scores of one network on one split of one site.
 
     Attributes:
-        model: the network's name in the algorithm: ``personalised`` or ``deputy`` for PRR-FL.
-        deployed: whether this is the network that the method would hand to the hospital.
+        model: the network's name in the method: ``personalised`` or ``deputy`` for PRR-FL.
+        deployed: whether it is the network that the site would use.
         moment: after a local epoch, or just before or after the round's mean was received.
     """
 
@@ -168,11 +168,11 @@ class ScoreRecord:
 
 @dataclass(frozen=True)
 class ExchangeRecord:
-    """The end of a round: who took part, and how many bytes travelled.
+    """The end of a round: the sites that took part, and the bytes sent.
 
     Attributes:
-        bytes_up: per participating site, the bytes of its share.
-        bytes_down: bytes of the mean, which every one of them received.
+        bytes_up: bytes of the share, per site that took part.
+        bytes_down: bytes of the mean, which each of them received.
     """
 
     round: int
@@ -183,7 +183,7 @@ class ExchangeRecord:
 
 @dataclass(frozen=True)
 class AbsenceRecord:
-    """A site that took no part in a round, or in the end of it, and why."""
+    """A site that missed a round, or the end of it, and the reason."""
 
     round: int
     client: ClientId
@@ -192,4 +192,4 @@ class AbsenceRecord:
 
 
 RoundRecord = TrainRecord | ScoreRecord | ExchangeRecord | AbsenceRecord
-"""What a run yields, in the order in which it happens."""
+"""What a run yields, in order of time."""

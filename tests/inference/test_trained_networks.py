@@ -99,9 +99,9 @@ def test_predict_refuses_in_one_line_and_writes_nothing(prrfl, run, data, tmp_pa
     assert "broken.png cannot be decoded" in refused(prrfl("predict", run, image, broken, *site, *out))
     assert "empty holds no image" in refused(prrfl("predict", run, tmp_path / "empty", *site, *out))
     assert "nowhere does not exist" in refused(prrfl("predict", run, tmp_path / "nowhere", *site, *out))
-    assert "choose one by --site" in refused(prrfl("predict", run, image, *out))
+    assert "choose one with --site" in refused(prrfl("predict", run, image, *out))
     assert "(did you mean 'clientA'?)" in refused(prrfl("predict", run, image, "--site", "clntA", *out))
-    assert "keeps no network" in refused(prrfl("predict", tmp_path, image, *site, *out))
+    assert "holds no network" in refused(prrfl("predict", tmp_path, image, *site, *out))
     assert not (tmp_path / "p.csv").exists()
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 

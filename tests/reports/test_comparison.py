@@ -125,7 +125,9 @@ def run(method, seed, skill, f1s=((0.5, 0.4), (0.6, 0.3)), epochs=(0.5, 0.6)):
         for k, site in enumerate("ab")
     }
     training = dict.fromkeys("ab", (30, 5, 5))
-    return comparison.Run(method, seed, records, predictions, 60.0, rounds=2, epochs=1, training=training)
+    return comparison.FinishedRun(
+        method, seed, records, predictions, 60.0, rounds=2, epochs=1, training=training
+    )
 
 
 def test_the_meter_by_hand():
@@ -153,7 +155,10 @@ def test_drops_have_an_interval_over_seeds():
     site = row.drops["a"]
     assert (site.mean, site.largest) == pytest.approx((0.175, 0.3))
     assert site.seeds == pytest.approx(12.7062 * 0.025, abs=1e-5)
-    tidy = {(r["site"], r["measure"]): r for r in csv.DictReader(tables.to_csv([row], "prrfl").splitlines())}
+    tidy = {
+        (r["site"], r["measure"]): r
+        for r in csv.DictReader(tables.comparison_to_csv([row], "prrfl").splitlines())
+    }
     for where, half in (("mean", row.drop["f1"].seeds), ("a", site.seeds), ("b", row.drops["b"].seeds)):
         assert float(tidy[where, "drop_macro_f1"]["seeds_ci95"]) == pytest.approx(half)
     heads, body = tables.cells([row], ("nv", "bkl", "mel"))
@@ -290,7 +295,7 @@ def test_tables_for_people_say_what_is_best_and_escape_what_latex_would_read():
     assert latex.isascii()
     assert "best mean; = not told apart" in latex[latex.index(r"\end{tabular}") :]
     assert len({line.count("&") for line in latex.splitlines() if "&" in line}) == 1
-    tidy = list(csv.DictReader(tables.to_csv(rows, "prrfl").splitlines()))
+    tidy = list(csv.DictReader(tables.comparison_to_csv(rows, "prrfl").splitlines()))
     means = [r for r in tidy if r["method"] == "prrfl" and r["site"] == "mean" and r["measure"] == "macro_f1"]
     assert float(means[0]["mean"]) == pytest.approx(rows[0].f1["mean"].mean)
     (gap,) = (r for r in tidy if r["measure"] == "macro_f1_less_prrfl")
@@ -361,7 +366,7 @@ def test_the_baseline_answers_the_most_frequent_class_of_training():
 
 def test_scores_are_written_one_a_line_and_counted_from_one():
     runs = [run("prrfl", 0, 1.0), run("fedavg", 3, 1.0)]
-    text = scores.to_csv([(r.method, r.seed, r.records) for r in runs], ("nv", "b,c", "mel"))
+    text = scores.scores_to_csv([(r.method, r.seed, r.records) for r in runs], ("nv", "b,c", "mel"))
     rows = list(csv.DictReader(text.splitlines()))
     assert len(rows) == 2 * 2 * 2 * 3  # runs, rounds, sites, moments
     assert rows[-1] == {

@@ -11,7 +11,7 @@ from prrfl.data.sources import load_sites
 from prrfl.evaluation import predictions
 from prrfl.reports.assessment import assess
 from prrfl.reports.card import model_card
-from prrfl.reports.comparison import Run, compare
+from prrfl.reports.comparison import compare
 from prrfl.reports.statistics import group_indices, resamples
 from prrfl.runs.deployed import About
 from prrfl.storage.records import predictions_to_csv, read_predictions

@@ -14,10 +14,10 @@ C = TypeVar("C")
 
 
 class Aggregator(Protocol):
-    """Takes the sites' shares one by one, in order of site name, and gives their aggregate.
+    """Takes the shares of sites one by one, in order of name, and returns their aggregate.
 
     Attributes:
-        only_adds: whether the sum of the shares would do in their place, as secure summation gives it.
+        only_adds: whether the sum of the shares is enough, which is all that secure summation reveals.
     """
 
     only_adds: ClassVar[bool]
@@ -92,13 +92,13 @@ class Algorithm(Protocol[C]):
         """Return a site's state before the first round, from the common initial weights."""
 
     def train(self, client: C, site: Site, ctx: RoundContext) -> tuple[C, Mapping[str, float]]:
-        """Train for one local epoch; return the new state and whatever was measured."""
+        """Train for one local epoch; return the new state and measurements by name."""
 
     def share(self, client: C, ctx: RoundContext) -> Share:
         """Return all that leaves the site in this round."""
 
     def aggregator(self, ctx: RoundContext) -> Aggregator:
-        """Return a fresh aggregator for one round: :class:`MeanOfShares` unless the method needs more."""
+        """Return a new aggregator for a round: :class:`MeanOfShares`, unless the method needs another one."""
 
     def receive(self, client: C, mean: Tensors, ctx: RoundContext) -> C:
         """Return the site's state after the round's aggregate has come back."""

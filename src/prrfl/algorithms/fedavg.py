@@ -1,6 +1,6 @@
-"""FedAvg (McMahan et al., AISTATS 2017): every site's network is replaced by the mean of all.
+"""FedAvg (McMahan et al., AISTATS 2017): each site's network is replaced by the mean of all networks.
 
-As in the paper's comparison every site counts the same, whatever its number of images.
+As in the comparison of the PRR-FL paper, all sites have the same weight, whatever their numbers of images.
 """
 
 from collections.abc import Mapping
@@ -15,14 +15,14 @@ from prrfl.types import RoundContext, Share, Tensors
 
 @dataclass(frozen=True)
 class FedAvg:
-    """Federated averaging. Methods that keep some tensors at the site say which in :meth:`local_keys`."""
+    """Federated averaging. Variants that keep some tensors at the site override :meth:`local_keys`."""
 
     def local_keys(self, ctx: RoundContext) -> frozenset[str]:
         """Return the names of the tensors that never leave the site: none."""
         return frozenset()
 
     def start(self, initial: Tensors) -> Learner:
-        """Give the site the common initial network."""
+        """Start from the common initial network."""
         return Learner(detached(initial))
 
     def train(self, client: Learner, site: Site, ctx: RoundContext) -> tuple[Learner, Mapping[str, float]]:
@@ -30,7 +30,7 @@ class FedAvg:
         return train_one(client, site, ctx)
 
     def share(self, client: Learner, ctx: RoundContext) -> Share:
-        """Send all weights but the local ones."""
+        """Share all weights except the local ones."""
         return Share(without(client.weights, self.local_keys(ctx)))
 
     def aggregator(self, ctx: RoundContext) -> Aggregator:
@@ -38,7 +38,7 @@ class FedAvg:
         return MeanOfShares()
 
     def receive(self, client: Learner, mean: Tensors, ctx: RoundContext) -> Learner:
-        """Replace what was shared by its mean."""
+        """Replace the shared weights by their mean."""
         return Learner({**client.weights, **detached(mean)})
 
     def models(self, client: Learner) -> Mapping[str, Tensors]:

@@ -1,4 +1,4 @@
-"""FedProx (Li et al., MLSys 2020): FedAvg whose local training is held near the weights last received."""
+"""FedProx (Li et al., MLSys 2020): FedAvg with local training that stays near the weights last received."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class FedProx:
     mu: float = 0.01
 
     def start(self, initial: Tensors) -> FedProxState:
-        """Give the site the common initial network, which is its first anchor too."""
+        """Start from the common initial network, which is also the first anchor."""
         return FedProxState(Learner(detached(initial)), detached(initial))
 
     def train(
@@ -50,7 +50,7 @@ class FedProx:
         return [step.losses[0] + self.mu / 2 * torch.stack(terms).sum()]
 
     def share(self, client: FedProxState, ctx: RoundContext) -> Share:
-        """Send all weights."""
+        """Share all weights."""
         return Share(client.learner.weights)
 
     def aggregator(self, ctx: RoundContext) -> MeanOfShares:

@@ -26,15 +26,15 @@ class FML:
     """Federated mutual learning: both learn from the labels and from each other; memes are averaged.
 
     Attributes:
-        private_weight: alpha, the labels' share in the private network's loss; the meme teaches the rest.
-        meme_weight: beta, the labels' share in the meme's loss; the private network teaches the rest.
+        private_weight: alpha, the weight of the labels in the private network's loss; the rest is the meme's.
+        meme_weight: beta, the weight of the labels in the meme's loss; the rest is the private network's.
     """
 
     private_weight: float = 0.5
     meme_weight: float = 0.5
 
     def start(self, initial: Tensors) -> FMLState:
-        """Give the site two networks with the common initial weights."""
+        """Start both networks from the common initial weights."""
         return FMLState(Learner(detached(initial)), Learner(detached(initial)))
 
     def train(self, client: FMLState, site: Site, ctx: RoundContext) -> tuple[FMLState, Mapping[str, float]]:
@@ -55,7 +55,7 @@ class FML:
         ]
 
     def share(self, client: FMLState, ctx: RoundContext) -> Share:
-        """Send the meme."""
+        """Share the meme."""
         return Share(client.meme.weights)
 
     def aggregator(self, ctx: RoundContext) -> MeanOfShares:
@@ -63,7 +63,7 @@ class FML:
         return MeanOfShares()
 
     def receive(self, client: FMLState, mean: Tensors, ctx: RoundContext) -> FMLState:
-        """Replace the meme; the private network is untouched."""
+        """Replace the meme; the private network stays unchanged."""
         return replace(client, meme=Learner(detached(mean)))
 
     def models(self, client: FMLState) -> Mapping[str, Tensors]:

@@ -1,4 +1,4 @@
-"""IDA (Yeganeh et al., DCL 2020, arXiv 2008.07665): sites count in inverse proportion to their distance."""
+"""IDA (Yeganeh et al., DCL 2020, arXiv 2008.07665): a mean weighted by the inverse distance from the mean."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,15 +9,16 @@ from prrfl.algorithms.fedavg import FedAvg
 from prrfl.tensors import WeightedMean
 from prrfl.types import ClientId, RoundContext, Share, Tensors
 
-SMALLEST = 1e-12  # of a distance: networks that agree to the last bit count alike
+SMALLEST = 1e-12
+"""Smallest distance, so that identical networks have the same finite weight."""
 
 
 class InverseDistanceMean:
     """Weights each network by one over its L1 distance from the plain mean of the round's networks.
 
     The distance runs over all that is shared, batch norm's running statistics included; see :func:`distance`.
-    It needs every single share at once, so it cannot run under secure summation, and its memory grows with
-    the number of sites.
+    It needs all shares at once. Therefore it cannot run under secure summation, and its memory grows with the
+    number of sites.
     """
 
     only_adds: ClassVar[bool] = False
@@ -26,7 +27,7 @@ class InverseDistanceMean:
         self._shares: dict[ClientId, Share] = {}
 
     def add(self, client: ClientId, share: Share) -> None:
-        """Keep one share."""
+        """Store one share."""
         self._shares[client] = share
 
     def result(self) -> dict[str, Tensor]:
@@ -47,8 +48,8 @@ def distance(first: Tensors, second: Tensors) -> float:
     """Return the L1 distance between two sets of named tensors, over all floating-point ones.
 
     Of a network's state_dict these are weights, biases, the scales and shifts of norm layers, and also batch
-    norm's running means and variances, each entry counting alike. Integers (its number of batches) do
-    not count.
+    norm's running means and variances, all entries with the same weight. Integers (its number of batches)
+    do not count.
     """
     return sum(
         (tensor.double() - second[key].double()).abs().sum().item()
@@ -62,5 +63,5 @@ class IDA(FedAvg):
     """Federated averaging with inverse-distance weights."""
 
     def aggregator(self, ctx: RoundContext) -> InverseDistanceMean:
-        """Average with weights that need every single share."""
+        """Average with weights that depend on all shares."""
         return InverseDistanceMean()

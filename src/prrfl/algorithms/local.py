@@ -16,7 +16,7 @@ class Local(FedAvg):
     traits: ClassVar[Traits] = Traits(scope="alone")
 
     def share(self, client: Learner, ctx: RoundContext) -> Share:
-        """Send nothing."""
+        """Share nothing."""
         return Share({})
 
     def receive(self, client: Learner, mean: Tensors, ctx: RoundContext) -> Learner:

@@ -60,7 +60,7 @@ class PRRFL:
         return "ablated" if self.aggregation != "pfa" or self.transfer == "off" else ""
 
     def start(self, initial: Tensors) -> PRRFLState:
-        """Give the site two networks with the common initial weights."""
+        """Start both networks from the common initial weights."""
         return PRRFLState(Learner(detached(initial)), Learner(detached(initial)))
 
     def train(
@@ -77,17 +77,17 @@ class PRRFL:
         return PRRFLState(after.personalised, after.deputy, after.stage), after.metrics
 
     def share(self, client: PRRFLState, ctx: RoundContext) -> Share:
-        """Send the low-band amplitudes of the deputy; the personalised network never leaves."""
+        """Share the low-frequency amplitudes of the deputy; the personalised network stays at the site."""
         if self.aggregation == "mean":
             return Share(without(client.deputy.weights, ctx.norm_keys))
         return Share(low_band_amplitudes(client.deputy.weights, self._ratio(ctx), ctx.norm_keys))
 
     def aggregator(self, ctx: RoundContext) -> MeanOfShares:
-        """Average the amplitudes, every site counting the same."""
+        """Average the amplitudes, all sites with the same weight."""
         return MeanOfShares()
 
     def receive(self, client: PRRFLState, mean: Tensors, ctx: RoundContext) -> PRRFLState:
-        """Rebuild the deputy from the mean amplitudes; the personalised network is untouched."""
+        """Rebuild the deputy from the mean amplitudes; the personalised network stays unchanged."""
         weights = client.deputy.weights
         if self.aggregation == "mean":
             rebuilt = Learner({**weights, **detached(mean)})

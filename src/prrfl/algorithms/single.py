@@ -1,4 +1,4 @@
-"""What methods with one network at each site have in common: train it plainly, or towards an objective."""
+"""Training of the one network of a site, for methods with a single network."""
 
 from collections.abc import Collection, Mapping
 

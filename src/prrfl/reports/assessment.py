@@ -11,9 +11,9 @@ from prrfl.reports.statistics import (
     Floats,
     confusion,
     group_indices,
-    macro_auc,
-    macro_f1,
     percentile_interval,
+    resampled_auc,
+    resampled_f1,
     resamples,
 )
 from prrfl.types import Predictions
@@ -79,8 +79,8 @@ def assess(predictions: Predictions, seed: int = 0) -> Assessment:
     return Assessment(
         images=images,
         groups=int(groups.max()) + 1,
-        macro_f1=_measured(macro_f1(counts, labels, predicted)),
-        auc=_measured(macro_auc(counts, labels, values) if len(set(labels)) > 1 else np.full(1, np.nan)),
+        macro_f1=_measured(resampled_f1(counts, labels, predicted)),
+        auc=_measured(resampled_auc(counts, labels, values) if len(set(labels)) > 1 else np.full(1, np.nan)),
         accuracy=_share(right),
         recall=tuple(_share(right[labels == c]) for c in range(classes)),
         calibration_error=calibration_error(predictions),

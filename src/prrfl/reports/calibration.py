@@ -1,4 +1,4 @@
-"""Whether a network is as often right as it says it is: reliability by confidence, and its picture."""
+"""Calibration of a network: accuracy by confidence, the calibration error, and the reliability diagram."""
 
 import io
 from collections.abc import Sequence
@@ -15,16 +15,16 @@ from prrfl.reports.styles import PALETTE
 from prrfl.types import Predictions
 
 BINS = 15
-"""As Guo et al., ICML 2017."""
+"""As in Guo et al., ICML 2017."""
 
 
 @dataclass(frozen=True)
 class Bin:
-    """The images whose most probable class has a probability within an interval (low, high].
+    """The images whose predicted class has a probability in (low, high].
 
     Attributes:
         confidence: mean of those probabilities.
-        accuracy: share of the images whose most probable class is right.
+        accuracy: fraction of the images whose predicted class is the true one.
     """
 
     low: float
@@ -35,7 +35,7 @@ class Bin:
 
 
 def reliability(predictions: Predictions, bins: int = BINS) -> list[Bin]:
-    """Return the bins of equal width that hold an image, from unsure to sure."""
+    """Return the bins, of equal width, that hold an image, in order of confidence."""
     confidence, predicted = (t.numpy() for t in predictions.probabilities.max(1))
     right = predicted == predictions.labels.numpy()
     index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
@@ -53,16 +53,16 @@ def reliability(predictions: Predictions, bins: int = BINS) -> list[Bin]:
 
 
 def calibration_error(predictions: Predictions, bins: int = BINS) -> float:
-    """Return the expected calibration error: the mean over images of |accuracy - confidence| of their bin."""
+    """Return the expected calibration error: |accuracy - confidence| of the bins, averaged over images."""
     there = reliability(predictions, bins)
     total = sum(b.images for b in there)
     return sum(b.images * abs(b.accuracy - b.confidence) for b in there) / total
 
 
 def chance_error(predictions: Predictions, seed: int = 0, draws: int = 200) -> float:
-    """Return the mean calibration error under labels drawn from the predictions, which fit them perfectly.
+    """Return the mean calibration error for labels drawn from the predictions, which are then calibrated.
 
-    Drawn for each image alone: with several images of one lesion, which have one label, chance does more.
+    Labels are drawn independently. If several images show one lesion, which has one label, chance does more.
     """
     values = predictions.probabilities.double()
     draw = torch.Generator().manual_seed(seed)
@@ -71,15 +71,15 @@ def chance_error(predictions: Predictions, seed: int = 0, draws: int = 200) -> f
 
 
 def draw_reliability(curves: Sequence[tuple[str, Predictions]], title: str) -> bytes:
-    """Return a PNG of how often predictions are right against how sure they are, and of how sure they are.
+    """Return the reliability diagram as PNG: accuracy against confidence, above a histogram of confidence.
 
     Args:
-        curves: predictions of the same images, by name: as they come, and calibrated.
-        title: of the picture.
+        curves: names and predictions on the same images, before and after calibration for example.
+        title: title of the figure.
     """
     figure = Figure(figsize=(5.2, 5.6), layout="constrained")
     above, below = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
-    above.plot([0, 100], [0, 100], color="0.6", linewidth=1, dashes=(4, 2), label="right as often as it says")
+    above.plot([0, 100], [0, 100], color="0.6", linewidth=1, dashes=(4, 2), label="perfectly calibrated")
     for (name, predictions), colour in zip(curves, PALETTE, strict=False):
         there = reliability(predictions)
         error = calibration_error(predictions)
@@ -93,7 +93,7 @@ def draw_reliability(curves: Sequence[tuple[str, Predictions]], title: str) -> b
         )
         sure = 100 * predictions.probabilities.max(1).values.numpy()
         below.hist(sure, np.linspace(0, 100, BINS + 1), histtype="step", color=colour, linewidth=1.5)
-    above.set_ylabel("of those, right (%)")
+    above.set_ylabel("accuracy (%)")
     above.set_title(title, loc="left", fontsize=10)
     above.legend(frameon=False, fontsize=9)
     below.set_ylabel("images")

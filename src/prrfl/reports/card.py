@@ -11,7 +11,7 @@ from prrfl.reports.formatting import percent
 from prrfl.types import ClientId, Predictions
 
 FEW = 30
-"""Test images of a class below which the card says that its recall says little."""
+"""The card warns about the recall of classes with fewer test images than this."""
 
 
 def model_card(
@@ -28,16 +28,16 @@ def model_card(
             ``site``, ``which``, ``temperature``, ``fitted_on``, ``version``, ``today``, ``file``,
             ``checksum``, ``picture``.
         classes: names of the labels.
-        sites: whose networks are kept beside this one.
-        plain: the network's predictions of the site's test images, at temperature 1.
-        calibrated: the same at its temperature, where it has one.
+        sites: sites whose networks the folder holds.
+        plain: the network's predictions on the site's test images, at temperature 1.
+        calibrated: the same at its temperature, if it has one.
     """
     as_it_is = assess(plain)
     test = as_it_is if calibrated is None else assess(calibrated)
     rows = [("macro-F1", test.macro_f1), ("AUC, one against the rest", test.auc), ("accuracy", test.accuracy)]
     rows += [(f"recall {name}", recall) for name, recall in zip(classes, test.recall, strict=True)]
     counts = plain.labels.bincount(minlength=len(classes)).tolist()
-    calibration = [("as the network gives them", as_it_is)]
+    calibration = [("not calibrated", as_it_is)]
     if calibrated is not None:
         calibration.append(("calibrated", test))
     environment = jinja2.Environment(

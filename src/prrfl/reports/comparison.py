@@ -1,4 +1,4 @@
-"""Methods side by side: their scores with intervals, paired tests, drops and costs."""
+"""Comparison of methods: scores with intervals, paired tests, drops and costs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,11 +13,11 @@ from prrfl.reports.statistics import (
     Floats,
     group_indices,
     holm,
-    macro_auc,
-    macro_f1,
     mean_of_defined,
     paired_p,
     percentile_interval,
+    resampled_auc,
+    resampled_f1,
     resamples,
     seed_interval,
     seeds_p,
@@ -29,12 +29,12 @@ LEVEL = 0.05
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
-    """A finished run as a comparison sees it.
+class FinishedRun:
+    """A finished run, as part of a comparison.
 
     Attributes:
         method: its name in the table, ablations with their settings: ``prrfl:transfer=off``.
-        predictions: per site, on the test images, by the best round on validation.
+        predictions: per site, on the test images, of the best round on validation.
         seconds: wall time.
         rounds: communication rounds.
         epochs: local epochs in each.
@@ -59,8 +59,8 @@ class Estimate:
     """A score with its two uncertainties. Fractions.
 
     Attributes:
-        mean: over seeds; ``None`` where a test set shows a single class.
-        seeds: half the 95 % t-interval over seeds; ``None`` for a single seed.
+        mean: mean over seeds; ``None`` if a test set has a single class.
+        seeds: half the width of the 95 % t-interval over seeds; ``None`` for a single seed.
         images: 95 % bootstrap interval over test images, of the mean over seeds.
     """
 
@@ -100,17 +100,17 @@ class Row:
 
     Attributes:
         f1: macro-F1 by site, and under ``mean`` the unweighted mean of sites; ``auc`` likewise.
-        recall: per class, mean over the sites that show it and over seeds.
-        complete: whether it ran every seed that any method ran; only then it competes for ``best``.
+        recall: per class, mean over seeds and over the sites that have the class.
+        complete: whether it ran every seed that any method ran; otherwise it cannot be ``best``.
         tests: per measure, against the reference; none for itself, nor without a common seed.
         p: per measure, the test's p-value, Holm-corrected over the methods.
         best: measures in which no other complete method's mean is higher.
         untold: measures in which it is not told apart from the best method: no significant difference was
-            found, which with few seeds says little of whether there is one.
-        drop: per measure, mean fall of the deployed network at a communication.
-        drops: the same by site, macro-F1.
-        recovery: how those falls ended.
-        bytes: sent per site and round, up and down.
+            found. With few seeds this does not mean that there is none.
+        drop: per measure, mean drop of the deployed network at a communication.
+        drops: drops in macro-F1 by site.
+        recovery: how these drops ended.
+        bytes: bytes per site and round, up and down.
     """
 
     method: str
@@ -131,20 +131,20 @@ class Row:
 
     @property
     def worst(self) -> ClientId | None:
-        """The site whose macro-F1 falls most at a communication, in the mean; ``None`` where none falls."""
+        """The site with the largest mean drop in macro-F1 at a communication; ``None`` if none drops."""
         site = max(self.drops, key=lambda client: self.drops[client].mean, default=None)
         return site if site is not None and self.drops[site].mean > 0 else None
 
 
 BySeed = dict[int, dict[str, Floats]]
-"""Bootstrap scores by seed and site; the first of each array is that of the test set itself."""
+"""Bootstrap scores by seed and site; the first entry of each array is that of the test set itself."""
 
 
-def compare(runs: Sequence[Run], reference: str, draws: int = 2000, seed: int = 0) -> list[Row]:
-    """Return one row per method, and at the end the row of always answering the most frequent class.
+def compare(runs: Sequence[FinishedRun], reference: str, draws: int = 2000, seed: int = 0) -> list[Row]:
+    """Return one row per method, and a last row for always predicting the most frequent class.
 
-    That is a site's most frequent in training, because nothing may look at test labels but the scores. Where
-    no run knows the training images of a site, there is no such row.
+    That is a site's most frequent class in training, because only scores may use test labels. There is no
+    such row if no run knows the training images of a site.
 
     The same bootstrap samples of each site's test images, drawn by lesion or patient where these are known,
     serve all methods and seeds, so that differences are paired: what is uncertain in both cancels. Seeds are
@@ -158,7 +158,7 @@ def compare(runs: Sequence[Run], reference: str, draws: int = 2000, seed: int = 
     """
     methods = list(dict.fromkeys(run.method for run in runs))
     rng = np.random.default_rng(seed)
-    # The first sample is the test set itself, so that scores and intervals come out of one calculation.
+    # The first sample is the test set itself, so that one calculation gives scores and intervals.
     counts = {
         site: np.vstack([np.ones(len(p.labels)), resamples(group_indices(_grouped(runs, site)), draws, rng)])
         for site, p in sorted(runs[0].predictions.items())
@@ -179,10 +179,10 @@ def compare(runs: Sequence[Run], reference: str, draws: int = 2000, seed: int = 
     return rows + _majority(counts, runs)
 
 
-def _grouped(runs: Sequence[Run], site: ClientId) -> Predictions:
-    """Return a site's predictions by a run that knows the groups of its images, if one does.
+def _grouped(runs: Sequence[FinishedRun], site: ClientId) -> Predictions:
+    """Return a site's predictions, with the groups of its images if any run has them.
 
-    Older runs wrote none.
+    Older versions did not write groups.
     """
     return max((run.predictions[site] for run in runs), key=lambda predictions: bool(predictions.groups))
 
@@ -190,12 +190,12 @@ def _grouped(runs: Sequence[Run], site: ClientId) -> Predictions:
 def _resampled(
     counts: Mapping[ClientId, Floats], predictions: Mapping[ClientId, Predictions]
 ) -> tuple[dict[str, Floats], dict[str, Floats]]:
-    """Return macro-F1 and AUC of each sample, by site and as the mean of sites."""
+    """Return macro-F1 and AUC of each sample, by site, and their mean over sites."""
     f1, auc = {}, {}
     for site, samples in counts.items():
         labels, values = predictions[site].labels.numpy(), predictions[site].probabilities.numpy()
-        f1[site] = macro_f1(samples, labels, values.argmax(1))
-        auc[site] = macro_auc(samples, labels, values)
+        f1[site] = resampled_f1(samples, labels, values.argmax(1))
+        auc[site] = resampled_auc(samples, labels, values)
     return _with_mean(f1), _with_mean(auc)
 
 
@@ -215,7 +215,7 @@ def _estimate(seeds: Sequence[Floats]) -> Estimate:
     return Estimate(fmean(values), seed_interval(values), percentile_interval(np.mean(seeds, axis=0)[1:]))
 
 
-def _row(method: str, runs: Sequence[Run], f1: BySeed, auc: BySeed) -> Row:
+def _row(method: str, runs: Sequence[FinishedRun], f1: BySeed, auc: BySeed) -> Row:
     drops = [[d for d in measure(run.records) if d.deployed] for run in runs]
     aucs = [[d.auc for d in of_seed if d.auc is not None] for of_seed in drops]
     exchanges = [r for run in runs for r in run.records if isinstance(r, ExchangeRecord)]
@@ -237,7 +237,7 @@ def _row(method: str, runs: Sequence[Run], f1: BySeed, auc: BySeed) -> Row:
 
 
 def _over_seeds(seeds: Sequence[Sequence[float]]) -> Estimate:
-    """Return the mean over seeds of each one's mean; of no value, if a seed has none."""
+    """Return the mean over seeds of their means; an empty estimate if a seed has no value."""
     if not all(seeds):
         return Estimate(None)
     means = [fmean(values) for values in seeds]
@@ -257,7 +257,7 @@ def _recall(listed: Sequence[Predictions]) -> tuple[float | None, ...]:
 
 
 def _tests(of: str, scores: Mapping[str, BySeed]) -> dict[str, PairedTest]:
-    """Return the tests against one method of each other with which it shares a seed."""
+    """Return the tests of all other methods against one, if they have a seed in common."""
     tests = {}
     for other in scores:
         common = sorted(scores[of].keys() & scores[other].keys())
@@ -280,7 +280,7 @@ def _corrected(tests: Mapping[str, PairedTest]) -> dict[str, float]:
 def _tested(rows: Sequence[Row], name: str, scores: Mapping[str, BySeed], reference: str) -> list[Row]:
     """Return the rows with the tests of one measure, the best method, and those not told apart from it."""
     means = {row.method: (row.f1 if name == "f1" else row.auc)["mean"].mean for row in rows}
-    if None in means.values():  # all test sets show a single class
+    if None in means.values():  # all test sets have a single class
         return list(rows)
     tests = _tests(reference, scores) if reference in scores else {}
     p = _corrected(tests)
@@ -303,13 +303,13 @@ def _tested(rows: Sequence[Row], name: str, scores: Mapping[str, BySeed], refere
     ]
 
 
-def _majority(counts: Mapping[ClientId, Floats], runs: Sequence[Run]) -> list[Row]:
+def _majority(counts: Mapping[ClientId, Floats], runs: Sequence[FinishedRun]) -> list[Row]:
     answers = {}
     for site, p in runs[0].predictions.items():
         known = [run.training[site] for run in runs if site in run.training]
         if not known:
             return []
-        own = min(known, key=sum)  # its own rather than the pool's
+        own = min(known, key=sum)  # of the site alone, rather than of the pool
         always = torch.zeros_like(p.probabilities)
         always[:, int(np.argmax(own))] = 1.0
         answers[site] = replace(p, probabilities=always)

@@ -1,4 +1,4 @@
-"""The retrogress meter: what each communication did to each network at each site."""
+"""The retrogress meter: the effect of each communication on each network at each site."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from prrfl.reports.statistics import seed_interval
 from prrfl.types import ClientId, RoundRecord, ScoreRecord
 
 Outcome = Literal["no fall", "back", "not back", "last round", "not followed"]
-"""What came after a communication; the last two cannot be told: no local epoch, or none that is scored."""
+"""What followed a communication. The last two are unknown: no local epoch follows, or none is scored."""
 
 
 @dataclass(frozen=True)
@@ -18,11 +18,11 @@ class Drop:
 
     Attributes:
         round: index of the communication round.
-        model: the network's name; ``deployed`` tells whether it is the one that the hospital uses.
-        f1_before: macro-F1 on the test set just before the aggregate was received, and ``f1_after`` after.
-        auc_before: macro AUC before, and ``auc_after`` after; ``None`` where the test set has one class.
-        outcome: whether the macro-F1 fell, and whether it came back to what it was before.
-        recovered_after: local epochs until it was back; ``None`` for every outcome but ``back``.
+        model: name of the network; ``deployed`` tells whether it is the one that the site uses.
+        f1_before: macro-F1 on the test set just before the mean was received; ``f1_after`` just after it.
+        auc_before: macro AUC before; ``auc_after`` after it; ``None`` if the test set has one class.
+        outcome: whether the macro-F1 dropped, and whether it recovered to its former value.
+        recovered_after: local epochs until it recovered; ``None`` unless the outcome is ``back``.
     """
 
     round: int
@@ -38,12 +38,12 @@ class Drop:
 
     @property
     def f1(self) -> float:
-        """The depth: fall in macro-F1; negative where the communication helped."""
+        """Drop in macro-F1; negative if the communication helped."""
         return self.f1_before - self.f1_after
 
     @property
     def auc(self) -> float | None:
-        """The depth: fall in AUC."""
+        """Drop in AUC."""
         if self.auc_before is None or self.auc_after is None:
             return None
         return self.auc_before - self.auc_after
@@ -51,12 +51,12 @@ class Drop:
 
 @dataclass(frozen=True)
 class Recovery:
-    """How falls in macro-F1 ended, among those after which it can be told.
+    """Recovery from drops in macro-F1, as far as it is known.
 
     Attributes:
-        epochs: mean number of local epochs over the falls that came back; ``None`` where none did.
-        back: number of falls that came back before the run's end.
-        falls: number of all.
+        epochs: mean number of local epochs over the drops that recovered; ``None`` if none did.
+        back: number of drops that recovered before the end of the run.
+        falls: number of drops.
     """
 
     epochs: float | None
@@ -66,11 +66,11 @@ class Recovery:
 
 @dataclass(frozen=True)
 class SiteDrop:
-    """Falls in macro-F1 at one site.
+    """Drops in macro-F1 at one site.
 
     Attributes:
-        mean: over seeds, of the mean over communications.
-        largest: of all communications.
+        mean: mean over seeds of the mean over communications.
+        largest: largest of all communications.
         seeds: half the 95 % t-interval of the mean over seeds; ``None`` for a single seed.
     """
 
@@ -121,14 +121,14 @@ def measure(records: Iterable[RoundRecord]) -> list[Drop]:
 
 
 def recovery(drops: Iterable[Drop]) -> Recovery:
-    """Return how falls ended; communications without a fall, and falls with nothing after them, are out."""
+    """Return how drops ended, without drops after which nothing is known."""
     outcomes = [d for d in drops if d.outcome in ("back", "not back")]
     epochs = [d.recovered_after for d in outcomes if d.recovered_after is not None]
     return Recovery(fmean(epochs) if epochs else None, len(epochs), len(outcomes))
 
 
 def by_site(seeds: Iterable[Iterable[Drop]]) -> dict[ClientId, SiteDrop]:
-    """Return for each site the mean and the largest fall in macro-F1, from the drops of one run a seed."""
+    """Return the mean and the largest drop in macro-F1 of each site, from the drops of one run per seed."""
     falls: dict[ClientId, list[list[float]]] = {}
     for drops in seeds:
         of_seed: dict[ClientId, list[float]] = {}

@@ -1,4 +1,4 @@
-"""The retrogress curves of several methods in one picture, with bands over seeds."""
+"""Retrogress curves of several methods in one figure, with bands over seeds."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -8,30 +8,30 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from prrfl.reports.comparison import Run
+from prrfl.reports.comparison import FinishedRun
 from prrfl.reports.retrogress import MEASURES, Band, band, curve, draw, dress, save
 from prrfl.reports.styles import Style, of_methods
 
 EPOCHS = "local epoch"
 
 
-def bands(runs: Sequence[Run], measure: str) -> dict[str, Band]:
+def bands(runs: Sequence[FinishedRun], measure: str) -> dict[str, Band]:
     """Return each method's curve of one measure: mean and range over seeds, of the mean of sites.
 
-    Along local epochs, because a round may be of more of them for one method than for another.
+    Curves run along local epochs, because methods may have different numbers of them in a round.
     """
-    methods: dict[str, list[Run]] = {}
+    methods: dict[str, list[FinishedRun]] = {}
     for run in runs:
         methods.setdefault(run.method, []).append(run)
     return {method: _along_epochs(of_method, measure) for method, of_method in methods.items()}
 
 
-def _along_epochs(seeds: Sequence[Run], measure: str) -> Band:
+def _along_epochs(seeds: Sequence[FinishedRun], measure: str) -> Band:
     line = band([curve(run.records, None, None, measure, run.epochs) for run in seeds])
     return replace(line, at=line.at * seeds[0].epochs)
 
 
-def draw_comparison(runs: Sequence[Run], reference: str, path: Path) -> None:
+def draw_comparison(runs: Sequence[FinishedRun], reference: str, path: Path) -> None:
     """Write the retrogress curves of all methods as PNG: means over sites, with bands over seeds.
 
     Args:
@@ -42,7 +42,7 @@ def draw_comparison(runs: Sequence[Run], reference: str, path: Path) -> None:
     save(comparison_figure(runs, reference), path)
 
 
-def comparison_figure(runs: Sequence[Run], reference: str) -> Figure:
+def comparison_figure(runs: Sequence[FinishedRun], reference: str) -> Figure:
     """Return the figure of :func:`draw_comparison`."""
     styles = of_methods(list(dict.fromkeys(run.method for run in runs)), reference)
     many = len(styles) > 5
@@ -76,11 +76,11 @@ def draw_bands(
     """Draw several curves of one measure.
 
     Args:
-        axis: where to.
+        axis: the axes to draw on.
         lines: as :func:`bands` returns them.
-        styles: of each line.
-        label: of the measure.
-        along: what it is drawn along.
+        styles: the style of each line.
+        label: name of the measure.
+        along: label of the horizontal axis.
         name: identifies the lines in SVG: ``curve-0-macro_f1`` for ``macro_f1``.
     """
     shade = min(0.15, 0.4 / len(lines))  # many bands on top of each other would hide the lines

@@ -13,7 +13,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
-from prrfl.reports.comparison import Row, Run
+from prrfl.reports.comparison import FinishedRun, Row
 from prrfl.reports.formatting import percent
 from prrfl.reports.meter import measure
 from prrfl.reports.overlay import EPOCHS, bands, draw_bands
@@ -141,7 +141,7 @@ def run_page(
 
 
 def comparison_page(
-    runs: Sequence[Run], rows: Sequence[Row], reference: str, settings: Mapping[str, object]
+    runs: Sequence[FinishedRun], rows: Sequence[Row], reference: str, settings: Mapping[str, object]
 ) -> str:
     """Return the page of a comparison: tables, curves of all methods, and a panel per method and site.
 
@@ -177,7 +177,7 @@ def comparison_page(
     )
 
 
-def _lengths(runs: Mapping[str, Run]) -> str:
+def _lengths(runs: Mapping[str, FinishedRun]) -> str:
     """Return how many rounds and epochs the methods trained, once where they are alike."""
     lengths = {method: (run.rounds, run.epochs) for method, run in runs.items()}
     if len(set(lengths.values())) == 1:

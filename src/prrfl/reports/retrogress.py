@@ -1,4 +1,4 @@
-"""The retrogress curve: scores over communication rounds, with the drop at each communication visible."""
+"""Retrogress curves: scores over communication rounds, with the drop at each communication."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,17 +13,18 @@ from matplotlib.ticker import MaxNLocator
 
 from prrfl.reports.statistics import Floats
 from prrfl.reports.styles import Style, of_networks
+from prrfl.storage.atomic import replacing
 from prrfl.types import RoundRecord, ScoreRecord
 
 MEASURES = (("macro_f1", "macro-F1 (%)"), ("auc", "AUC (%)"))
 
 Curve = list[tuple[float, float]]
-"""(communication round, percent) in order of time; NaN is a gap, where nothing is known."""
+"""(communication round, percent) in order of time; NaN is a gap without scores."""
 
 
 @dataclass(frozen=True, eq=False)
 class Band:
-    """One line or several of the same shape: their mean and range at each moment."""
+    """Mean and range of one or several curves."""
 
     at: Floats
     mean: Floats
@@ -32,20 +33,20 @@ class Band:
 
 
 def band(curves: Sequence[Curve]) -> Band:
-    """Return mean and range of curves that have their moments in common, as those of several seeds do."""
+    """Return mean and range of curves at the same moments, such as those of several seeds."""
     values = np.array([[y for _, y in points] for points in curves])
     at = np.array([x for x, _ in curves[0]])
     return Band(at, values.mean(0), values.min(0), values.max(0))
 
 
 def draw_retrogress(records: Sequence[RoundRecord], path: Path, epochs: int, columns: int = 5) -> None:
-    """Write the retrogress curve of a run as PNG: the mean over sites, and each site.
+    """Write the retrogress curves of a run as PNG: of the mean over sites, and of each site.
 
     Args:
         records: the run's records.
         path: the PNG to write.
-        epochs: local epochs in each round.
-        columns: panels in a row at the most; more sites take more rows.
+        epochs: local epochs per round.
+        columns: largest number of panels in a row.
     """
     scores = [r for r in records if isinstance(r, ScoreRecord) and r.split == "test"]
     clients = sorted({r.client for r in scores})
@@ -86,29 +87,25 @@ def draw_retrogress(records: Sequence[RoundRecord], path: Path, epochs: int, col
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, to a neighbour first, so that an old picture is replaced whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
+    """Write a figure as PNG, atomically."""
+    with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150, format="png")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def curve(
     records: Sequence[RoundRecord], model: str | None, client: str | None, measure: str, epochs: int
 ) -> Curve:
-    """Return a network's curve: after each local epoch, and before and after each communication.
+    """Return the curve of a network: after each local epoch, and before and after each communication.
 
-    A network that is not scored after local epochs has a gap between communications: what it went through
-    there is not known, and a line would make it up.
+    A network that is not scored after local epochs has gaps between communications, where a line would be
+    invented.
 
     Args:
         records: a run's records.
         model: the network's name; the deployed one if ``None``.
         client: the site; the mean of sites if ``None``.
         measure: a field of :class:`prrfl.types.Scores`.
-        epochs: local epochs in each round.
+        epochs: local epochs per round.
     """
     rank = {"epoch": 0, "before": 1, "after": 2}
     points: dict[tuple[float, int], list[float]] = {}
@@ -129,7 +126,7 @@ def curve(
 
 
 def caption(records: Sequence[RoundRecord]) -> str:
-    """Return which networks are scored at communications alone; nothing where all are followed."""
+    """Return a note on the networks that are scored only at communications; empty without any."""
     tests = [r for r in records if isinstance(r, ScoreRecord) and r.split == "test"]
     followed = {r.model for r in tests if r.moment == "epoch"}
     strokes = [model for model in dict.fromkeys(r.model for r in tests) if model not in followed]
@@ -146,12 +143,12 @@ def draw(
     label: str | None = None,
     name: str | None = None,
 ) -> None:
-    """Draw one line with its range; where it has gaps, a dot at the end of each stroke says where it led.
+    """Draw a line with its range. If it has gaps, a dot marks the end of each piece.
 
     Args:
-        axis: where to.
+        axis: the axes to draw on.
         line: what to draw.
-        style: its colour and dashes.
+        style: its style.
         width: in points.
         label: for the legend.
         name: identifies it in SVG.
@@ -185,7 +182,7 @@ def draw(
 
 
 def dress(axis: Axes) -> None:
-    """Give an axis of curves its grid and whole rounds, and room on the right for the last drop."""
+    """Give axes of curves a grid, integer rounds, and space on the right for the last drop."""
     axis.margins(x=0.03)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(axis="y", color="#dddddd", linewidth=0.6)

@@ -1,4 +1,4 @@
-"""All scores of runs as tidy CSV, from which anybody can redo the tests."""
+"""All scores of runs as tidy CSV, from which the tests can be repeated."""
 
 import csv
 import io
@@ -10,12 +10,12 @@ HEADS = ["method", "seed", "round", "epoch", "moment", "site", "split", "model",
 HEADS += ["macro_f1", "auc", "accuracy", "loss"]
 
 
-def to_csv(runs: Iterable[tuple[str, int, Sequence[RoundRecord]]], classes: Sequence[str]) -> str:
-    """Return a line for each time that a network was scored. Fractions; rounds and epochs count from 1.
+def scores_to_csv(runs: Iterable[tuple[str, int, Sequence[RoundRecord]]], classes: Sequence[str]) -> str:
+    """Return one line per scoring of a network. Fractions; rounds and epochs count from 1.
 
     Args:
-        runs: of each the method's name, the seed and the records.
-        classes: names of the labels 0, 1, ...; each has a column for its recall.
+        runs: method, seed and records of each.
+        classes: names of the labels 0, 1, ...; each gets a column of recall.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

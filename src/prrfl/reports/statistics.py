@@ -1,4 +1,4 @@
-"""How sure a score is: bootstrap over groups of test images, intervals over seeds, corrected p-values."""
+"""Uncertainty of scores: bootstrap over groups of test images, intervals over seeds, corrected p-values."""
 
 from collections.abc import Sequence
 
@@ -13,17 +13,17 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 ROUNDING = 1e-12
-"""Differences of scores, which are fractions, below which they are none but of the order of sums."""
+"""Differences of fractions below this are rounding errors of sums."""
 
 
 def confusion(labels: Ints, predicted: Ints, classes: int) -> tuple[tuple[int, ...], ...]:
-    """Return how often each class is taken for each: rows are true classes, columns predicted ones."""
+    """Return the confusion matrix: rows are true classes, columns predicted ones."""
     counts = confusion_matrix(labels, predicted, labels=np.arange(classes))
     return tuple(tuple(map(int, row)) for row in counts)
 
 
 def group_indices(predictions: Predictions) -> Ints:
-    """Return (N,) the number, from 0, of the group that each image is of; alone in one, where it has none."""
+    """Return (N,) the group of each image, counted from 0. An image without a group forms one of its own."""
     groups = predictions.groups or (None,) * len(predictions.ids)
     names = [row if name is None else name for row, name in enumerate(groups)]
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
@@ -33,14 +33,14 @@ def group_indices(predictions: Predictions) -> Ints:
 def resamples(groups: Ints, draws: int, rng: np.random.Generator) -> Floats:
     """Draw bootstrap samples of a test set, group by group.
 
-    A lesion's images come all or not at all: another test set would be of other lesions, and of two images of
-    one the second says little that is new. Plainly, not within classes: how many images a class has is as
-    much chance as which ones they are. A sample may lose a rare class; the scores then leave it out.
+    All images of a lesion are drawn together: another test set would have other lesions, and a second image
+    of a lesion adds little. Samples are not stratified by class, because the number of images of a class is
+    as random as the images. A sample may lack a rare class; scores then leave it out.
 
     Args:
         groups: (N,), see :func:`group_indices`.
         draws: number B of samples.
-        rng: source of randomness.
+        rng: generator of random numbers.
 
     Returns:
         (B, N): how often each image is in each sample.
@@ -51,16 +51,16 @@ def resamples(groups: Ints, draws: int, rng: np.random.Generator) -> Floats:
 
 
 def mean_of_defined(values: Sequence[Floats]) -> Floats:
-    """Return the mean of arrays, entry by entry over those that are not NaN; NaN where all are."""
-    with np.errstate(invalid="ignore"):  # none of none
+    """Return the elementwise mean of arrays without their NaNs; NaN where all are NaN."""
+    with np.errstate(invalid="ignore"):  # 0 / 0
         mean: Floats = np.nansum(values, axis=0) / (~np.isnan(values)).sum(axis=0)
     return mean
 
 
-def macro_f1(counts: Floats, labels: Ints, predicted: Ints) -> Floats:
+def resampled_f1(counts: Floats, labels: Ints, predicted: Ints) -> Floats:
     """Return the macro-F1 of each sample, (B,), as scikit-learn defines it; see :func:`resamples`.
 
-    A class that a sample neither shows nor predicts does not count in it.
+    A class that neither occurs nor is predicted in a sample does not count.
     """
     scores = []
     for label in np.union1d(labels, predicted):
@@ -72,8 +72,8 @@ def macro_f1(counts: Floats, labels: Ints, predicted: Ints) -> Floats:
     return mean_of_defined(scores)
 
 
-def macro_auc(counts: Floats, labels: Ints, probabilities: Floats) -> Floats:
-    """Return the macro one-vs-rest AUC of each sample, (B,), over the classes that it shows.
+def resampled_auc(counts: Floats, labels: Ints, probabilities: Floats) -> Floats:
+    """Return the macro one-vs-rest AUC of each sample, (B,), over the classes that occur in it.
 
     NaN for a sample of a single class.
 
@@ -108,7 +108,7 @@ def seed_interval(values: Sequence[float]) -> float | None:
 
 
 def percentile_interval(values: Floats) -> tuple[float, float] | None:
-    """Return the 95 % percentile interval of the bootstrap scores that are defined; ``None`` of none."""
+    """Return the 95 % percentile interval of the bootstrap scores that are not NaN; ``None`` if all are."""
     defined = values[~np.isnan(values)]
     if not len(defined):
         return None
@@ -117,11 +117,10 @@ def percentile_interval(values: Floats) -> tuple[float, float] | None:
 
 
 def seeds_p(differences: Floats) -> float | None:
-    """Return the two-sided p-value of a paired t-test over seeds; ``None`` where it cannot tell.
+    """Return the two-sided p-value of a paired t-test over seeds; ``None`` if there is no test.
 
-    It cannot for fewer than two seeds, and where the difference is the same with every seed: then the spread,
-    against which it would be held, is not known; few seeds on few images may agree by chance. No difference
-    with any seed is p = 1.
+    There is none for fewer than two seeds, nor if the difference is the same for all seeds: the spread is
+    then unknown, because few seeds on few images may agree by chance. If no seed has a difference, p = 1.
     """
     if len(differences) > 1 and np.abs(differences).max() < ROUNDING:
         return 1.0
@@ -133,7 +132,7 @@ def seeds_p(differences: Floats) -> float | None:
 def paired_p(differences: Floats) -> float:
     """Return the two-sided bootstrap p-value of a paired difference: twice the smaller tail, at most 1.
 
-    Samples in which the score is not defined do not count; those without a difference count in both tails.
+    Samples with an undefined score do not count; samples without a difference count in both tails.
     """
     differences = differences[~np.isnan(differences)]
     n = len(differences)
@@ -142,7 +141,7 @@ def paired_p(differences: Floats) -> float:
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """Return p-values corrected for their number (Holm, 1979), in the order given."""
+    """Return p-values corrected for multiple tests (Holm, 1979), in the given order."""
     corrected = [0.0] * len(values)
     highest = 0.0
     for rank, index in enumerate(np.argsort(values)):

@@ -1,4 +1,4 @@
-"""A run in a few numbers: each site's scores, the mean over sites, and the depth of retrogress."""
+"""Summary of a run: scores of each site, their mean, and the mean drop at communications."""
 
 from collections.abc import Iterable, Sequence
 from statistics import fmean
@@ -13,13 +13,13 @@ def summarise(records: Sequence[RoundRecord], first_candidate: int = 0) -> dict[
 
     Args:
         records: all of them, in order.
-        first_candidate: the first round that competes for the best model on validation.
+        first_candidate: the first round that can be the best one on validation.
 
     Returns:
-        ``rounds`` done; ``best_round``; for ``last`` and ``best`` each site's test scores of the deployed
-        network and their unweighted mean; per network the mean ``retrogress`` (score before minus after the
-        mean was received, over rounds and sites); bytes sent per site and round; ``absent``: per site, the
-        rounds that went on without it. Fractions, not percent.
+        ``rounds`` done; ``best_round``; for ``last`` and ``best``, the test scores of each site's deployed
+        network and their unweighted mean; per network, the mean ``retrogress`` (score before the mean was
+        received minus score after it, over rounds and sites); bytes sent per site and round; ``absent``: per
+        site, the rounds without it. Fractions, not percent.
     """
     scores = [r for r in records if isinstance(r, ScoreRecord)]
     exchanges = [r for r in records if isinstance(r, ExchangeRecord)]
@@ -39,13 +39,13 @@ def summarise(records: Sequence[RoundRecord], first_candidate: int = 0) -> dict[
 
 
 def best_round(records: Iterable[RoundRecord], first_candidate: int) -> int:
-    """Return the round of the highest mean macro-F1 on validation, the earliest of equal ones.
+    """Return the round with the highest mean macro-F1 on validation; the earliest of equal ones.
 
-    Only rounds compete at whose end most sites were there: a mean without a weak site is no better for that.
+    Only rounds with the largest number of sites compete: a mean is not better for lacking a weak site.
 
     Args:
-        records: of the rounds so far, at least one.
-        first_candidate: the first round that competes; the last one does, should none have come so far.
+        records: records of one or more rounds.
+        first_candidate: the first round that can be the best one. If all rounds are earlier, the last one is.
     """
     found: dict[int, list[float]] = {}
     for r in records:
@@ -56,7 +56,7 @@ def best_round(records: Iterable[RoundRecord], first_candidate: int) -> int:
 
 
 def validation_f1(records: Iterable[RoundRecord]) -> float:
-    """Return the deployed networks' macro-F1 on validation, mean over sites, in a round's records."""
+    """Return the mean over sites of the deployed networks' macro-F1 on validation, from a round's records."""
     return fmean(
         r.scores.macro_f1 for r in records if isinstance(r, ScoreRecord) and r.split == "valid" and r.deployed
     )

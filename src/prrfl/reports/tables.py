@@ -10,7 +10,7 @@ from prrfl.reports.formatting import percent
 from prrfl.types import ClientId
 
 
-def to_csv(rows: Sequence[Row], reference: str) -> str:
+def comparison_to_csv(rows: Sequence[Row], reference: str) -> str:
     """Return all numbers as tidy CSV: one line per method, site and measure. Fractions.
 
     Args:

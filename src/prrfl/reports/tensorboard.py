@@ -1,4 +1,4 @@
-"""A run's records as TensorBoard events, for those who watch their trainings there."""
+"""Records of a run as TensorBoard events."""
 
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +13,12 @@ class EventLog:
     """
 
     def __init__(self, folder: Path, epochs: int) -> None:
-        """Open a folder for a run with so many local epochs in each round."""
+        """Open a folder for the events of a run.
+
+        Args:
+            folder: the folder.
+            epochs: local epochs per round.
+        """
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(folder))
@@ -26,11 +31,11 @@ class EventLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Write what is left, and close."""
+        """Write what is buffered, and close the log."""
         self._writer.close()
 
     def add(self, record: RoundRecord) -> None:
-        """Write one record; the step is the number of local epochs done, or of rounds for bytes."""
+        """Write one record. The step is the number of local epochs so far; for bytes, of rounds."""
         values: dict[str, float]
         if isinstance(record, ExchangeRecord):
             values = {"bytes/up": sum(record.bytes_up.values()), "bytes/down": record.bytes_down}

@@ -228,7 +228,7 @@ def _start(one: Planned, threads: int) -> _Process:
     return _Process(one, process, stderr)
 
 
-def read_runs(folder: Path) -> tuple[list[comparison.Run], TrainConfig]:
+def read_runs(folder: Path) -> tuple[list[comparison.FinishedRun], TrainConfig]:
     """Return a comparison's finished runs, in the order of its table, and their settings.
 
     Raises:
@@ -247,12 +247,12 @@ def read_runs(folder: Path) -> tuple[list[comparison.Run], TrainConfig]:
     return runs, next(iter(finished.values()))
 
 
-def _read_run(folder: Path, config: TrainConfig) -> comparison.Run:
+def _read_run(folder: Path, config: TrainConfig) -> comparison.FinishedRun:
     summary = RunFolder(folder).summary()
     sites = summary["best"]["sites"]
     if config.method != _method(folder).partition(":")[0]:
         raise ConfigError(f"{folder} holds a run of method {config.method}; rename the folder, or remove it")
-    return comparison.Run(
+    return comparison.FinishedRun(
         method=_method(folder),
         seed=config.seed,
         records=read_records(folder / "metrics.jsonl", classes=len(config.classes)),
@@ -332,8 +332,8 @@ def tabulate(folder: Path) -> list[comparison.Row]:
     runs, config = read_runs(folder)
     rows = comparison.compare(runs, DEFAULT)
     of_runs = [(run.method, run.seed, run.records) for run in runs]
-    write_text(folder / "scores.csv", scores.to_csv(of_runs, config.classes))
-    write_text(folder / "comparison.csv", tables.to_csv(rows, DEFAULT))
+    write_text(folder / "scores.csv", scores.scores_to_csv(of_runs, config.classes))
+    write_text(folder / "comparison.csv", tables.comparison_to_csv(rows, DEFAULT))
     write_text(folder / "comparison.md", tables.to_markdown(rows, config.classes))
     write_text(folder / "comparison.tex", tables.to_latex(rows, config.classes))
     write_text(folder / "retrogress.csv", _drops_to_csv(runs))
@@ -344,7 +344,7 @@ def tabulate(folder: Path) -> list[comparison.Row]:
     return rows
 
 
-def _drops_to_csv(runs: Sequence[comparison.Run]) -> str:
+def _drops_to_csv(runs: Sequence[comparison.FinishedRun]) -> str:
     text = io.StringIO()
     lines = [
         {

@@ -13,7 +13,7 @@ from prrfl.config import TrainConfig
 from prrfl.errors import ConfigError, DataError, ParticipationError
 from prrfl.reports.page import Sample, SiteImages, run_page
 from prrfl.reports.retrogress import draw_retrogress
-from prrfl.reports.scores import to_csv
+from prrfl.reports.scores import scores_to_csv
 from prrfl.reports.summary import summarise
 from prrfl.runs.deployed import Which, predictions_path
 from prrfl.runs.folder import RunFolder, first_candidate
@@ -43,7 +43,9 @@ def finish(
     if seconds is not None:
         summary["seconds"] = round(seconds, 1)
     write_json(path, summary)
-    write_text(folder.path / "scores.csv", to_csv([(config.method, config.seed, records)], config.classes))
+    write_text(
+        folder.path / "scores.csv", scores_to_csv([(config.method, config.seed, records)], config.classes)
+    )
     draw_retrogress(records, folder.path / "retrogress.png", config.epochs)
     return summary
 

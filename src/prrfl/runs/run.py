@@ -66,7 +66,7 @@ def train(
         there.check_free()
         there.begin(config)
     writer = DeployedWriter(folder, config, {site.name: site for site in sites})
-    with open_engine(run, sites, folder) as engine, opened(there):
+    with open_engine(run, sites, folder) as engine, open_folder(there):
 
         def save(names: Sequence[Which], index: int) -> None:
             for deployed in engine.deployed():
@@ -76,7 +76,7 @@ def train(
 
 
 @contextmanager
-def opened(folder: RunFolder, patience: float = 0.0) -> Iterator[None]:
+def open_folder(folder: RunFolder, patience: float = 0.0) -> Iterator[None]:
     """Lock a run's folder during the block, write the log there, and remove what killed processes left.
 
     Args:
@@ -106,7 +106,7 @@ def remaining_rounds(
     Args:
         run: settings, method and recipe.
         exchange: brings the method to the sites.
-        folder: the run's folder, locked by :func:`opened`.
+        folder: the run's folder, locked by :func:`open_folder`.
         save_deployed: is called after each round.
         keeper: holds the states of the sites; ``None`` if the sites save their states themselves.
         data: fingerprints of the sites' data; ``None`` if it is not on this machine.

@@ -13,7 +13,7 @@ from prrfl.engine import Arrival
 from prrfl.engine.site import packed
 from prrfl.errors import PRRFLError, one_line
 from prrfl.flower.federation import Federation, federate, read_federation, read_settings
-from prrfl.flower.messages import Answer, Step
+from prrfl.flower.messages import Answer, OrderStep
 from prrfl.flower.server.admission import (
     Attendance,
     check_answer,
@@ -25,7 +25,7 @@ from prrfl.flower.server.masked_round import MaskedRound, parse_key
 from prrfl.flower.server.transport import Transport
 from prrfl.runs.deployed import Which
 from prrfl.runs.folder import RunFolder
-from prrfl.runs.run import opened, remaining_rounds
+from prrfl.runs.run import open_folder, remaining_rounds
 from prrfl.runs.setup import Run, share_dtype
 from prrfl.tensors import count_bytes
 from prrfl.types import ExchangeRecord, RoundContext, RoundRecord, Share, Tensors
@@ -71,7 +71,7 @@ def run_federation(grid: Grid, federation: Federation, folder: Path) -> Iterator
     """
     run, there = Run.of(federation.config), RunFolder(folder)
     fleet = Fleet(grid, federation, run, folder)
-    with opened(there, patience=LINGERS):
+    with open_folder(there, patience=LINGERS):
         log.info("sites: %s", ", ".join(federation.sites))
         yield from remaining_rounds(run, fleet, there, fleet.save_deployed)
 
@@ -170,7 +170,7 @@ class Fleet:
         """Return a share with the names, shapes, types and weight of this round's."""
         return packed(self._method.share(self._start, ctx), self._share_dtype)
 
-    def _records(self, answer: Answer, step: Step, ctx: RoundContext) -> list[RoundRecord]:
+    def _records(self, answer: Answer, step: OrderStep, ctx: RoundContext) -> list[RoundRecord]:
         """Return the records of a valid answer."""
         check_answer(answer, self._federation, ctx.round)
         expected = expected_records(step, ctx, answer.site, self._models)
