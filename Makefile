@@ -9,7 +9,7 @@ PROSE := $(filter-out docs/architecture.md docs/deployment.md docs/performance.m
 	$(wildcard *.md docs/*.md docs/*.py docs/reference/*.md)) examples tests/paper/vectors
 SPELLED := $(wildcard *.md) .github docs examples src tests benchmarks Makefile main.py
 
-.PHONY: setup train test test-slow coverage fuzz check docs audit bench clean
+.PHONY: setup train test test-slow coverage fuzz check docs audit bench gpu clean
 
 setup: $(READY)
 
@@ -57,6 +57,10 @@ docs: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
+
+# What a GPU makes of it; `python -m benchmarks gpu` is enough where PyTorch is installed.
+gpu: $(READY)
+	$(BIN)/python -m benchmarks gpu
 
 clean:
 	rm -rf $(VENV)

@@ -11,7 +11,7 @@ from prrfl.data.sources import load_sites
 from prrfl.evaluation import predictions
 from prrfl.reports.assessment import assess
 from prrfl.reports.card import model_card
-from prrfl.reports.comparison import compare
+from prrfl.reports.comparison import FinishedRun, compare
 from prrfl.reports.statistics import group_indices, resamples
 from prrfl.runs.deployed import About
 from prrfl.storage.records import predictions_to_csv, read_predictions
@@ -47,7 +47,7 @@ def run(method, p, seed=0):
         ScoreRecord(0, 0, "a", "test", "model", True, moment, Scores(70, 1.0, 0.5, 0.5, 0.5, (None,) * 3, ()))
         for moment in ("before", "after")
     ]
-    return Run(
+    return FinishedRun(
         method, seed, [*records, ExchangeRecord(0, {"a": 1}, 1)], {"a": p}, 1.0, 1, 1, {"a": (9, 1, 1)}
     )
 
