@@ -167,7 +167,7 @@ def side_by_side(calls: Sequence[Callable[[], Tensor]], device: str) -> list[Ten
     return outputs
 
 
-class Kept(threading.local, Generic[K, V]):
+class ThreadCache(threading.local, Generic[K, V]):
     """The last few things that a thread made, by key. Threads share nothing: each has a stream of its own."""
 
     def __init__(self, most: int = 4) -> None:

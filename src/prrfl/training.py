@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prrfl.capture import Captured, Kept, on_gpu, side_by_side
+from prrfl.capture import Captured, ThreadCache, on_gpu, side_by_side
 from prrfl.folding import Pairs, fold, foldable
 from prrfl.machine import arithmetic
 from prrfl.types import ClientId, Examples, RoundContext, SiteData, Tensors
@@ -102,12 +102,12 @@ class Recipe:
         return foldable(self.network)
 
     @cached_property
-    def _trainers(self) -> "Kept[object, _Trainer]":
-        return Kept()
+    def _trainers(self) -> "ThreadCache[object, _Trainer]":
+        return ThreadCache()
 
     @cached_property
-    def _scorers(self) -> "Kept[int, _Scorer]":
-        return Kept()
+    def _scorers(self) -> "ThreadCache[int, _Scorer]":
+        return ThreadCache()
 
 
 @dataclass(frozen=True)

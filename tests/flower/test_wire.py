@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from prrfl.flower.messages import Answer, Order, from_records
-from prrfl.flower.wire import measure
+from prrfl.flower.wire import measure_wire
 from prrfl.models import build_network
 from prrfl.pfa import low_band_amplitudes
 from prrfl.tensors import norm_keys
@@ -43,7 +43,7 @@ def test_inspect_lists_every_field_of_both_messages(prrfl, network, secure):
     flags = ["--network", network, *(["--secure"] if secure else [])]
     code, out, err = prrfl("inspect", "--wire", *flags)
     assert (code, err) == (0, "")
-    items = measure({"network": network}, secure)
+    items = measure_wire({"network": network}, secure)
     fields = {f.name for kind in (Order, Answer) for f in dataclasses.fields(kind)}
     assert {item.name.partition(".")[0] for item in items} <= fields
     sent = {(i.step, i.name): i.bytes for i in items if i.to == "server" and i.name.startswith("share.")}

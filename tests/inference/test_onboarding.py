@@ -147,7 +147,7 @@ def test_norms_are_reestimated_as_a_plain_mean_over_batches(prrfl, folder):
 def test_a_folder_without_a_run_or_a_round_is_named(prrfl, tmp_path):
     code, _, err = prrfl("evaluate", tmp_path, "--data", tmp_path)
     assert code == 2
-    assert "holds no run" in err
+    assert "is not a run folder" in err
 
 
 def test_change_is_said_by_a_word_and_no_sign():

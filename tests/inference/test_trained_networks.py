@@ -99,9 +99,9 @@ def test_predict_refuses_in_one_line_and_writes_nothing(prrfl, run, data, tmp_pa
     assert "broken.png cannot be decoded" in refused(prrfl("predict", run, image, broken, *site, *out))
     assert "empty holds no image" in refused(prrfl("predict", run, tmp_path / "empty", *site, *out))
     assert "nowhere does not exist" in refused(prrfl("predict", run, tmp_path / "nowhere", *site, *out))
-    assert "choose one by --site" in refused(prrfl("predict", run, image, *out))
+    assert "choose one with --site" in refused(prrfl("predict", run, image, *out))
     assert "(did you mean 'clientA'?)" in refused(prrfl("predict", run, image, "--site", "clntA", *out))
-    assert "keeps no network" in refused(prrfl("predict", tmp_path, image, *site, *out))
+    assert "holds no network" in refused(prrfl("predict", tmp_path, image, *site, *out))
     assert not (tmp_path / "p.csv").exists()
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
@@ -222,7 +222,7 @@ def test_a_temperature_undoes_overconfidence():
 def test_no_temperature_is_made_up_where_no_error_shows(caplog):
     p = torch.full((12, 2), 0.5, dtype=torch.float64) + torch.tensor([0.01, -0.01])
     assert fit_temperature(Predictions(tuple("abcdefghijkl"), torch.zeros(12, dtype=torch.long), p)) == 1.0
-    assert "no temperature that fits best" in caplog.text
+    assert "no temperature fits best" in caplog.text
 
 
 def test_what_calibration_error_is_chance():

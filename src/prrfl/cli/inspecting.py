@@ -68,9 +68,9 @@ def show_wire(settings: Mapping[str, object], secure: bool) -> None:
     from prrfl.cli.federating import needs_flower
 
     needs_flower()
-    from prrfl.flower.wire import measure
+    from prrfl.flower.wire import measure_wire
 
-    items = measure(settings, secure)
+    items = measure_wire(settings, secure)
     masked = "one site's part of the masked sum" if secure else "what the method shares"
     arrays = {"share": masked, "mean": "the mean of all sites' shares"}
     table = Table(title=f"{settings['method']}: one round at one site, one local epoch")

@@ -15,8 +15,8 @@ from prrfl.errors import ParticipationError, StateMismatchError
 from prrfl.storage.tensor_files import adapter
 from prrfl.types import ClientId, Tensors
 
-Step = Literal["train", "share", "reveal", "receive", "keep"]
-STEPS: tuple[Step, ...] = get_args(Step)
+OrderStep = Literal["train", "share", "reveal", "receive", "keep"]
+STEPS: tuple[OrderStep, ...] = get_args(OrderStep)
 """``train``: train and answer with the share. ``share``, ``reveal``: under secure summation, send the masked
 share, then the seed of the site's own mask. ``receive``: take the mean. ``keep``: save the network as the
 best."""
@@ -51,7 +51,7 @@ class Order:
         mean: for ``receive``: the round's mean.
     """
 
-    step: Step
+    step: OrderStep
     experiment: str
     site: ClientId
     round: int

@@ -15,12 +15,12 @@ from prrfl.data.synthetic import GeneratedData, write_generated
 from prrfl.flower.certs import make_certs
 from prrfl.flower.consent import METHODS
 from prrfl.flower.federation import as_json, check_method
-from prrfl.flower.messages import Answer, Order, Step, to_records
+from prrfl.flower.messages import Answer, Order, OrderStep, to_records
 from prrfl.flower.site.orders import SiteSettings, carry_out
 from prrfl.storage.tensor_files import read_state
 from prrfl.types import ClientId, Share
 
-SECURE_STEPS: tuple[Step, ...] = ("share", "reveal")
+SECURE_STEPS: tuple[OrderStep, ...] = ("share", "reveal")
 
 NAMES = ("clientA", "clientB", "clientC")
 
@@ -36,13 +36,13 @@ class Item:
         bytes: size of its content, without Flower's framing.
     """
 
-    step: Step
+    step: OrderStep
     to: Literal["site", "server"]
     name: str
     bytes: int
 
 
-def measure(settings: Mapping[str, Any], secure: bool = False) -> list[Item]:
+def measure_wire(settings: Mapping[str, Any], secure: bool = False) -> list[Item]:
     """Return all that one site receives and sends in a round, without empty fields.
 
     Args:
@@ -63,7 +63,7 @@ def _round(folder: Path, settings: str, secure: bool) -> Iterator[Item]:
     write_generated(GeneratedData(len(NAMES), 18, 32, 0), folder / "data")
     make_certs(folder / "certs", NAMES, ["localhost"])
 
-    def ask(step: Step, name: ClientId, **more: Any) -> tuple[Order, Answer]:
+    def ask(step: OrderStep, name: ClientId, **more: Any) -> tuple[Order, Answer]:
         own = folder / "certs" / "sites" / name
         local = SiteSettings(
             name,
@@ -93,7 +93,7 @@ def _round(folder: Path, settings: str, secure: bool) -> Iterator[Item]:
         yield from _items(order.step, "server", to_records(answer))
 
 
-def _items(step: Step, to: Literal["site", "server"], records: RecordDict) -> Iterator[Item]:
+def _items(step: OrderStep, to: Literal["site", "server"], records: RecordDict) -> Iterator[Item]:
     for key, value in records.config_records["plain"].items():
         if value not in ("", "[]"):
             yield Item(step, to, key, len(value.encode()) if isinstance(value, str) else 8)

@@ -14,7 +14,7 @@ OTHERS = (*_PAIRS[2::2], *_PAIRS[3::2])
 PALETTE = (OURS, *OTHERS)
 """Colours for classes."""
 
-NETWORKS = (OURS, "#d9730d", "#6b4fa0", "#448361")
+NETWORK_COLOURS = (OURS, "#d9730d", "#6b4fa0", "#448361")
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def of_methods(methods: Sequence[str], reference: str) -> dict[str, Style]:
 
 def of_networks(models: Sequence[str]) -> dict[str, Style]:
     """Return a style for each network of a run."""
-    return {model: Style(colour) for model, colour in zip(models, cycle(NETWORKS), strict=False)}
+    return {model: Style(colour) for model, colour in zip(models, cycle(NETWORK_COLOURS), strict=False)}
 
 
 def _dashes(kind: int) -> tuple[float, ...]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from prrfl.errors import ParticipationError, StateMismatchError
 from prrfl.flower.federation import Federation
-from prrfl.flower.messages import Answer, Step
+from prrfl.flower.messages import Answer, OrderStep
 from prrfl.flower.secure_sum import FEWEST
 from prrfl.storage.records import from_line
 from prrfl.tensors import check_same_layout, non_finite
@@ -107,7 +107,7 @@ def check_share(answer: Answer, expected: Share) -> None:
 
 
 def expected_records(
-    step: Step, ctx: RoundContext, site: ClientId, models: Sequence[str]
+    step: OrderStep, ctx: RoundContext, site: ClientId, models: Sequence[str]
 ) -> list[tuple[object, ...]]:
     """Return what identifies each record of a step, in the order in which a site's visitor yields them.
 

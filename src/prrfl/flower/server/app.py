@@ -13,7 +13,7 @@ from prrfl.engine import Arrival
 from prrfl.engine.site import packed
 from prrfl.errors import PRRFLError, one_line
 from prrfl.flower.federation import Federation, federate, read_federation, read_settings
-from prrfl.flower.messages import Answer, Step
+from prrfl.flower.messages import Answer, OrderStep
 from prrfl.flower.server.admission import (
     Attendance,
     check_answer,
@@ -170,7 +170,7 @@ class Fleet:
         """Return a share with the names, shapes, types and weight of this round's."""
         return packed(self._method.share(self._start, ctx), self._share_dtype)
 
-    def _records(self, answer: Answer, step: Step, ctx: RoundContext) -> list[RoundRecord]:
+    def _records(self, answer: Answer, step: OrderStep, ctx: RoundContext) -> list[RoundRecord]:
         """Return the records of a valid answer."""
         check_answer(answer, self._federation, ctx.round)
         expected = expected_records(step, ctx, answer.site, self._models)

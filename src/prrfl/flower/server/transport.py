@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 
 from prrfl.errors import StateMismatchError, one_line
 from prrfl.flower.federation import Federation
-from prrfl.flower.messages import Answer, Order, Step, from_records, to_records
+from prrfl.flower.messages import Answer, Order, OrderStep, from_records, to_records
 from prrfl.types import ClientId, Tensors
 
 log = logging.getLogger("prrfl")
@@ -45,7 +45,7 @@ class Transport:
 
     def ask(
         self,
-        step: Step,
+        step: OrderStep,
         index: int,
         sites: Iterable[ClientId],
         *,
