@@ -36,10 +36,10 @@ def done(data, tmp_path_factory):
 @pytest.mark.parametrize(
     ("method", "said"),
     [
-        ("fedavg:data=/x", "data is the same for all methods; give --data instead"),
+        ("fedavg:data=/x", "data is the same for all methods; use --data instead"),
         ("fedavg:seed=3", "seed is the same for all methods"),
-        ("fedavg:transfer=off", "fedavg has no setting transfer; it has none of its own"),
-        ("fedprox:alpha1=0.5", "fedprox has no setting alpha1; its own are mu"),
+        ("fedavg:transfer=off", "fedavg has no setting transfer; it has no settings of its own"),
+        ("fedprox:alpha1=0.5", "fedprox has no setting alpha1; it has mu"),
         ("fedavg:lrr=0.1", "did you mean 'lr'"),
     ],
 )
@@ -64,7 +64,7 @@ def test_runs_with_other_settings_or_images_are_not_put_side_by_side(prrfl, data
     predictions.write_text(predictions.read_text().replace("clientB_test_0", "another"))
     code, _, err = prrfl("report", tmp_path / "c")
     assert code == 2
-    assert "the test images of site clientB are not those of the other runs" in err
+    assert "site clientB has other test images than in the other runs" in err
 
 
 def test_runs_on_other_training_data_are_not_put_side_by_side(prrfl, data, done, tmp_path, caplog):
@@ -96,7 +96,7 @@ def test_runs_on_other_training_data_are_not_put_side_by_side(prrfl, data, done,
     assert err.startswith(f"error: {noted.parent} was trained on other data than {run}: {changed}; ")
     noted.unlink()
     assert prrfl("report", tmp_path / "c")[0] == 0
-    assert f"1 of 2 runs hold no data.json, {noted.parent} first" in caplog.text
+    assert f"1 of 2 runs have no data.json, the first is {noted.parent}" in caplog.text
 
 
 def test_settings_are_held_against_all_runs_and_not_the_neighbour_alone(tmp_path):

@@ -143,7 +143,7 @@ def test_every_setting_is_a_flag(capsys):
         ("lr = 'fast'", "key 'lr'"),
         ("rounds = = 3", "is not TOML"),
         ("network = 'vgg_n'", "did you mean 'vgg_nb'?"),
-        ("classes = 'nv'", "at least two classes"),
+        ("classes = 'nv'", "at least two class names"),
         ("device = 'gpu0'", "'gpu0' is not available on this machine"),
     ],
 )
@@ -165,7 +165,7 @@ def test_bad_flags_and_folders(folder, tmp_path, capsys):
     (out / "mine.txt").write_text("keep")
     assert "exists already" in refused(capsys, "train", "--data", folder, "--out", out)
     assert (out / "mine.txt").read_text() == "keep"
-    assert "no run" in refused(capsys, "report", tmp_path)
+    assert "is not a run folder" in refused(capsys, "report", tmp_path)
 
 
 def test_one_site_alone_is_refused(tmp_path, capsys):

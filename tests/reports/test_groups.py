@@ -89,7 +89,7 @@ def test_a_run_that_wrote_no_groups_has_those_of_the_others():
     assert mixed[0].f1 == compare([run("prrfl", p)], "prrfl", draws=300)[0].f1
 
 
-def test_the_card_says_of_how_many_lesions_the_images_are():
+def test_the_card_counts_lesions():
     about = About("a", "model", "local", "net", CLASSES, 32, 0, 1, {"train": (1, 1, 1)})
     facts = {
         "about": about,
@@ -104,7 +104,7 @@ def test_the_card_says_of_how_many_lesions_the_images_are():
     one, many = single(1.5), photographed(single(1.5), 2)
     card = model_card(facts, CLASSES, ["a"], many, at_temperature(many, 1.5))
     assert "own 140 test images of 70 lesions or patients, in percent" in card
-    assert "Wilson's takes images as independent" in card
+    assert "Wilson's interval takes images as independent" in card
     assert "own 70 test images, in percent" in model_card(facts, CLASSES, ["a"], one)
 
 
