@@ -47,8 +47,8 @@ class VGG16Slim(nn.Module):
     def __init__(self, num_classes: int = 3, bias: bool = False) -> None:
         """Create the network with weights as PyTorch draws them, from its global generator.
 
-        That is what the published code starts from: uniform in ±1/√fan_in. He-normal weights are 2.45 times as
-        large, and before a batch norm that makes training six times slower at the same learning rate.
+        That is what the published code starts from: uniform in ±1/√fan_in. He-normal weights are 2.45 times
+        as large, and before a batch norm that makes training six times slower at the same learning rate.
 
         Args:
             num_classes: number of logits.
