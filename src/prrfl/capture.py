@@ -43,6 +43,9 @@ class _Own(threading.local):
 
 _own = _Own()
 
+_broken = threading.Event()
+"""Set once a recording has failed: PyTorch cannot record again in this process, so all runs as it is."""
+
 
 def on_gpu(device: str) -> bool:
     """Return whether a device is a CUDA GPU."""
@@ -91,7 +94,7 @@ class Captured:
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Return the function's outputs, which no later call changes."""
-        if not self._records:
+        if not self._records or _broken.is_set():
             return self._function(*inputs)
         shapes = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
         recording = self._seen.get(shapes)
@@ -103,16 +106,14 @@ class Captured:
         return recording.replay(inputs) if recording else self._function(*inputs)
 
     def _record(self, inputs: Sequence[Tensor]) -> _Recording | None:
-        try:
-            with _recording:
-                return record(self._function, inputs, self._device)
-        except RuntimeError as cause:
-            self._records = False
-            log.warning(
-                "this network cannot be recorded as a CUDA graph, so it trains more slowly: %s",
-                str(cause).splitlines()[0],
-            )
-            return None
+        with _recording:
+            try:
+                return None if _broken.is_set() else record(self._function, inputs, self._device)
+            except RuntimeError as cause:
+                _broken.set()
+                reason = str(cause).splitlines()[0]
+        log.warning("a step cannot be recorded as a CUDA graph, so training is slower: %s", reason)
+        return None
 
 
 def record(function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor], device: str) -> _Recording:
@@ -131,7 +132,6 @@ def record(function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor]
         try:
             outputs = function(*static)
         except BaseException:
-            _own.memory = None  # what was being recorded into cannot be used again
             with suppress(RuntimeError):
                 graph.capture_end()
             raise

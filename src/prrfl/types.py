@@ -152,7 +152,7 @@ class ScoreRecord:
     Attributes:
         model: the network's name in the method: ``personalised`` or ``deputy`` for PRR-FL.
         deployed: whether it is the network that the site would use.
-        moment: after a local epoch, or just before or after the round's mean was received.
+        moment: after a local epoch, or just before or after the site received the mean.
     """
 
     round: int

@@ -12,10 +12,11 @@ from tests.sites_on_disk import write_layout
 
 @pytest.fixture(autouse=True, scope="package")
 def small_and_quick():
-    """Register the tiny network as ``tiny``, as a user would, and check for answers without a pause."""
+    """Register the tiny network as ``tiny``, check for answers without a pause, and draw nothing."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(NETWORKS, "tiny", tiny)
         patch.setattr(transport, "POLL", 0.01)
+        patch.setattr("prrfl.runs.report.draw_retrogress", lambda *_: None)
         yield
 
 

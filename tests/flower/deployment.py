@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+ROOT = Path(__file__).parents[2]
 PRRFL = str(Path(sys.executable).parent / "prrfl")
 ENVIRONMENT = {
     **os.environ,
@@ -17,8 +18,10 @@ ENVIRONMENT = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
     "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": f"{ROOT / 'tests/flower/every_process'}:{ROOT}",
 }
 TRAINING = ["--image-size", "32", "--batch", "8", "--precision", "float32", "--seed", "3"]
+TRAINING += ["--network", "tiny"]
 
 
 def free_port() -> int:
@@ -28,7 +31,7 @@ def free_port() -> int:
 
 
 class Deployment:
-    """A server and its sites; everything that was started ends with the block."""
+    """A server and its sites; all processes end with the block."""
 
     def __init__(self, folder: Path, data: Path, sites: list[str], secure: bool = False):
         self.folder, self.data, self.sites = folder, data, sites
@@ -50,7 +53,7 @@ class Deployment:
             self.kill(process)
 
     def start_flower(self, program, *arguments):
-        """Start one of Flower's own programs, as somebody without our commands would."""
+        """Start one of Flower's own programs, without our commands."""
         path = str(Path(PRRFL).with_name(program))
         return self._start([path, *arguments, "--port", free_port()], f"{program}.txt")
 
@@ -88,7 +91,7 @@ class Deployment:
     def home(self, name) -> Path:
         return self.folder / "home" / name
 
-    def kept(self, name) -> Path:
+    def experiment(self, name) -> Path:
         """Return the experiment's folder at a site."""
         (folder,) = [path.parent for path in self.home(name).glob("*/settings.json")]
         return folder
@@ -133,4 +136,4 @@ def until(condition, seconds: float, what: str) -> None:
 def simulate(data, folder, *arguments):
     """Train in one process what a deployment trains at its sites."""
     command = [PRRFL, "train", "--data", data, "--out", folder, "--workers", "1", "--threads", "1"]
-    subprocess.run([*command, *TRAINING, *arguments], check=True, capture_output=True)
+    subprocess.run([*command, *TRAINING, *arguments], env=ENVIRONMENT, check=True, capture_output=True)

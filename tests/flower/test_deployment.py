@@ -11,7 +11,7 @@ from prrfl.runs.folder import RunFolder
 from prrfl.storage.records import read_records
 from prrfl.storage.tensor_files import read_tensors
 from prrfl.types import ExchangeRecord, ScoreRecord
-from tests.flower.deployment import PRRFL, Deployment, simulate
+from tests.flower.deployment import ENVIRONMENT, PRRFL, Deployment, simulate
 from tests.sites_on_disk import write_layout
 
 pytestmark = pytest.mark.slow
@@ -42,7 +42,7 @@ def test_four_real_sites_give_the_tensors_of_one_process(data, simulated, tmp_pa
         assert server.wait(timeout=240) == 0, deployed.said()
         for name in NAMES:
             for which in ("last", "best"):
-                ours = read_tensors(deployed.kept(name) / "models" / name / f"{which}.safetensors")
+                ours = read_tensors(deployed.experiment(name) / "models" / name / f"{which}.safetensors")
                 theirs = read_tensors(simulated / "models" / name / f"{which}.safetensors")
                 assert ours.keys() == theirs.keys()
                 assert all(torch.equal(ours[key], theirs[key]) for key in ours), (name, which)
@@ -63,5 +63,5 @@ def test_a_site_that_never_comes_is_told_of_by_the_exit_code_and_the_report(data
         assert server.wait(timeout=200) == 3, deployed.said()
         assert "round 1 continued without clientD: no answer within 30 s" in deployed.said()
         assert RunFolder(deployed.run).summary()["absent"] == {"clientD": [0]}
-        subprocess.run([PRRFL, "report", deployed.run], check=True, capture_output=True)
+        subprocess.run([PRRFL, "report", deployed.run], env=ENVIRONMENT, check=True, capture_output=True)
         assert "Without clientD in round(s) 1." in (deployed.run / "report.html").read_text("utf-8")

@@ -1,4 +1,4 @@
-"""Real processes behind the proxy that ships: strangers are refused, what is killed comes back."""
+"""Real processes behind the proxy: strangers are refused, and killed sites and servers resume."""
 
 import shutil
 import subprocess
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def proxy(tmp_path):
-    """The reverse proxy as it is shipped, at other ports and paths; gives a function that starts it."""
+    """A function that starts the reverse proxy with the file in deploy/, at other ports and paths."""
     if (nginx := shutil.which("nginx")) is None:
         pytest.skip("nginx is not installed")
     started = []
@@ -54,7 +54,7 @@ def proxy(tmp_path):
 
 
 def post(address, path, certs, scheme="https"):
-    """Return the HTTP status of a request, its path sent as it is, or how it failed."""
+    """Return the HTTP status of a request whose path is sent as it is, or the error."""
     command = [
         "curl",
         "-sS",
@@ -74,7 +74,7 @@ def post(address, path, certs, scheme="https"):
     return done.stdout if done.returncode == 0 else done.stderr
 
 
-def test_behind_the_proxy_strangers_are_refused_and_killed_sites_and_servers_come_back(proxy, tmp_path):
+def test_behind_the_proxy_strangers_are_refused_and_killed_sites_and_servers_resume(proxy, tmp_path):
     names = ["clientA", "clientB", "clientC"]
     training = ["--rounds", "3", "--epochs", "4"]
     three = write_layout(tmp_path / "three", sites=3, train=60)
@@ -86,7 +86,7 @@ def test_behind_the_proxy_strangers_are_refused_and_killed_sites_and_servers_com
         certs = deployed.folder / "certs" / "sites" / "clientA"
         until(lambda: post(inside, "/", certs) == "404", 60, "the SuperLink listening")
         assert post(inside, "/v1/control/list-runs", certs) != "404"
-        # Whoever reaches the SuperLink itself controls it, so the door for sites leads to the fleet alone.
+        # Anybody who reaches the SuperLink itself controls it, so the proxy forwards only the fleet's path.
         for path in (
             "/v1/control/list-runs",
             "/v1/control/start-run",
@@ -144,7 +144,7 @@ def test_behind_the_proxy_strangers_are_refused_and_killed_sites_and_servers_com
         folder = tmp_path / "simulated"
         simulate(three, folder, *training)
         for name in names:
-            ours = read_tensors(deployed.kept(name) / "models" / name / "last.safetensors")
+            ours = read_tensors(deployed.experiment(name) / "models" / name / "last.safetensors")
             theirs = read_tensors(folder / "models" / name / "last.safetensors")
             assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
 

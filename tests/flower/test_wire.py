@@ -6,6 +6,9 @@ import pytest
 
 from prrfl.flower.messages import Answer, Order, from_records
 from prrfl.flower.wire import measure_wire
+from prrfl.models import build_network
+from prrfl.pfa import low_band_amplitudes
+from prrfl.tensors import norm_keys
 from tests.flower.grid import grid_of, run
 
 
@@ -35,15 +38,20 @@ def test_only_the_documented_fields_leave_a_site(data, tmp_path):
             assert not answer.share
 
 
-@pytest.mark.parametrize("secure", [False, True])
-def test_inspect_lists_every_field_of_both_messages(prrfl, secure):
-    code, out, err = prrfl("inspect", "--wire", *(["--secure"] if secure else []))
+@pytest.mark.parametrize(("network", "secure"), [("vgg16_slim", False), ("tiny", True)])
+def test_inspect_lists_every_field_of_both_messages(prrfl, network, secure):
+    flags = ["--network", network, *(["--secure"] if secure else [])]
+    code, out, err = prrfl("inspect", "--wire", *flags)
     assert (code, err) == (0, "")
-    items = measure_wire({}, secure)
+    items = measure_wire({"network": network}, secure)
     fields = {f.name for kind in (Order, Answer) for f in dataclasses.fields(kind)}
     assert {item.name.partition(".")[0] for item in items} <= fields
     sent = {(i.step, i.name): i.bytes for i in items if i.to == "server" and i.name.startswith("share.")}
-    plain = 579_857  # numbers in the deputy's low-band amplitudes in the first round, 0.244 of the weights
+    # Numbers in the deputy's low-band amplitudes in the first round; 0.244 of the weights of VGG16-slim.
+    module = build_network(network)
+    amplitudes = low_band_amplitudes(module.state_dict(), 0.7, norm_keys(module))
+    plain = sum(tensor.numel() for tensor in amplitudes.values())
+    assert network == "tiny" or plain == 579_857
     if secure:
         assert {key: size for key, size in sent.items() if "layout" not in key[1]} == {
             ("share", "share.int64"): 8 * (plain + 1)
@@ -52,4 +60,4 @@ def test_inspect_lists_every_field_of_both_messages(prrfl, secure):
         assert sent["train", "share.float32"] == 4 * plain
     for item in items:
         assert item.name in out
-        assert f"{item.bytes:,}" in out or item.name == "settings"  # of which none were given here
+        assert f"{item.bytes:,}" in out or item.name == "settings"  # the command sends more settings

@@ -39,8 +39,8 @@ def test_scores_of_samples_are_scikit_learns_even_where_a_class_is_lost():
     counts[0, LABELS > 0] = 0  # a single class: there is no AUC
     values = probabilities(2, 1.0)
     predicted = values.argmax(1)
-    f1s = statistics.macro_f1(counts, LABELS, predicted)
-    aucs = statistics.macro_auc(counts, LABELS, values)
+    f1s = statistics.resampled_f1(counts, LABELS, predicted)
+    aucs = statistics.resampled_auc(counts, LABELS, values)
     lost = 0
     for row, f1, auc in zip(counts, f1s, aucs, strict=True):
         chosen = np.repeat(np.arange(len(LABELS)), row.astype(int))

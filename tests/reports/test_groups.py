@@ -11,7 +11,7 @@ from prrfl.data.sources import load_sites
 from prrfl.evaluation import predictions
 from prrfl.reports.assessment import assess
 from prrfl.reports.card import model_card
-from prrfl.reports.comparison import compare
+from prrfl.reports.comparison import FinishedRun, compare
 from prrfl.reports.statistics import group_indices, resamples
 from prrfl.runs.deployed import About
 from prrfl.storage.records import predictions_to_csv, read_predictions
@@ -47,7 +47,7 @@ def run(method, p, seed=0):
         ScoreRecord(0, 0, "a", "test", "model", True, moment, Scores(70, 1.0, 0.5, 0.5, 0.5, (None,) * 3, ()))
         for moment in ("before", "after")
     ]
-    return Run(
+    return FinishedRun(
         method, seed, [*records, ExchangeRecord(0, {"a": 1}, 1)], {"a": p}, 1.0, 1, 1, {"a": (9, 1, 1)}
     )
 
@@ -89,7 +89,7 @@ def test_a_run_that_wrote_no_groups_has_those_of_the_others():
     assert mixed[0].f1 == compare([run("prrfl", p)], "prrfl", draws=300)[0].f1
 
 
-def test_the_card_says_of_how_many_lesions_the_images_are():
+def test_the_card_counts_lesions():
     about = About("a", "model", "local", "net", CLASSES, 32, 0, 1, {"train": (1, 1, 1)})
     facts = {
         "about": about,
@@ -104,7 +104,7 @@ def test_the_card_says_of_how_many_lesions_the_images_are():
     one, many = single(1.5), photographed(single(1.5), 2)
     card = model_card(facts, CLASSES, ["a"], many, at_temperature(many, 1.5))
     assert "own 140 test images of 70 lesions or patients, in percent" in card
-    assert "Wilson's takes images as independent" in card
+    assert "Wilson's interval takes images as independent" in card
     assert "own 70 test images, in percent" in model_card(facts, CLASSES, ["a"], one)
 
 

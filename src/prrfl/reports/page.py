@@ -253,7 +253,7 @@ def _score_sheet(summary: Mapping[str, Any], classes: Sequence[str]) -> Sheet:
 
 
 def _drop_sheet(records: Sequence[RoundRecord]) -> Sheet:
-    """Return every communication; where nothing came back, the last column says why."""
+    """Return a table of all communications; the last column explains drops that did not recover."""
     heads = ["round", "site", "network", "F1 before", "F1 after", "F1 drop", "AUC drop", "epochs to recover"]
     body = [
         [

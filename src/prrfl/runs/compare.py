@@ -89,13 +89,13 @@ def plan(
             # All settings of the base, so that those of the file or the quickstart apply to every run.
             whole = {**base.model_dump(exclude_none=True), **settings}
             planned.append(Planned(method, seed, load_config(None, whole), folder))
-    begun = {folder: RunFolder(folder).settings() for folder in _run_folders(out)}
-    _check_alike({one.folder: one.config for one in planned} | begun)
+    started = {folder: RunFolder(folder).settings() for folder in _run_folders(out)}
+    _check_alike({one.folder: one.config for one in planned} | started)
     for one in planned:
-        if one.folder in begun:
-            _check_same(begun[one.folder], one)
+        if one.folder in started:
+            _check_same(started[one.folder], one)
     if any(not RunFolder(one.folder).is_finished for one in planned):
-        _check_data_unchanged(list(begun), planned[0].config)
+        _check_data_unchanged(list(started), planned[0].config)
     return planned
 
 
@@ -278,10 +278,10 @@ def _training_counts(folder: Path, site: ClientId) -> tuple[int, ...] | None:
 def _check_data_unchanged(folders: Sequence[Path], config: TrainConfig) -> None:
     """Raise if the data has changed since runs were started: before others are trained, not afterwards."""
     # A run without a complete round starts again, with the present data.
-    begun = [there for there in map(RunFolder, folders) if there.rounds_done and there.data() is not None]
-    if begun:
+    started = [there for there in map(RunFolder, folders) if there.rounds_done and there.data() is not None]
+    if started:
         now = fingerprints(load_data(config))
-        for there in begun:
+        for there in started:
             there.check_data(now)
 
 

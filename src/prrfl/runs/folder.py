@@ -54,9 +54,7 @@ class RunFolder:
             ConfigError: if it holds anything.
         """
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise ConfigError(
-                f"run folder {self.path} already exists; choose another folder, or remove this one"
-            )
+            raise ConfigError(f"run folder {self.path} exists already; choose another folder, or remove it")
 
     @contextmanager
     def locked(self, patience: float = 0.0) -> Iterator[None]:

@@ -59,8 +59,8 @@ def train(
     config = resolved(config, len(sites))
     there = RunFolder(folder)
     # A run with a checkpoint does not need the weights that it started from, which may be gone.
-    begun = resume and there.rounds_done > 0
-    recipe = make_recipe(config.model_copy(update={"weights": None}) if begun else config)
+    has_checkpoint = resume and there.rounds_done > 0
+    recipe = make_recipe(config.model_copy(update={"weights": None}) if has_checkpoint else config)
     run = Run(config, config.algorithm(), recipe)
     if not resume:
         there.check_free()

@@ -8,11 +8,9 @@ import pytest
 import torch
 
 from prrfl.errors import ParticipationError
-from prrfl.flower.certs import make_certs
 from prrfl.flower.messages import Answer, from_records
 from prrfl.types import ExchangeRecord
 from tests.flower.grid import NAMES, GridReply, absences, grid_of, networks, run
-from tests.sites_on_disk import write_layout
 
 
 def test_secure_summation_gives_the_mean_and_hides_the_shares(data, certs, tmp_path, undisturbed):
@@ -35,9 +33,7 @@ def test_secure_summation_gives_the_mean_and_hides_the_shares(data, certs, tmp_p
         assert (bits.double().mean(0) - 0.5).abs().max() < 0.05
 
 
-def test_a_site_that_drops_out_voids_the_sum_which_is_repeated_without_it(data, certs, tmp_path):
-    grid = None
-
+def test_a_site_that_drops_out_voids_the_sum_which_is_repeated_without_it(data, four, certs, tmp_path):
     late = []
 
     def drop(order, reply):
@@ -45,40 +41,21 @@ def test_a_site_that_drops_out_voids_the_sum_which_is_repeated_without_it(data, 
             late.append(from_records(Answer, reply.content).share["masked"])
         return None if order.site == "clientD" and order.step == "share" else reply
 
-    four = write_layout(tmp_path / "four", sites=4)
-    names = [*NAMES, "clientD"]
-    make_certs(tmp_path / "keys", names, ["localhost"])
-    grid = grid_of(four, tmp_path, tmp_path / "keys" / "sites", spoil=drop)
-    own = tmp_path / "keys" / "sites" / "clientD"
-    grid.configs["clientD"] = {
-        **grid.configs["clientA"],
-        "name": "clientD",
-        "home": str(tmp_path / "clientD"),
-        "roster": str(own / "roster.txt"),
-        "signing-key": str(own / "sign.key"),
-    }
-    records = run(grid, tmp_path / "run", secure=True, quorum=3, deadline=0.5, names=names, rounds=1)
+    masked = grid_of(four, tmp_path, certs, names=[*NAMES, "clientD"], spoil=drop)
+    settings = {"quorum": 3, "deadline": 0.5, "names": [*NAMES, "clientD"], "rounds": 1}
+    records = run(masked, tmp_path / "run", secure=True, **settings)
     assert absences(records) == [(0, "clientD", "no answer within 0.5 s")]
     (exchange,) = [r for r in records if isinstance(r, ExchangeRecord)]
     assert set(exchange.bytes_up) == set(NAMES)
-    # What comes late from the fourth is of no use: the sum of all four stays uniform over 64 bits.
+    # A masked share that arrives late is useless: the sum of all four stays uniform over 64 bits.
     bits = (sum(late)[:, None] >> torch.arange(64)) & 1
     assert len(late) == 4
     assert (bits.double().mean(0) - 0.5).abs().max() < 0.05
-    plain = run(grid_of(four, tmp_path / "plain"), tmp_path / "plain" / "run", rounds=1)
-    means = [
-        next(o.mean for o in g.orders if o.step == "receive")
-        for g in (grid, _again(four, tmp_path / "plain again"))
-    ]
-    assert plain
-    for key, tensor in means[0].items():
-        assert torch.allclose(tensor, means[1][key], atol=1e-6, rtol=0), key
-
-
-def _again(data, home):
-    grid = grid_of(data, home)
-    run(grid, home / "run", rounds=1)
-    return grid
+    plain = grid_of(data, tmp_path / "plain")
+    run(plain, tmp_path / "plain" / "run", rounds=1)
+    ours, theirs = (next(o.mean for o in grid.orders if o.step == "receive") for grid in (masked, plain))
+    for key, tensor in ours.items():
+        assert torch.allclose(tensor, theirs[key], atol=1e-6, rtol=0), key
 
 
 def test_a_swapped_key_is_refused_by_every_site(data, certs, tmp_path):
@@ -99,16 +76,15 @@ def test_a_swapped_key_is_refused_by_every_site(data, certs, tmp_path):
     assert all("the key of site clientB is invalid, or not signed" in words for _, words in said)
 
 
-def test_a_sum_that_lacks_a_seed_is_completed_by_the_same_sites(certs, tmp_path):
-    data, names = write_layout(tmp_path / "four", sites=4), [*NAMES, "clientD"]
-    make_certs(tmp_path / "keys", names, ["localhost"])
+def test_a_sum_that_lacks_a_seed_is_completed_by_the_same_sites(four, certs, tmp_path):
+    names = [*NAMES, "clientD"]
     run_of = partial(run, folder=tmp_path / "run", secure=True, quorum=3, deadline=0.5, names=names, rounds=1)
 
     def grid_without(name, step, site):
         def lose(order, reply):
             return None if (order.step, order.site) == (step, site) else reply
 
-        grid = grid_of(data, tmp_path, tmp_path / "keys" / "sites", names=names, spoil=lose)
+        grid = grid_of(four, tmp_path, certs, names=names, spoil=lose)
         grid.online[name] = "away"
         return grid
 
@@ -116,6 +92,6 @@ def test_a_sum_that_lacks_a_seed_is_completed_by_the_same_sites(certs, tmp_path)
         run_of(grid_without("clientD", "reveal", "clientC"))
     with pytest.raises(ParticipationError, match="clientC: no answer"):
         run_of(grid_without("clientC", "", ""))
-    # The fourth is there again, but three sites have revealed what their sum without it needs.
+    # The fourth site is back, but three sites have revealed their seeds for the sum without it.
     records = run_of(grid_without("", "", ""))
     assert absences(records) == [(0, "clientD", "the masked sum of this round was started without it")]

@@ -9,8 +9,8 @@ import torch
 
 from prrfl.errors import ParticipationError
 from prrfl.flower.messages import OrderRefusedError
-from prrfl.flower.site import app as client_app
-from prrfl.flower.site.orders import SiteSettings, carry_out
+from prrfl.flower.site.app import settings_of
+from prrfl.flower.site.orders import carry_out
 from tests.flower.grid import grid_of, run
 
 
@@ -24,18 +24,15 @@ def test_a_mask_is_never_put_on_a_second_share(data, certs, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(grid, tmp_path / "run", secure=True)
     first, again = [o for o in grid.orders if o.site == "clientA" and o.step == "share"]
-    own = certs / "clientA"
-    local = SiteSettings(
-        *("clientA", data, tmp_path / "clientA", "cpu", 1, False, own / "roster.txt", own / "sign.key")
-    )
-    # The same share comes again as it was, ...
+    local = settings_of(grid.configs["clientA"])
+    # Asked again, the site sends the same masked share.
     assert torch.equal(carry_out(again, local).share["masked"], carry_out(again, local).share["masked"])
-    # ... and after another mean for the round before, there is another share.
+    # After another mean of the previous round, it has another share.
     receive = next(o for o in grid.orders if o.site == "clientA" and o.step == "receive")
     carry_out(replace(receive, mean={key: 1.1 * t for key, t in receive.mean.items()}), local)
     carry_out(next(o for o in grid.orders if o.round == 1 and o.site == "clientA"), local)
-    shouted = [key | {"key": key["key"].upper(), "more": "x"} for key in json.loads(again.cohort)]
-    for cohort in (again.cohort, json.dumps(shouted)):
+    capitals = [key | {"key": key["key"].upper(), "more": "x"} for key in json.loads(again.cohort)]
+    for cohort in (again.cohort, json.dumps(capitals)):
         with pytest.raises(OrderRefusedError, match="already sent another share of round 2"):
             carry_out(replace(again, cohort=cohort), local)
     assert first.round == 0
@@ -49,13 +46,10 @@ def test_a_share_goes_into_one_sum_a_round(data, certs, tmp_path):
     words = r"round 1: the masked sum of clientA, clientB, clientC was started and lacks clientC"
     with pytest.raises(ParticipationError, match=words):
         run(lost, tmp_path / "run", secure=True, deadline=0.5, rounds=1)
-    own = certs / "clientA"
-    local = SiteSettings(
-        *("clientA", data, tmp_path / "clientA", "cpu", 1, False, own / "roster.txt", own / "sign.key")
-    )
+    local = settings_of(lost.configs["clientA"])
     reveal = next(o for o in lost.orders if o.step == "reveal" and o.site == "clientA")
     assert carry_out(reveal, local).seed == carry_out(reveal, local).seed
-    # The same site under another key, as after its folder was lost, makes another cohort.
+    # A site whose folder was lost has another key, which makes another cohort.
     shutil.rmtree(tmp_path / "clientB")
     key = carry_out_at(lost, "clientB", "train")
     cohort = [one for one in json.loads(reveal.cohort) if one["site"] != "clientB"] + [json.loads(key)]
@@ -66,4 +60,4 @@ def test_a_share_goes_into_one_sum_a_round(data, certs, tmp_path):
 def carry_out_at(grid, name, step):
     """Carry out the first order of a step at a site again; return the key that it answers with."""
     order = next(o for o in grid.orders if o.step == step and o.site == name)
-    return carry_out(order, client_app.settings_of(grid.configs[name])).key
+    return carry_out(order, settings_of(grid.configs[name])).key

@@ -62,8 +62,7 @@ def test_a_site_refuses_a_server_that_is_far_behind_it(data, tmp_path):
     run(grid_of(data, tmp_path), tmp_path / "run")
     done = json.loads((tmp_path / "run" / "federation.json").read_text())
     order = Order("train", done["experiment"], "clientA", 0, json.dumps(SETTINGS, sort_keys=True), "")
-    home = tmp_path / "clientA"
-    local = SiteSettings("clientA", data, home, "cpu", 1)
+    local = SiteSettings("clientA", data, tmp_path / "clientA", "cpu", 1)
     with pytest.raises(Exception, match="is in round 2 of experiment"):
         carry_out(replace(order, version=version("prrfl")), local)
     with pytest.raises(OrderRefusedError, match="install the same"):

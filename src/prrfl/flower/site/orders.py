@@ -90,7 +90,7 @@ def carry_out(order: Order, local: SiteSettings) -> Answer:
     """
     check_addressed(order, local)
     participant = Participant(order, local)
-    with participant.alone():
+    with participant.locked():
         match order.step:
             case "train":
                 return participant.train()
@@ -162,8 +162,8 @@ class Participant:
         self._ledger = MaskLedger(self.folder, local.name)
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Wait until no other process, such as one of a killed node, works in the experiment's folder."""
+    def locked(self) -> Iterator[None]:
+        """Lock the experiment's folder, once no other process uses it, such as one of a killed node."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
