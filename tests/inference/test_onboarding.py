@@ -75,7 +75,7 @@ def test_evaluate_scores_each_network_their_ensemble_and_the_mean_of_deputies(pr
     assert f"{which} networks on the 30 test images of clientA" in said
     for name, logits in expected.items():
         for score_of in ("macro_f1", "auc"):
-            # In double precision, as predictions are: after so little training, outputs differ by 1e-7, and in
+            # In double precision, as predictions are: after so little training, outputs differ by 1e-7; in
             # single precision their ranks, and so the AUC, would be those of rounding errors.
             wanted = getattr(score(logits.double(), site.test.labels), score_of)
             assert found[name][score_of]["value"] == pytest.approx(wanted, abs=1e-6)
