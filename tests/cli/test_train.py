@@ -163,7 +163,7 @@ def test_bad_flags_and_folders(folder, tmp_path, capsys):
     assert not out.exists()
     out.mkdir()
     (out / "mine.txt").write_text("keep")
-    assert "already exists" in refused(capsys, "train", "--data", folder, "--out", out)
+    assert "exists already" in refused(capsys, "train", "--data", folder, "--out", out)
     assert (out / "mine.txt").read_text() == "keep"
     assert "is not a run folder" in refused(capsys, "report", tmp_path)
 

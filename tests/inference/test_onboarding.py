@@ -125,7 +125,7 @@ def test_onboard_writes_a_network_of_the_new_site(prrfl, folder):
     assert not torch.equal(next(iter(network.values())), next(iter(federation.mean.values())))
     code, _, err = prrfl(*command)
     assert code == 2
-    assert "already exists" in err
+    assert "exists already" in err
 
 
 def test_norms_are_reestimated_as_a_plain_mean_over_batches(prrfl, folder):

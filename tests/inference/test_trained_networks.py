@@ -317,7 +317,7 @@ def test_export_refuses_and_leaves_nothing(prrfl, run, tmp_path, monkeypatch):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/a.txt").write_text("keep")
     said = refused(prrfl("export", run, "--site", "clientA", "--out", tmp_path / "mine"))
-    assert "already exists" in said
+    assert "exists already" in said
     shutil.copytree(run, tmp_path / "run")
     (tmp_path / "run/predictions/clientA/best.csv").unlink()
     said = refused(prrfl("export", tmp_path / "run", "--site", "clientA", "--out", tmp_path / "ex"))
