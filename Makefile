@@ -4,12 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-# What follows docs/style.md. Not yet: src, and the pages left out here.
-PROSE := $(filter-out docs/architecture.md docs/deployment.md docs/performance.md docs/threat-model.md,\
-	$(wildcard *.md docs/*.md docs/*.py docs/reference/*.md)) examples tests/paper/vectors
+# Text that follows docs/style.md.
+PROSE := $(wildcard *.md .github/*.md docs/*.md docs/*.py docs/reference/*.md) src benchmarks examples tests/paper/vectors
 SPELLED := $(wildcard *.md) .github docs examples src tests benchmarks Makefile main.py
 
-.PHONY: setup train test test-slow coverage fuzz check docs audit bench clean
+.PHONY: setup train test test-slow coverage fuzz check docs audit bench gpu clean
 
 setup: $(READY)
 
@@ -57,6 +56,10 @@ docs: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
+
+# What a GPU makes of it; `python -m benchmarks gpu` is enough where PyTorch is installed.
+gpu: $(READY)
+	$(BIN)/python -m benchmarks gpu
 
 clean:
 	rm -rf $(VENV)

@@ -87,7 +87,7 @@ def held_mib(which: str) -> float:
     """Return the memory that this process holds now (``VmRSS``), or the most that it has held (``VmHWM``)."""
     status = Path("/proc/self/status")
     if status.exists():
-        # Linux passes ru_maxrss on from the parent that started a process; these begin anew.
+        # Linux inherits ru_maxrss from the parent process; these values start at zero.
         return int(status.read_text().split(f"{which}:")[1].split()[0]) / 1024
     import resource
 

@@ -1,4 +1,4 @@
-"""What a GPU makes of the package: whether all is right there, seconds, and what the paper's run takes.
+"""The package on a GPU: is it right there, how long does each part take, and the paper's run?
 
 Needs PyTorch with CUDA, NumPy, SciPy, scikit-learn, safetensors and pydantic; no network.
 """
@@ -76,7 +76,7 @@ def head(examples, n):
     return replace(examples, inputs=examples.inputs[:n], labels=examples.labels[:n], ids=examples.ids[:n])
 
 
-# Whether all is right
+# Checks
 
 
 def right(name: str, holds: bool) -> Figure:
@@ -85,7 +85,7 @@ def right(name: str, holds: bool) -> Figure:
 
 
 def checks(sites: Sequence[SiteData], recipe: Recipe, spread: str) -> Iterator[Figure]:
-    """Hold all ways to run against each other, bit for bit."""
+    """Compare all ways to run, bit for bit."""
     engine = InProcess(PRRFL(), sites, recipe)
     beside = fingerprint(engine, recipe)
     yield right("same seed, same bits", beside == fingerprint(InProcess(PRRFL(), sites, recipe), recipe))
@@ -141,7 +141,7 @@ def variants(recipe: Recipe) -> dict[str, Recipe]:
 
 @contextmanager
 def eagerly() -> Iterator[None]:
-    """Launch every step."""
+    """Launch every step instead of replaying it."""
     most, capture.MOST = capture.MOST, 0
     try:
         yield
@@ -230,7 +230,7 @@ def trajectory() -> Iterator[Figure]:
     yield Figure("largest difference to it in stages and losses", max(apart), "")
 
 
-# How long it takes
+# Seconds
 
 
 def timings(sites: Sequence[SiteData], recipe: Recipe, in_processes: float) -> Iterator[Figure]:
@@ -245,7 +245,7 @@ def timings(sites: Sequence[SiteData], recipe: Recipe, in_processes: float) -> I
     draw = generator(0)
     steps = -(-n // recipe.batch)
     drawing = stopwatch(lambda: recipe.augment.draw(data.train.inputs.shape, draw))
-    yield Figure("drawing an epoch's chance, per batch", 1e3 * drawing / steps, "ms (this run)")
+    yield Figure("drawing an epoch's random numbers, per batch", 1e3 * drawing / steps, "ms (this run)")
     batch = stopwatch(lambda: list(batches(data.train, recipe, 16, draw, shuffle=True))) / steps
     yield Figure("preparing a batch, all of it", 1e3 * batch, "ms (this run)")
     start = [recipe.network.state_dict()] * 2

@@ -1,10 +1,10 @@
-"""PRR-FL as one would write it down from the paper, with no thought of speed: the baseline.
+"""PRR-FL as one would write it from the paper, without regard to speed: the baseline.
 
 Images are decoded each time they are used, networks are scored one at a time and with the graph kept, and the
 server runs PFA on whole weights, one client after the other, in NumPy. It does the same work as the package:
 same start, same batches in the same order, same augmentation, same number of scorings. So both give the same
-scores, up to rounding. Only what fixes these is the package's: randomness, augmentation, pixels, layers, the
-scores' definition. The method itself is written anew.
+scores, up to rounding. Randomness, augmentation, decoding, layers and the definition of scores come from the
+package; the method itself is a second implementation.
 """
 
 from collections.abc import Iterator, Sequence

@@ -98,3 +98,24 @@ def test_on_a_gpu_float32_is_float32_and_the_switches_are_put_back():
     assert switches() == before
     with machine.arithmetic("cpu", "bfloat16"):
         assert switches() == before
+
+
+def test_a_gpu_is_asked_about_in_a_child_process(monkeypatch):
+    # A process that has used CUDA cannot be forked, and workers are forked.
+    asked_by = []
+    monkeypatch.setattr(machine.torch.version, "cuda", "13.0")
+    monkeypatch.setattr(machine.torch.cuda, "is_initialized", lambda: False)
+
+    def facts(device):
+        asked_by.append(device)  # in the child: this process does not see it
+        return machine.GPU(f"{device} of {os.getppid()}", (6, 8), bfloat16=True)
+
+    monkeypatch.setattr(machine, "_facts", facts)
+    machine.gpu.cache_clear()
+    try:
+        assert machine.gpu("cuda:1") == machine.GPU(f"cuda:1 of {os.getpid()}", (6, 8), bfloat16=True)
+        assert asked_by == []
+        monkeypatch.setattr(machine, "_facts", lambda device: os._exit(1))
+        assert machine.gpu("cuda:2") is None
+    finally:
+        machine.gpu.cache_clear()

@@ -1,8 +1,8 @@
-"""Work for a GPU that the processor does not hold up: recorded once as a CUDA graph, then replayed.
+"""Steps recorded once as CUDA graphs, then replayed, so that the processor does not slow down a GPU.
 
 A training step of two small networks launches some 700 kernels. A GPU runs them four times as fast as Python
-can launch them, so that it waits most of the time. A CUDA graph is the list of these kernels with the memory
-that they read and write: one launch replays them all. The arithmetic is the same, and so are the bits.
+can launch them, so it would wait most of the time. A CUDA graph is the list of these kernels with the memory
+that they read and write; one launch replays them all. The arithmetic is the same, and so are the bits.
 """
 
 import logging
@@ -21,19 +21,19 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 MOST = 16
-"""Recordings kept for each function, one for each shape of its inputs. Rarer shapes run as they are."""
+"""Recordings of one function, one for each shape of its inputs. Further shapes run without recording."""
 
 _recording = threading.Lock()
-"""Threads record one at a time."""
+"""One thread records at a time."""
 
 
 class _Own(threading.local):
-    """What each thread has for itself on a GPU.
+    """What each thread owns on a GPU.
 
     Attributes:
-        streams: by purpose and device. PyTorch has 32 and then gives the same ones again, so none are wasted.
-        memory: of its recordings. They can share it because they are replayed one after the other, and what
-            they leave is copied at once.
+        streams: by purpose and device. They are reused, because PyTorch has only 32; the 33rd is the first.
+        memory: the memory pool of its recordings. They can share it because they are replayed one after the
+            other, and their outputs are copied at once.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class _Own(threading.local):
 _own = _Own()
 
 _broken = threading.Event()
-"""Set once a recording has failed: PyTorch cannot record again in this process, so all runs as it is."""
+"""Set when a recording has failed: PyTorch cannot record in this process again."""
 
 
 def on_gpu(device: str) -> bool:
@@ -54,7 +54,7 @@ def on_gpu(device: str) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class _Recording:
-    """A graph, and the memory that it reads its inputs from and leaves its outputs in."""
+    """A graph, and the memory of its inputs and outputs."""
 
     graph: torch.cuda.CUDAGraph
     inputs: tuple[Tensor, ...]
@@ -68,20 +68,20 @@ class _Recording:
 
 
 class Captured:
-    """A function of tensors which runs on a GPU as a replayed graph, and anywhere else as it is.
+    """A function of tensors that runs as a replayed graph on a GPU, and as usual on any other device.
 
-    The first call with inputs of some shapes runs as it is, which sets up what libraries set up once. The
-    second is recorded. Both do real work: there is no rehearsal. What the function reads beside its inputs
-    (weights, an optimiser's memory) must stay in the same memory from call to call.
+    The first call with inputs of some shapes runs as usual, so that libraries set up what they set up once.
+    The second call is recorded and replayed. Both do real work; there are no warm-up calls. Other tensors
+    that the function reads or writes (weights, an optimiser's memory) must stay in the same memory.
     """
 
     def __init__(self, function: Callable[..., tuple[Tensor, ...]], device: str) -> None:
         """Wrap a function.
 
         Args:
-            function: tensors on the device to a tuple of tensors there. It reads no value and draws from no
-                generator but torch's own.
-            device: where it computes.
+            function: takes and returns tensors on the device. It must not read their values in Python, nor
+                draw random numbers except from torch's global generators.
+            device: device of the tensors.
         """
         self._function = function
         self._device = device
@@ -89,11 +89,11 @@ class Captured:
         self._seen: dict[tuple[object, ...], _Recording | None] = {}
 
     def forget(self) -> None:
-        """Drop the recordings, because a number that the function uses has changed."""
+        """Drop the recordings, because a number that the function looks up has changed."""
         self._seen.clear()
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Return the function's outputs, which no later call changes."""
+        """Return the function's outputs. Later calls do not change them."""
         if not self._records or _broken.is_set():
             return self._function(*inputs)
         shapes = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
@@ -117,7 +117,7 @@ class Captured:
 
 
 def record(function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor], device: str) -> _Recording:
-    """Return a recording of a function for inputs of these shapes. Nothing is computed.
+    """Record a function for inputs of these shapes, without computing anything.
 
     Raises:
         RuntimeError: if the function waits for the GPU.
@@ -127,7 +127,7 @@ def record(function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor]
     if _own.memory is None:
         _own.memory = torch.cuda.graph_pool_handle()
     with torch.cuda.stream(own_stream("recording", device)):
-        # Other threads go on meanwhile: only what this one does is recorded.
+        # Other threads continue; only the work of this one is recorded.
         graph.capture_begin(_own.memory, capture_error_mode="thread_local")
         try:
             outputs = function(*static)
@@ -140,7 +140,7 @@ def record(function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor]
 
 
 def own_stream(purpose: str, device: str) -> torch.cuda.Stream:
-    """Return a stream of a GPU that this thread alone uses, for one purpose."""
+    """Return a stream for one purpose that no other thread uses."""
     key = (purpose, device)
     if key not in _own.streams:
         _own.streams[key] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -148,9 +148,9 @@ def own_stream(purpose: str, device: str) -> torch.cuda.Stream:
 
 
 def side_by_side(calls: Sequence[Callable[[], Tensor]], device: str) -> list[Tensor]:
-    """Return what each call computes; on a GPU each on a stream of its own, so that they overlap.
+    """Return what each call computes; on a GPU each runs on its own stream, so that they overlap.
 
-    One small network fills a part of a GPU. Autograd goes back along the same streams.
+    A small network uses only part of a GPU. Autograd runs each backward pass on its forward pass's stream.
     """
     if not on_gpu(device) or len(calls) < 2:
         return [call() for call in calls]
@@ -163,12 +163,12 @@ def side_by_side(calls: Sequence[Callable[[], Tensor]], device: str) -> list[Ten
             outputs.append(call())
     for output, stream in zip(outputs, beside, strict=True):
         here.wait_stream(stream)
-        output.record_stream(here)  # its memory is not free again before what follows has read it
+        output.record_stream(here)  # keeps its memory until later work on this stream has read it
     return outputs
 
 
 class ThreadCache(threading.local, Generic[K, V]):
-    """The last few things that a thread made, by key. Threads share nothing: each has a stream of its own."""
+    """The last few objects that each thread made, by key. Threads share none, because streams differ."""
 
     def __init__(self, most: int = 4) -> None:
         """Keep so many in each thread."""
@@ -176,7 +176,7 @@ class ThreadCache(threading.local, Generic[K, V]):
         self._made: dict[K, V] = {}
 
     def get(self, key: K, make: Callable[[], V]) -> V:
-        """Return what this thread made for a key; make it if there is none."""
+        """Return this thread's object for a key; make it if it does not exist."""
         value = self._made.pop(key) if key in self._made else make()
         self._made[key] = value  # the newest is last
         while len(self._made) > self._most:

@@ -1,9 +1,9 @@
 """Deputy-Enhanced Transfer (DET): Chen et al., MICCAI 2021, section 2.3.
 
-At each site two networks learn from the same batches. The deputy has just come from the server and may be
-weak on this site's images; the personalised network is the one to keep. A stage, chosen before every local
-epoch, says who teaches whom: the deputy *recovers* by learning from the personalised network, both
-*exchange*, and at last the deputy's knowledge *sublimates* into the personalised network.
+At each site two networks train on the same batches. The deputy has just come from the server and may be weak
+on this site's images; the site deploys the personalised network. Before every local epoch a stage is chosen,
+which decides who teaches whom: first the deputy *recovers* by learning from the personalised network, then
+both *exchange*, and finally the deputy's knowledge *sublimates* into the personalised network.
 """
 
 from dataclasses import dataclass
@@ -16,6 +16,9 @@ from torch.nn import functional
 from prrfl.evaluation import macro_f1
 from prrfl.training import Learner, Site, Step, predict, site_generator, train_epoch
 from prrfl.types import RoundContext
+
+ALPHA1, ALPHA2 = 0.7, 0.9
+"""The paper's thresholds between stages."""
 
 
 class Stage(IntEnum):
@@ -33,17 +36,18 @@ def next_stage(
     stage: Stage | None,
     f1_deputy: float,
     f1_personalised: float,
-    alpha1: float = 0.7,
-    alpha2: float = 0.9,
+    alpha1: float = ALPHA1,
+    alpha2: float = ALPHA2,
 ) -> Stage:
-    """Return the stage of the coming local epoch (MICCAI 2021, section 2.3).
+    """Return the stage of the next local epoch (MICCAI 2021, section 2.3).
 
     Args:
-        stage: the stage before in this round, ``None`` at the round's first epoch.
+        stage: the previous stage of this round, ``None`` in the round's first epoch.
         f1_deputy: macro-F1 of the deputy on the site's training set.
         f1_personalised: macro-F1 of the personalised network there, on the same scale.
-        alpha1: below this share of the personalised network's score the deputy recovers.
-        alpha2: below this share both exchange. After RECOVER comes EXCHANGE at best.
+        alpha1: the deputy recovers while its score is below this fraction of the personalised network's.
+        alpha2: both exchange while it is below this fraction. EXCHANGE always follows RECOVER before
+            SUBLIMATE can.
     """
     if stage is None or f1_deputy < alpha1 * f1_personalised:
         return Stage.RECOVER
@@ -53,9 +57,9 @@ def next_stage(
 
 
 def learning(stage: Stage) -> Tensor:
-    """Return (2,) whether the personalised network and the deputy learn from each other in a stage: 1 or 0.
+    """Return (2,) whether the personalised network and the deputy learn from the other in a stage: 1 or 0.
 
-    The personalised network does unless RECOVER, the deputy unless SUBLIMATE.
+    The personalised network does except in RECOVER, the deputy except in SUBLIMATE.
     """
     return torch.tensor([float(stage is not Stage.RECOVER), float(stage is not Stage.SUBLIMATE)])
 
@@ -64,8 +68,8 @@ def transfer_losses(learns: Tensor, personalised: Tensor, deputy: Tensor) -> tup
     """Return the distillation terms of the personalised network and of the deputy.
 
     Args:
-        learns: (2,) weights of the two terms, :func:`learning` of the stage. A tensor, so that a step
-            recorded for a GPU serves all stages.
+        learns: (2,) weights of the two terms, :func:`learning` of the stage. A tensor, so that a step that
+            was recorded for a GPU fits every stage.
         personalised: (N, C) logits.
         deputy: (N, C) logits.
 
@@ -83,14 +87,47 @@ def distillation(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def objective(step: Step) -> list[Tensor]:
-    """Return what both networks descend: their cross-entropy, and what the stage has them learn."""
+    """Return the losses of both networks: cross-entropy, plus the distillation terms of the stage."""
     terms = transfer_losses(step.given["learns"], *step.logits)
     return [loss + term for loss, term in zip(step.losses, terms, strict=True)]
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """How the stage of each local epoch is chosen.
+
+    Attributes:
+        alpha1: see :func:`next_stage`.
+        alpha2: see :func:`next_stage`.
+        fixed: always this stage, whatever the scores: an ablation.
+    """
+
+    alpha1: float = ALPHA1
+    alpha2: float = ALPHA2
+    fixed: Stage | None = None
+
+    def choose(
+        self, stage: Stage | None, ctx: RoundContext, f1_deputy: float, f1_personalised: float
+    ) -> Stage:
+        """Return the stage of the local epoch ``ctx.epoch``, given the previous stage and both scores.
+
+        With a single local epoch per round there is no time to recover first: the stage is EXCHANGE.
+        """
+        if self.fixed is not None:
+            return self.fixed
+        if ctx.epochs == 1:
+            return Stage.EXCHANGE
+        before = None if ctx.epoch == 0 else stage
+        return next_stage(before, f1_deputy, f1_personalised, self.alpha1, self.alpha2)
+
+
+PAPER = Schedule()
+"""The paper's schedule."""
+
+
 @dataclass(frozen=True, eq=False)
 class Transfer:
-    """What one DET epoch left behind: both networks, the stage it ran in, and what was measured."""
+    """The result of one DET epoch: both networks, the stage, and the metrics."""
 
     personalised: Learner
     deputy: Learner
@@ -104,40 +141,27 @@ def det_epoch(
     stage: Stage | None,
     site: Site,
     ctx: RoundContext,
-    alpha1: float = 0.7,
-    alpha2: float = 0.9,
-    fixed: Stage | None = None,
+    schedule: Schedule = PAPER,
 ) -> Transfer:
     """Run one local epoch of DET: score both networks, choose the stage, train both on the same batches.
 
-    With a single local epoch per round there is no time to recover first: the stage is EXCHANGE.
-
-    Differs from the published code: that ends in an error where a last batch has one image, and where a
-    round has one local epoch. Both networks are scored on the same augmented images.
+    Differs from the published code, which fails if a last batch has one image or a round has one local epoch.
+    Both networks are scored on the same augmented images.
 
     Args:
-        personalised: the network to keep.
-        deputy: the network that travels.
-        stage: the stage before; ignored at epoch 0, where a round begins.
+        personalised: the network that the site deploys.
+        deputy: the network that takes part in communications.
+        stage: the previous stage; ignored in a round's first epoch.
         site: data and recipe.
-        ctx: the moment.
-        alpha1: see :func:`next_stage`.
-        alpha2: see :func:`next_stage`.
-        fixed: run in this stage whatever the scores say: an ablation.
+        ctx: the current moment.
+        schedule: how the stage is chosen.
     """
     data = site.data.train
     logits_p, logits_d = predict(
         [personalised.weights, deputy.weights], data, site.recipe, site_generator(site, ctx, "score")
     )
     f1_personalised, f1_deputy = macro_f1(logits_p, data.labels), macro_f1(logits_d, data.labels)
-    if fixed is not None:
-        stage = fixed
-    elif ctx.epochs == 1:
-        stage = Stage.EXCHANGE
-    else:
-        before = None if ctx.epoch == 0 else stage
-        stage = next_stage(before, f1_deputy, f1_personalised, alpha1, alpha2)
-
+    stage = schedule.choose(stage, ctx, f1_deputy, f1_personalised)
     epoch = train_epoch([personalised, deputy], site, ctx, objective, {"learns": learning(stage)})
     return Transfer(
         personalised=epoch.learners[0],

@@ -1,4 +1,4 @@
-"""How a process is set up before it trains: threads, memory, arithmetic; what a machine has and can."""
+"""Set up a process for training (threads, memory, arithmetic), and find out what the machine has."""
 
 import ctypes
 import json
@@ -23,8 +23,9 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # <malloc.h>
 def keep_memory() -> None:
     """Have the C library keep freed memory for the next step, until the process ends.
 
-    Otherwise it hands the memory of large activations back and gets it anew at every step, and each page of
-    it faults again: a fifth of a float32 step at 128 px. One arena, because others cannot hold large blocks.
+    Otherwise it returns the memory of large activations to the system and requests it again at every step,
+    and each page faults again: a fifth of a float32 step at 128 px. One arena, because others cannot hold
+    large blocks.
     """
     with suppress(OSError, AttributeError):  # another C library than glibc: its own ways
         mallopt = ctypes.CDLL("libc.so.6").mallopt
@@ -35,10 +36,10 @@ def keep_memory() -> None:
 
 @contextmanager
 def arithmetic(device: str, precision: str) -> Iterator[None]:
-    """Compute as a precision says while the block lasts, on a GPU too, and the same each time.
+    """Within the block, compute in the given precision and deterministically, also on a GPU.
 
-    A GPU rounds float32 factors to TF32 where it may. It may beside bfloat16, which is coarser still; where
-    float32 is asked for, that is what it computes.
+    A GPU may round float32 factors to TF32. That is allowed with bfloat16, which is coarser still; with
+    float32, the GPU computes in float32.
     """
     if torch.device(device).type == "cpu":
         yield
@@ -56,7 +57,7 @@ def arithmetic(device: str, precision: str) -> Iterator[None]:
 
 @contextmanager
 def prepared(threads: int) -> Iterator[None]:
-    """Set this process up for training, with so many threads while the block lasts."""
+    """Within the block, this process is set up for training with the given number of threads."""
     keep_memory()
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -68,12 +69,12 @@ def prepared(threads: int) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class GPU:
-    """What a GPU is.
+    """Facts about a GPU.
 
     Attributes:
-        name: as its maker calls it.
-        memory: bytes, those free and all of them.
-        bfloat16: whether it has instructions for it.
+        name: the maker's name for it.
+        memory: free and total bytes.
+        bfloat16: whether it has bfloat16 instructions.
     """
 
     name: str
@@ -83,10 +84,10 @@ class GPU:
 
 @lru_cache
 def gpu(device: str = "cuda") -> GPU | None:
-    """Return what a GPU is; ``None`` where there is none that works.
+    """Return the facts about a GPU, or ``None`` if it is missing or does not work.
 
-    A process of its own asks: once CUDA is touched, a process cannot be forked any more, and sites may be
-    shared out over forked processes.
+    A child process asks. A process that has used CUDA cannot be forked, and sites may be distributed over
+    forked processes later.
     """
     if torch.version.cuda is None and torch.version.hip is None:
         return None
@@ -99,7 +100,7 @@ def gpu(device: str = "cuda") -> GPU | None:
     theirs.close()
     try:
         found = json.loads(ours.recv_bytes())
-    except EOFError:  # the driver ended the process
+    except EOFError:  # the child died
         found = None
     process.join()
     return None if found is None else GPU(found["name"], tuple(found["memory"]), found["bfloat16"])
@@ -110,7 +111,7 @@ def _facts(device: str) -> GPU | None:
         torch.zeros(1, device=device).item()
         bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
         return GPU(torch.cuda.get_device_name(device), torch.cuda.mem_get_info(device), bfloat16)
-    except (RuntimeError, AssertionError):  # a driver too old, no such card, one that others hold
+    except (RuntimeError, AssertionError):  # an old driver, no such card, or one in exclusive use
         return None
 
 

@@ -1,7 +1,7 @@
 """Progressive Fourier Aggregation (PFA): Chen et al., MICCAI 2021, section 2.2.
 
 Sites average the low-frequency amplitudes of their deputies' weights and keep everything else: the high
-frequencies, all phases, and the normalisation layers. The band widens as the rounds go by.
+frequencies, all phases, and the normalisation layers. The band widens from round to round.
 
 Two forms of the same mathematics. The *server form*, :func:`progressive_fourier_aggregation`, reads like the
 paper: it takes whole state dicts and returns one per client.
@@ -12,8 +12,8 @@ m(u) = (band(u) + band(-u)) / 2 on the half-plane of ``rfft2``,
 
     w'_k = irfft2(G_k F_k),    G_k(u) = 1 - m(u) + m(u) mean_j A_j(u) / A_k(u),
 
-so that a site needs nothing of the others but mean_j A_j(u) inside the band: :func:`low_band_amplitudes` is
-what it sends, :func:`rebuild` is what it does with the mean.
+so all that a site needs from the others is mean_j A_j(u) inside the band. It sends
+:func:`low_band_amplitudes` and applies the mean with :func:`rebuild`.
 """
 
 import math
@@ -33,8 +33,12 @@ from prrfl.types import Tensors
 Treatment = Literal["fourier", "mean", "local"]
 
 
-def low_frequency_ratio(round_index: int, rounds: int, r0: float = 0.7, r1: float = 0.95) -> float:
-    """Return the share r(t) = r0 + (t/T)(r1 - r0) of the spectrum's sides that is averaged in round t.
+R0, R1 = 0.7, 0.95
+"""The paper's ratios of the first round and at the end."""
+
+
+def low_frequency_ratio(round_index: int, rounds: int, r0: float = R0, r1: float = R1) -> float:
+    """Return the ratio r(t) = r0 + (t/T)(r1 - r0): the fraction of the spectrum's sides averaged in round t.
 
     Args:
         round_index: t, from 0 to T - 1. The ratio r1 itself is approached, never reached.
@@ -46,10 +50,11 @@ def low_frequency_ratio(round_index: int, rounds: int, r0: float = 0.7, r1: floa
 
 
 def treatment(key: str, tensor: Tensor, local_keys: Collection[str]) -> Treatment:
-    """Say what PFA does with one tensor of a state dict.
+    """Return what PFA does with one tensor of a state dict.
 
     ``fourier``: convolution (rank 4) and linear (rank 2) weights; ``local``: normalisation layers (given by
-    ``local_keys``) and integer tensors, which no spectrum or mean suits; ``mean``: all others (biases).
+    ``local_keys``) and integer tensors, for which a spectrum or mean makes no sense; ``mean``: all others
+    (biases).
     """
     if key in local_keys or not tensor.is_floating_point():
         return "local"

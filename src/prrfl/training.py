@@ -1,4 +1,4 @@
-"""How networks are trained and read out: the recipe, the only batch loop, and where randomness comes from."""
+"""How networks train and predict: the recipe, the only batch loop, and the source of all randomness."""
 
 import copy
 import hashlib
@@ -22,7 +22,7 @@ D = TypeVar("D")
 
 
 class Augment(Protocol[D]):
-    """An augmentation: first all chance, then pure arithmetic, so that a GPU need not be waited for."""
+    """An augmentation in two steps: draw all random numbers on the CPU, then compute without any."""
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> D:
         """Draw, on the CPU, what happens to each image of a data set of shape (N, ...) in one epoch."""
@@ -52,11 +52,11 @@ class Recipe:
 
     Attributes:
         network: the architecture, and in its weights the common start.
-        batch: images per step. A last batch of one image joins the one before: batch norm needs two.
+        batch: images per step. A last batch of one image joins the batch before it: batch norm needs two.
         optimizer: ``sgd`` (no momentum) or ``adam``; started afresh in every round.
         lr: learning rate of the first rounds, multiplied by ``lr_gamma`` every ``lr_step`` rounds.
         weight_decay: L2 penalty of the optimiser.
-        augment: changes raw inputs at random while training; ``None`` leaves them as they are.
+        augment: changes training inputs at random; ``None`` leaves them as they are.
         normalise: prepares raw inputs for the network.
         loss: (N, C) logits and (N,) labels to a scalar.
         shuffle: whether each epoch draws its own order.
@@ -146,7 +146,7 @@ def site_generator(site: Site, ctx: RoundContext, purpose: str) -> torch.Generat
 
 
 SPAN = 2**26
-"""Numbers in the inputs that are prepared for a GPU at a time, so that it is not held up at every batch."""
+"""Size of the inputs, in numbers, that are prepared for a GPU at a time."""
 
 
 def batches(
@@ -159,9 +159,9 @@ def batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield prepared inputs and labels on the recipe's device.
 
-    All chance is drawn at once and on the CPU, image by image in file order, so that it depends neither on
-    the device nor on the size of batches. Nothing here, nor in a step, waits for a GPU: losses and outputs
-    stay there until the epoch is over.
+    All random numbers of an epoch are drawn at once, on the CPU and image by image in file order. So they
+    depend neither on the device nor on the batch size. Neither this function nor a step waits for a GPU:
+    losses and outputs stay there until the end of the epoch.
 
     Args:
         data: examples; the last batch takes a lone remaining example along.
@@ -176,7 +176,7 @@ def batches(
     chunks = list(torch.split(order, size))
     if len(chunks) > 1 and len(chunks[-1]) == 1:
         chunks[-2:] = [torch.cat(chunks[-2:])]
-    # A CPU prepares each batch when it is needed, while it is in the cache; a GPU hundreds at once.
+    # A CPU prepares one batch, which is then still in its cache. A GPU prepares hundreds at once.
     together = max(1, SPAN // math.prod([size, *data.inputs.shape[1:]])) if on_gpu(recipe.device) else 1
     for first in range(0, len(chunks), together):
         span = chunks[first : first + together]
@@ -235,11 +235,11 @@ class Step:
 
 
 Objective = Callable[[Step], Sequence[Tensor]]
-"""Returns the loss that each network descends. Who teaches another must be detached.
+"""Returns the loss that each network minimises. The outputs of a network that teaches must be detached.
 
-On a GPU a step is recorded once for each objective and replayed: what changes from epoch to epoch must come
-as ``given`` tensors, not as numbers that the function looks up. A function that is made anew for every epoch
-is recorded anew, which is right as well, but slower.
+On a GPU a step is recorded once for each objective, then replayed. So a number that changes from epoch to
+epoch must be one of the ``given`` tensors; a number that the function looks up itself would never change. A
+new function in every epoch is correct too, but it is recorded every time, which is slow.
 """
 
 
@@ -256,7 +256,7 @@ def train_epoch(
         learners: the networks; their tensors are left as they are.
         site: data and recipe.
         ctx: the moment, which fixes learning rate and randomness. At epoch 0 optimisers start afresh.
-        objective: what each network descends, if not its own loss.
+        objective: what each network minimises; by default its own loss.
         given: tensors that the objective reads, by name; of the same shapes in every epoch.
     """
     recipe = site.recipe
@@ -282,7 +282,7 @@ def train_epoch(
 
 
 def _trainer(recipe: Recipe, networks: int, objective: Objective | None) -> "_Trainer":
-    """Return networks in training: new ones; on a GPU those of this thread, with all that is recorded."""
+    """Return networks to train: new ones, or on a GPU those of this thread with their recordings."""
 
     def make() -> _Trainer:
         return _Trainer(recipe, networks, objective)
@@ -291,7 +291,7 @@ def _trainer(recipe: Recipe, networks: int, objective: Objective | None) -> "_Tr
 
 
 class _Trainer:
-    """Networks that train on the same batches, their optimisers, and one step of them all."""
+    """Networks that train on the same batches, their optimisers, and the step that they take together."""
 
     def __init__(self, recipe: Recipe, networks: int, objective: Objective | None) -> None:
         self._recipe, self._objective = recipe, objective
@@ -302,13 +302,13 @@ class _Trainer:
         self.step = Captured(self._step, recipe.device)
 
     def begin(self, learners: Sequence[Learner], ctx: RoundContext, given: Tensors) -> None:
-        """Take over what an epoch begins with, into the memory that a recorded step reads."""
+        """Copy the start of an epoch into the memory that a recorded step reads."""
         for network, optimiser, learner in zip(self._networks, self._optimisers, learners, strict=True):
             _refill(network, learner.weights, self._recipe)
             _recall(optimiser, learner.memory if ctx.epoch > 0 else {})
         lr = self._recipe.learning_rate(ctx.round)
         if any(group["lr"] != lr for optimiser in self._optimisers for group in optimiser.param_groups):
-            self.step.forget()  # a recording holds numbers as they were
+            self.step.forget()  # a recording contains the old number
             for optimiser in self._optimisers:
                 optimiser.param_groups[0]["lr"] = lr
         if self._given.keys() != given.keys():
@@ -318,7 +318,7 @@ class _Trainer:
             self._given[key].copy_(tensor, non_blocking=True)
 
     def _step(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Learn from one batch; return the losses (K,) and the logits (K, N, C) before it."""
+        """Train on one batch; return the losses (K,) and the logits (K, N, C) before the update."""
         networks, recipe = self._networks, self._recipe
         logits = forward(networks, inputs, recipe)
         own = tuple(recipe.loss(output, labels) for output in logits)
@@ -371,11 +371,11 @@ def predict(
 
 
 def _scorer(recipe: Recipe, models: Sequence[Tensors]) -> "_Scorer":
-    """Return networks in evaluation mode: new ones; on a GPU those of this thread, with other weights."""
+    """Return networks in evaluation mode: new ones, or on a GPU those of this thread with new weights."""
     if not on_gpu(recipe.device):
         return _Scorer(recipe, [recipe.build_for_scoring(weights) for weights in models])
     start = recipe.network.state_dict()
-    # Not folded: that is no faster there, and takes longer than to copy weights.
+    # Not folded: on a GPU that is hardly faster, and folding takes longer than copying weights.
     scorer = recipe._scorers.get(
         len(models), lambda: _Scorer(recipe, [recipe.build(start).eval() for _ in models])
     )
@@ -385,7 +385,7 @@ def _scorer(recipe: Recipe, models: Sequence[Tensors]) -> "_Scorer":
 
 
 class _Scorer:
-    """Networks that see the same batches, and the logits of one batch."""
+    """Networks in evaluation mode that see the same batches."""
 
     def __init__(self, recipe: Recipe, networks: Sequence[nn.Module]) -> None:
         self.networks = networks
@@ -393,9 +393,9 @@ class _Scorer:
 
 
 def reestimate_norms(weights: Tensors, data: Examples, recipe: Recipe) -> Tensors:
-    """Return the weights with batch norm's running statistics taken anew, as the mean over batches of data.
+    """Return the weights with batch norm's running statistics estimated again on the data, batch by batch.
 
-    Nothing is learnt, no label is looked at. Other norm layers have no such statistics.
+    Nothing is learnt and no label is used. Other norm layers have no such statistics.
     """
     network = recipe.build(weights).eval()
     for module in network.modules():
@@ -424,7 +424,7 @@ def forward(networks: Sequence[nn.Module], inputs: Tensor, recipe: Recipe) -> tu
 def _optimiser(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     lr, decay = recipe.lr, recipe.weight_decay
     if recipe.optimizer == "adam":
-        # Its count of steps lies on the GPU, so that a recorded step counts as well.
+        # The count of steps must be on the GPU, or a recorded step would not count.
         return torch.optim.Adam(
             network.parameters(), lr, weight_decay=decay, capturable=on_gpu(recipe.device)
         )
@@ -432,10 +432,10 @@ def _optimiser(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def _refill(network: nn.Module, weights: Tensors, recipe: Recipe) -> None:
-    """Make a network as new, with the given weights, in the memory that it has."""
+    """Reset a network to the given weights, in its own memory."""
     network.load_state_dict(dict(weights))
     for name, buffer in network.named_buffers():
-        if name not in weights:  # one that is not saved
+        if name not in weights:  # a buffer that a state_dict leaves out
             buffer.copy_(recipe.network.get_buffer(name))
 
 
@@ -454,7 +454,7 @@ def _memory(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def _recall(optimiser: torch.optim.Optimizer, memory: Tensors) -> None:
-    """Give an optimiser the memory that :func:`_memory` returned; without one, that of a first step."""
+    """Set an optimiser to the memory that :func:`_memory` returned, or to its initial state without one."""
     held = optimiser.state_dict()["state"]
     if not held and memory:
         state: dict[int, dict[str, Tensor]] = {}
@@ -462,7 +462,7 @@ def _recall(optimiser: torch.optim.Optimizer, memory: Tensors) -> None:
             index, name = key.split(".", 1)
             state.setdefault(int(index), {})[name] = value.clone()
         optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
-    # In place, where a recorded step reads and writes it. Optimisers begin with zeros.
+    # In place, because a recorded step reads and writes this memory. SGD and Adam start with zeros.
     for index, values in held.items():
         for name, value in values.items():
             if isinstance(value, Tensor):
@@ -470,11 +470,11 @@ def _recall(optimiser: torch.optim.Optimizer, memory: Tensors) -> None:
 
 
 def draws_numbers(recipe: Recipe, inputs: Tensor) -> bool:
-    """Return whether the network draws random numbers of its own when it trains, as dropout does.
+    """Return whether the network itself draws random numbers in training, as dropout does.
 
     Args:
         recipe: the network, and its device.
-        inputs: two raw inputs or more, to try it on.
+        inputs: at least two raw inputs to try it on.
     """
     with _global_seed(0, device=recipe.device):
         before = _global_states(recipe.device)

@@ -27,7 +27,7 @@ class Examples:
             be any float tensor whose first axis counts examples; ``Recipe.normalise`` must then leave it as
             it is.
         labels: (N,) int64 class indices.
-        ids: (N,) names, for messages and predictions; empty if there are none.
+        ids: (N,) names, for messages and predictions; empty without names.
         groups: (N,) the lesion or patient of each, or ``None``; empty if all are unknown.
     """
 

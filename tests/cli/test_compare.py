@@ -140,3 +140,32 @@ def command_lines():
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):  # it has ended since
             yield path.read_bytes()
+
+
+def test_a_time_limit_ends_after_a_complete_round_and_the_same_command_continues(prrfl, data, tmp_path):
+    out = tmp_path / "c"
+    common = [
+        "--methods",
+        "fedavg,local",
+        "--data",
+        data,
+        *SMALL,
+        "--rounds",
+        3,
+        "--out",
+        out,
+        "--workers",
+        1,
+    ]
+    code, said, _ = prrfl("compare", *common, "--time-limit", 0.001)
+    assert code == 0
+    assert f"Time limit: 0 of 2 runs are finished; repeat the command with --out {out} to continue" in said
+    # The first run was started, so it has at least one round; nothing is half-written.
+    metrics = out / "runs/fedavg-seed0/metrics.jsonl"
+    rounds = {json.loads(line)["round"] for line in metrics.read_text().splitlines()}
+    assert rounds == {0}
+    assert not (out / "runs/local-seed0").exists()
+    code, said, _ = prrfl("compare", *common)
+    assert code == 0
+    assert "Time limit" not in said
+    assert (out / "comparison.csv").is_file()

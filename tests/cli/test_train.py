@@ -273,3 +273,16 @@ def test_settings_without_effect_are_said_and_contradictions_refused(folder, tmp
     )
     assert crossed.returncode == 2
     assert "error: --alpha2: expected at least alpha1, which is 0.9, got 0.8" in crossed.stderr
+
+
+def test_a_time_limit_leaves_a_run_that_can_be_resumed(prrfl, tmp_path):
+    out = tmp_path / "run"
+    small = ["--image-size", 32, "--images", 18, "--sites", 2, "--rounds", 3, "--epochs", 1]
+    code, said, _ = prrfl("train", "--method", "fedavg", *small, "--out", out, "--time-limit", 0)
+    assert code == 0
+    assert f"Time limit: 1 of 3 rounds are saved; continue with `prrfl resume {out}`" in said
+    assert not (out / "summary.json").exists()
+    code, said, _ = prrfl("resume", out, "--time-limit", 60)
+    assert code == 0
+    assert "Resuming after round 1 of 3" in said
+    assert (out / "summary.json").is_file()

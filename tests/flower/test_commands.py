@@ -210,10 +210,10 @@ def test_networks_of_real_sites_are_not_at_the_server(prrfl, tmp_path):
     for arguments in (["evaluate"], ["onboard", "--out", tmp_path / "out"]):
         code, _, err = prrfl(arguments[0], tmp_path / "run", "--data", tmp_path / "new", *arguments[1:])
         assert code == 2
-        assert "networks stay with them" in err
+        assert "the networks are in the sites' folders" in err
     code, _, err = prrfl("resume", tmp_path / "run")
     assert code == 2
-    assert "`prrfl server` command again" in err
+    assert "resume it with its `prrfl server` command" in err
 
 
 def test_without_flower_the_extra_is_named(prrfl, monkeypatch, tmp_path):

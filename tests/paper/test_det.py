@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from prrfl.det import Stage, det_epoch, learning, next_stage, transfer_losses
+from prrfl.det import Schedule, Stage, det_epoch, learning, next_stage, transfer_losses
 from prrfl.training import Learner, Recipe, Site
 from prrfl.types import RoundContext
 from tests.sites import tiny_network, tiny_sites
@@ -80,6 +80,7 @@ def test_the_personalised_network_listens_to_the_deputy_only_after_recover(epoch
     other = Learner({**own.weights, "6.weight": own.weights["6.weight"].flip(0)})
     ctx = RoundContext(0, 1, epoch, 2, 0)
     alone, taught = (
-        det_epoch(own, deputy, RECOVER, site, ctx, alpha1=0.0).personalised.weights for deputy in (own, other)
+        det_epoch(own, deputy, RECOVER, site, ctx, Schedule(alpha1=0.0)).personalised.weights
+        for deputy in (own, other)
     )
     assert torch.equal(alone["6.weight"], taught["6.weight"]) is not listens

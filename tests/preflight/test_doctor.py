@@ -9,11 +9,12 @@ import pytest
 import torch
 
 import prrfl as package
-from prrfl import preflight
+from prrfl import machine, preflight
 from prrfl.cli.screen import console
 from prrfl.config import checked
 from prrfl.data.check import Findings
 from prrfl.errors import PRRFLError
+from prrfl.machine import GPU
 from prrfl.preflight import data as data_checks
 from prrfl.preflight import hardware, installation, speed
 from prrfl.preflight.data import DataSet
@@ -381,7 +382,7 @@ def test_another_command_on_the_path_is_a_note(small, monkeypatch):
 
 def test_a_cuda_build_without_a_gpu_is_a_note(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(hardware, "gpu", lambda device="cuda": None)
 
     def init():
         raise RuntimeError("The NVIDIA driver on your system is too old. Please update your\ndriver")
@@ -394,7 +395,7 @@ def test_a_cuda_build_without_a_gpu_is_a_note(monkeypatch):
 @pytest.mark.parametrize("driver", [True, False])
 def test_a_driver_that_torch_does_not_use_is_a_note(tmp_path, monkeypatch, driver):
     monkeypatch.setattr(torch.version, "cuda", None)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(hardware, "gpu", lambda device="cuda": None)
     monkeypatch.setattr(hardware, "NVIDIA", tmp_path if driver else tmp_path / "nothing")
     notes = [note.message for note in of(hardware.check_gpu(), "note")]
     assert notes == ["an NVIDIA driver is loaded, but torch is built for the CPU"] * driver
@@ -402,11 +403,10 @@ def test_a_driver_that_torch_does_not_use_is_a_note(tmp_path, monkeypatch, drive
 
 def test_a_gpu_is_named_with_its_memory(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (6 * GIB, 8 * GIB))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Some GPU")
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    gpus = {"cuda": GPU("Some GPU", (6 * GIB, 8 * GIB), bfloat16=False)}
+    gpus["cuda:0"] = gpus["cuda"]
+    for module in (machine, hardware):
+        monkeypatch.setattr(module, "gpu", lambda device="cuda": gpus.get(device))
     said = " ".join(found.message for found in hardware.check_gpu())
     assert "cuda:0: Some GPU, 6.0 GiB of 8.0 GiB free; no bfloat16 in hardware: float32" in said
 

@@ -6,8 +6,8 @@ from typing import ClassVar, Literal
 
 from prrfl.algorithms.base import MeanOfShares, Traits
 from prrfl.algorithms.single import train_one, without
-from prrfl.det import Stage, det_epoch
-from prrfl.pfa import low_band_amplitudes, low_frequency_ratio, rebuild
+from prrfl.det import ALPHA1, ALPHA2, Schedule, Stage, det_epoch
+from prrfl.pfa import R0, R1, low_band_amplitudes, low_frequency_ratio, rebuild
 from prrfl.tensors import detached
 from prrfl.training import Learner, Site
 from prrfl.types import RoundContext, Share, Tensors
@@ -43,10 +43,10 @@ class PRRFL:
             each site, which the network from the server overwrites.
     """
 
-    r0: float = 0.7
-    r1: float = 0.95
-    alpha1: float = 0.7
-    alpha2: float = 0.9
+    r0: float = R0
+    r1: float = R1
+    alpha1: float = ALPHA1
+    alpha2: float = ALPHA2
     aggregation: Aggregation = "pfa"
     transfer: TransferMode = "staged"
 
@@ -71,9 +71,8 @@ class PRRFL:
             deputy, metrics = train_one(client.deputy, site, ctx)
             return PRRFLState(deputy, deputy), metrics
         fixed = None if self.transfer == "staged" else Stage[self.transfer.upper()]
-        after = det_epoch(
-            client.personalised, client.deputy, client.stage, site, ctx, self.alpha1, self.alpha2, fixed
-        )
+        schedule = Schedule(self.alpha1, self.alpha2, fixed)
+        after = det_epoch(client.personalised, client.deputy, client.stage, site, ctx, schedule)
         return PRRFLState(after.personalised, after.deputy, after.stage), after.metrics
 
     def share(self, client: PRRFLState, ctx: RoundContext) -> Share:

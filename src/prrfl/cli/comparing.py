@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from prrfl.algorithms import ALGORITHMS
-from prrfl.cli.flags import with_flags
+from prrfl.cli.flags import TimeLimit, with_flags
 from prrfl.cli.screen import console, going_on
 from prrfl.errors import ConfigError, PRRFLError
 from prrfl.reports.comparison import Row
@@ -33,14 +33,15 @@ _METHODS = ",".join(ALGORITHMS)
             ),
         ],
         "seeds": Annotated[str, typer.Option(help="seeds, separated by commas")],
-        "workers": Annotated[int | None, typer.Option(min=1, help="runs at a time; all cores if not given")],
+        "workers": Annotated[
+            int | None, typer.Option(min=1, help="runs at a time; by default one per core, one on a GPU")
+        ],
+        "time_limit": TimeLimit,
     },
-    defaults={"methods": _METHODS, "seeds": "0,1", "workers": None},
+    defaults={"methods": _METHODS, "seeds": "0,1", "workers": None, "time_limit": None},
     leave_out=("method", "seed", "workers", "threads"),
 )
-def compare(
-    methods: str, seeds: str, workers: int | None, config: Path | None, out: Path | None, **flags: Any
-) -> None:
+def compare(methods: str, seeds: str, config: Path | None, out: Path | None, **flags: Any) -> None:
     """Run methods x seeds from shared starts, and write one table with confidence intervals.
 
     If --out holds an unfinished comparison, it is resumed.
@@ -50,12 +51,20 @@ def compare(
     except ValueError:
         raise ConfigError(f"--seeds: expected whole numbers separated by commas, got '{seeds}'") from None
     folder = out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-compare"
+    workers, time_limit = flags.pop("workers"), flags.pop("time_limit")
     given = {key: value for key, value in flags.items() if value is not None}
     planned = plan(config, given, [m.strip() for m in methods.split(",")], numbers, folder)
-    failed = _show(planned, workers)
-    if len(failed) < len(planned):
+    failed = _show(planned, workers, time_limit)
+    unfinished = [one for one in planned if not RunFolder(one.folder).is_finished]
+    if len(unfinished) < len(planned):
         print_comparison(tabulate(folder))
         console.print(f"Tables, figure and runs: {folder}", soft_wrap=True)
+    if not failed and unfinished:
+        console.print(
+            f"Time limit: {len(planned) - len(unfinished)} of {len(planned)} runs are finished; "
+            f"repeat the command with --out {folder} to continue",
+            soft_wrap=True,
+        )
     if failed:
         name, line = next(iter(failed.items()))
         raise PRRFLError(
@@ -64,7 +73,7 @@ def compare(
         )
 
 
-def _show(planned: list[Planned], workers: int | None) -> Mapping[str, str]:
+def _show(planned: list[Planned], workers: int | None, time_limit: float | None) -> Mapping[str, str]:
     """Do the runs while showing progress; return the last line of output of each that failed."""
     total = sum(one.config.rounds for one in planned)
     before = sum(RunFolder(one.folder).rounds_done for one in planned)
@@ -81,7 +90,7 @@ def _show(planned: list[Planned], workers: int | None) -> Mapping[str, str]:
     with Progress(*columns, console=console, speed_estimate_period=3600) as progress:
         task = progress.add_task("comparing", total=total - before)
         with going_on(lambda: "complete rounds are saved; repeat the command to continue"):
-            for now in run_all(planned, workers):
+            for now in run_all(planned, workers, time_limit):
                 progress.update(task, completed=now.rounds - before)
                 failed = now.failed
     return failed

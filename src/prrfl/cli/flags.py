@@ -12,6 +12,16 @@ from rich.markup import escape
 
 from prrfl.config import TrainConfig
 
+TimeLimit = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        metavar="MINUTES",
+        help="stop after the last complete round that fits into so many minutes; continue later",
+        show_default=False,
+    ),
+]
+
 _Command = TypeVar("_Command", bound=Callable[..., None])
 
 

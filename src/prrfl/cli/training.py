@@ -1,6 +1,8 @@
 """``prrfl train``, ``resume`` and ``report``: make a run folder, complete it, and draw its report."""
 
 import logging
+import time
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from prrfl.cli.comparing import print_comparison
-from prrfl.cli.flags import with_flags
+from prrfl.cli.flags import TimeLimit, with_flags
 from prrfl.cli.screen import console, going_on, print_summary, show_progress
 from prrfl.config import TrainConfig, load_config
 from prrfl.errors import ConfigError
@@ -22,8 +24,8 @@ log = logging.getLogger("prrfl")
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run")]
 
 
-@with_flags()
-def train(config: Path | None, out: Path | None, **flags: Any) -> None:
+@with_flags({"time_limit": TimeLimit}, defaults={"time_limit": None})
+def train(time_limit: float | None, config: Path | None, out: Path | None, **flags: Any) -> None:
     """Train on a data set, or on generated images if no --data is given.
 
     Settings are read from --config (TOML); flags override them. Without either, a built-in quickstart runs.
@@ -33,11 +35,23 @@ def train(config: Path | None, out: Path | None, **flags: Any) -> None:
     if idle := settings.without_effect():
         data = "" if settings.data is None else f" on {settings.data}"
         log.warning("%s: no effect on a run of %s%s", ", ".join(idle), settings.method, data)
-    run_training(settings, out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{settings.method}")
+    folder = out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{settings.method}"
+    run_training(settings, folder, time_limit=time_limit)
 
 
-def run_training(settings: TrainConfig, folder: Path, resume: bool = False) -> None:
-    """Load the data, train while showing progress, and print the table of sites."""
+def run_training(
+    settings: TrainConfig, folder: Path, *, resume: bool = False, time_limit: float | None = None
+) -> None:
+    """Load the data, train while showing progress, and print the table of sites.
+
+    Args:
+        settings: the run's settings.
+        folder: the run's folder.
+        resume: resume the run in the folder.
+        time_limit: minutes from now, after which no further round begins; ``None`` for no limit.
+    """
+    started = time.monotonic()
+    seconds = None if time_limit is None else 60 * time_limit
     there = RunFolder(folder)
     if not resume:
         there.check_free()  # before reading the data, which may take a while
@@ -55,18 +69,28 @@ def run_training(settings: TrainConfig, folder: Path, resume: bool = False) -> N
     done = there.rounds_done
     if done:
         console.print(f"Resuming after round {done} of {settings.rounds}.")
-    with going_on(
-        lambda: (
-            f"{there.rounds_done} of {settings.rounds} rounds are saved; "
-            f"continue with `prrfl resume {folder}`"
-        )
+    with (
+        going_on(
+            lambda: (
+                f"{there.rounds_done} of {settings.rounds} rounds are saved; "
+                f"continue with `prrfl resume {folder}`"
+            )
+        ),
+        closing(run.train(settings, sites, folder, resume=resume)) as records,
     ):
-        show_progress(run.train(settings, sites, folder, resume=resume), sites, settings, done)
+        show_progress(run.in_time(records, settings.rounds, seconds, started), sites, settings, done)
+    if not there.is_finished:
+        console.print(
+            f"Time limit: {there.rounds_done} of {settings.rounds} rounds are saved; "
+            f"continue with `prrfl resume {folder}`",
+            soft_wrap=True,
+        )
+        return
     print_summary(folder)
     console.print(f"Run folder: {folder}", soft_wrap=True)
 
 
-def resume(run_folder: RunPath) -> None:
+def resume(run_folder: RunPath, time_limit: TimeLimit = None) -> None:
     """Resume a run that was stopped, from its last complete round; the bits are the same.
 
     If the data has changed, an error names the site and split. If the run's device is not available, another
@@ -85,7 +109,7 @@ def resume(run_folder: RunPath) -> None:
         raise ConfigError(
             f"{run_folder} is a site's folder of a federation; resume it with its `prrfl site` command"
         )
-    run_training(there.settings_here(), run_folder, resume=True)
+    run_training(there.settings_here(), run_folder, resume=True, time_limit=time_limit)
 
 
 def report(

@@ -16,15 +16,15 @@ Range = tuple[float, float]
 SMOOTHINGS = ("none", "median 3", "median 5", "gaussian 3", "gaussian 5", "noise")
 
 SHARES = {"median 3": 3, "median 5": 3, "gaussian 3": 2, "gaussian 5": 4, "noise": 6}
-"""How often each is taken, of 18 times. A Gaussian kernel of 5 is drawn twice as often as one of 3, as in the
-published code."""
+"""How often each occurs, out of 18. As in the published code, a Gaussian kernel of 5 is twice as likely as
+one of 3."""
 
 GAUSSIAN = {3: (1.0, 2.0, 1.0), 5: (1.0, 4.0, 6.0, 4.0, 1.0)}
 """Rows of the Gaussian kernels, before division by their sum."""
 
 FIELD = 2**20
-"""Normal numbers drawn for the noise of one epoch. Each image takes a window of them at random: numbers for
-every pixel of every image would take longer to draw than a GPU takes to train on them."""
+"""Length of the field of normal numbers that is drawn for the noise of one epoch. Each image takes a random
+window of it: drawing a number for every pixel of every image would take longer than training on a GPU."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,14 +139,14 @@ def apply(images: Tensor, draws: Draws, rows: Tensor) -> Tensor:
     smoothing = draws.smoothing[rows]
 
     def chosen(name: str) -> Tensor:
-        # Looked up where it was drawn, on the CPU: a GPU would have to be waited for.
+        # Computed on the CPU: to look it up on a GPU would mean to wait for it.
         return (smoothing == SMOOTHINGS.index(name)).nonzero().squeeze(1)
 
     pixels = images.float()
     for size in (3, 5):
         if len(at := chosen(f"median {size}")):
             here = at.to(images.device, non_blocking=True)
-            # Before brightness, with which a median commutes exactly: bytes are compared faster than floats.
+            # Before brightness, which gives exactly the same result: bytes compare faster than floats.
             pixels[here] = median_blur(images[here], size).float()
     pixels.add_(there(draws.brightness).view(-1, 1, 1, 1)).clamp_(0, 255)
     for size in (3, 5):
@@ -169,9 +169,9 @@ def _noise(draws: Draws, rows: Tensor, like: Tensor) -> Tensor:
 def median_blur(images: Tensor, size: int) -> Tensor:
     """Return the median of each size x size neighbourhood, borders replicated. (N, C, H, W) to the same.
 
-    It is selected by elementwise minima and maxima of shifted images, several times as fast as sorting:
-    among half + 2 values neither the smallest nor the largest can be the median, so both are dropped and the
-    next value comes in.
+    Uses elementwise minima and maxima of shifted images, which is several times as fast as sorting. Among
+    half + 2 values neither the smallest nor the largest can be the median, so both are dropped and the next
+    value is added.
     """
     padded = _pad(images, size // 2)
     height, width = padded.shape[2] - size + 1, padded.shape[3] - size + 1
@@ -187,7 +187,7 @@ def median_blur(images: Tensor, size: int) -> Tensor:
 
 
 def _pad(images: Tensor, by: int) -> Tensor:
-    """Return images with their borders replicated. Indices, because PyTorch pads no bytes on a GPU."""
+    """Return images with replicated borders. By indexing, because PyTorch cannot pad bytes on a GPU."""
     rows, columns = (
         torch.arange(-by, length + by, device=images.device).clamp_(0, length - 1)
         for length in images.shape[2:]

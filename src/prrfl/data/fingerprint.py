@@ -65,7 +65,7 @@ def to_json(data: Fingerprints) -> dict[str, dict[str, dict[str, object]]]:
 
 
 def difference(before: Fingerprints, now: Fingerprints) -> str:
-    """Return the first difference between two data sets, in a few words; empty if there is none."""
+    """Return the first difference between two data sets, in a few words; empty if they are equal."""
     if gone := sorted(before.keys() - now.keys()):
         return f"site {gone[0]} is missing"
     if new := sorted(now.keys() - before.keys()):

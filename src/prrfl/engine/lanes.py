@@ -1,4 +1,4 @@
-"""Several sites at a time on one GPU: each visit in a thread with a stream of its own."""
+"""Several sites at a time on one GPU: each visit runs in a thread with its own CUDA stream."""
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -16,21 +16,21 @@ from prrfl.training import Recipe
 E = TypeVar("E")
 
 LANES = 4
-"""Visits at a time. A small network's kernels fill a part of a GPU; those of four fill it."""
+"""Visits at a time. The kernels of one small network use part of a GPU; those of four sites fill it."""
 
 
 @dataclass(frozen=True)
 class _End:
-    """A visit is over, with the error that ended it, if one did."""
+    """The end of a visit, with the error that stopped it, if any."""
 
     cause: BaseException | None = None
 
 
 class Lanes(Generic[E]):
-    """Threads that share a GPU. What each visit gives does not depend on the others, nor on its thread."""
+    """Threads that share a GPU. The result of a visit depends neither on other visits nor on its thread."""
 
     def __init__(self, recipe: Recipe) -> None:
-        """Start no thread yet; each begins with a stream of its own when it is first needed."""
+        """Prepare the threads; each starts when it is first needed."""
         self._recipe = recipe
         self._threads = [ThreadPoolExecutor(1, "lane", self._choose_stream) for _ in range(LANES)]
         self._lanes: dict[str, int] = {}
@@ -40,7 +40,7 @@ class Lanes(Generic[E]):
 
     def run(self, visits: Mapping[str, Callable[[], Iterator[E]]]) -> Iterator[E]:
         """Make all visits, by site; yield the events of the first, then of the second, and so on."""
-        torch.cuda.synchronize(self._recipe.device)  # what other streams began, the sites' data say
+        torch.cuda.synchronize(self._recipe.device)  # work of other streams, such as copying the sites' data
         stopped = threading.Event()
         events: list[SimpleQueue[E | _End]] = [SimpleQueue() for _ in visits]
 
@@ -54,7 +54,8 @@ class Lanes(Generic[E]):
             except BaseException as cause:
                 events.put(_End(cause))
 
-        # Switched here, because threads that switched back one by one would do so under the others' feet.
+        # Set here for all threads: these settings belong to the process, and the first thread to finish would
+        # restore them while the others still compute.
         with arithmetic(self._recipe.device, self._recipe.precision):
             running = [
                 self._thread(name).submit(make, visit, of_one)
@@ -73,5 +74,5 @@ class Lanes(Generic[E]):
                 wait(running)
 
     def _thread(self, name: str) -> ThreadPoolExecutor:
-        """Return the thread of a site, always the same: what is recorded there has its batches' shapes."""
+        """Return the thread of a site: always the same, because its recordings fit the site's batches."""
         return self._threads[self._lanes.setdefault(name, len(self._lanes) % LANES)]

@@ -1,4 +1,4 @@
-"""The simulation engine on several cores: sites shared out over processes, with the bits of a single one."""
+"""The simulation engine on several cores: sites in several processes, with the bits of a single one."""
 
 import multiprocessing
 import os
@@ -33,7 +33,7 @@ from prrfl.types import (
 
 @dataclass(frozen=True)
 class _Order:
-    """What a worker is told to do with one of its sites."""
+    """An order to a worker about one of its sites."""
 
     do: Literal["train", "receive", "deployed", "save", "load"]
     client: ClientId
@@ -44,12 +44,12 @@ class _Order:
 
 @dataclass(frozen=True)
 class _Done:
-    """An order is carried out."""
+    """The end of an order that succeeded."""
 
 
 @dataclass(frozen=True)
 class _Failed:
-    """An order failed: the error's class, and its words; for what is no user's error, its traceback."""
+    """The end of an order that failed: error class and message, or the traceback if unexpected."""
 
     error: str
     words: str
@@ -63,10 +63,10 @@ _MESSAGES = {
 
 
 class Workers:
-    """An engine whose sites live in processes: each site in one of them, with its data, state and scores.
+    """An engine whose sites live in other processes. Each site stays in one, with its data, state and scores.
 
-    Processes are forked, so that they share the images' memory. What passes between them is safetensors and
-    JSON. Linux only. On a GPU the processes must be started before anything in this one has touched CUDA.
+    Processes are forked, so that they share the memory of the images. They exchange safetensors and JSON.
+    Linux only. On a GPU, create the engine before anything in this process has used CUDA.
     """
 
     def __init__(
@@ -80,11 +80,11 @@ class Workers:
         """Start the processes.
 
         Args:
-            make: makes the engine of some of the sites; called in the process that they live in.
+            make: makes the engine of some sites; called in their process.
             sites: all sites' data.
             workers: number of processes.
-            threads: threads of each one's arithmetic. Bits depend on it, but not on ``workers``.
-            present: which sites take part in a round; all, if not given.
+            threads: threads of each process. Bits depend on it, but not on ``workers``.
+            present: which sites take part in a round; by default all.
         """
         self._names = sorted(site.name for site in sites)
         self._present = present
@@ -103,19 +103,19 @@ class Workers:
             worker.close()
 
     def train(self, ctx: RoundContext) -> Iterator[RoundRecord | Arrival]:
-        """Let all present sites train; their records and shares come in order of name."""
+        """Train all present sites; records and shares come in order of site name."""
         names = taking_part(self._names, self._present, ctx)
         events = self._carry_out([_Order("train", name, ctx) for name in names])
         return cast(Iterator[RoundRecord | Arrival], events)
 
     def receive(self, mean: Tensors, ctx: RoundContext) -> Iterator[RoundRecord]:
-        """Hand the mean to the present sites."""
+        """Give the mean to the present sites."""
         names = taking_part(self._names, self._present, ctx)
         events = self._carry_out([_Order("receive", name, ctx, mean) for name in names])
         return cast(Iterator[RoundRecord], events)
 
     def deployed(self) -> Iterator[Deployed]:
-        """Yield what each site would take home now."""
+        """Yield each site's deployed network as it is now."""
         events = self._carry_out([_Order("deployed", name) for name in self._names])
         return cast(Iterator[Deployed], events)
 
@@ -125,11 +125,11 @@ class Workers:
         list(self._carry_out([_Order("save", name, folder=folder) for name in self._names]))
 
     def load(self, folder: Path) -> None:
-        """Go on from states that were saved."""
+        """Resume from saved states."""
         list(self._carry_out([_Order("load", name, folder=folder) for name in self._names]))
 
     def _carry_out(self, orders: Sequence[_Order]) -> Iterator[_Event]:
-        """Give out all orders at once; yield what came of them one after the other."""
+        """Send all orders at once; yield the results in the order given."""
         answers = [self._of[order.client].give(order) for order in orders]
         for answer in answers:
             while not isinstance(message := _unpack(answer.get()), _Done):
@@ -140,7 +140,7 @@ class Workers:
 
 
 def shared_out(sites: Sequence[SiteData], workers: int) -> list[list[SiteData]]:
-    """Share sites out by their training images: the largest first, each to whom has the fewest so far."""
+    """Distribute sites by training images: the largest first, each to the part with the fewest so far."""
     parts: list[list[SiteData]] = [[] for _ in range(min(workers, len(sites)))]
     for site in sorted(sites, key=lambda site: (-len(site.train), site.name)):
         min(parts, key=lambda part: sum(len(one.train) for one in part)).append(site)
@@ -148,15 +148,15 @@ def shared_out(sites: Sequence[SiteData], workers: int) -> list[list[SiteData]]:
 
 
 class _Worker:
-    """One process, and the thread of this one that talks with it."""
+    """One process, and the thread of this process that talks to it."""
 
     def __init__(
         self, make: Callable[[Sequence[SiteData]], InProcess], sites: Sequence[SiteData], threads: int
     ) -> None:
         self.names = [site.name for site in sites]
         self._thread = ThreadPoolExecutor(1)
-        # Forked by a thread that has not computed anything: OpenMP keeps its team of threads per calling
-        # thread, and a child that inherited a team would wait for threads that fork does not copy.
+        # The thread that forks has not computed: OpenMP keeps a team of threads per calling thread, and a
+        # child that inherited a team would wait for threads that fork does not copy.
         self._process, self._connection = self._thread.submit(self._start, make, sites, threads).result()
 
     def _start(
@@ -164,14 +164,14 @@ class _Worker:
     ) -> tuple[multiprocessing.process.BaseProcess, Connection]:
         context = multiprocessing.get_context("fork")
         ours, theirs = context.Pipe()
-        # The child must not hold our end, or it would never see that we are gone.
+        # The child must close our end, or it would never notice that this process has ended.
         process = context.Process(target=_serve, args=(ours, theirs, make, sites, threads), daemon=True)
         process.start()
         theirs.close()
         return process, ours
 
     def give(self, order: _Order) -> "SimpleQueue[bytes]":
-        """Send an order once those before it are carried out; return where the answers will come."""
+        """Send an order after the earlier ones are done; return the queue that its results come through."""
         answers: SimpleQueue[bytes] = SimpleQueue()
         self._thread.submit(self._talk, order, answers)
         return answers
@@ -215,9 +215,9 @@ def _serve(
     sites: Sequence[SiteData],
     threads: int,
 ) -> None:
-    """Carry out orders until the parent is gone."""
+    """Carry out orders until the parent process ends."""
     parents.close()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interruption means
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles interruptions
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(threads)
     try:
@@ -229,7 +229,7 @@ def _serve(
     except (EOFError, BrokenPipeError):
         pass
     finally:
-        # Not by way of the interpreter, which would flush and close what belongs to the parent.
+        # Skips the interpreter's shutdown, which would flush and close what belongs to the parent.
         os._exit(0)
 
 

@@ -297,7 +297,7 @@ def _new_lines(log: Path, read: int) -> tuple[list[str], int]:
 
 
 def _reason(output: str) -> str:
-    """Return why a node ended, if its output says so."""
+    """Return why a node ended, if its output contains the reason."""
     found = re.search(r"Exit Code: \d+\n(.+)\n(.+)", output)
     if found is None:
         return ""

@@ -11,8 +11,8 @@ If a site drops out, its sum is void, and the server asks the other sites for a 
 arrives late is useless, because the seeds for the sum that it belongs to are never revealed. If a site drops
 out after others have revealed their seeds, the round waits for it: that sum is the only one of the round.
 
-Keys: for each experiment, a site makes a key of its own (X25519) and signs it with the key that stands in
-the consortium's roster (Ed25519). The secret of a pair goes through HKDF, together with the experiment, the
+Keys: for each experiment, a site makes a key of its own (X25519) and signs it with its key in the
+consortium's roster (Ed25519). The secret of a pair goes through HKDF, together with the experiment, the
 round, and the names and keys of the whole cohort; the result is the key of ChaCha20, whose stream is the
 mask. A site's own mask comes from its private key in the same way. So different cohorts have different
 masks.

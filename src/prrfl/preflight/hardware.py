@@ -11,7 +11,7 @@ import torch
 
 from prrfl.config import TrainConfig
 from prrfl.data.synthetic import GeneratedData, cache_folder
-from prrfl.machine import multiplies_bfloat16, usable_cores
+from prrfl.machine import gpu, multiplies_bfloat16, usable_cores
 from prrfl.preflight.findings import Finding, size
 from prrfl.runs.checkpoint import CHECKPOINTS_KEPT
 from prrfl.storage.tensor_files import to_bytes
@@ -37,11 +37,12 @@ def check_gpu() -> Iterator[Finding]:
     versions = {"CUDA": torch.version.cuda, "ROCm": torch.version.hip}
     build = next((f"{name} {version}" for name, version in versions.items() if version), "the CPU")
     yield Finding("ok", "torch", f"torch {torch.__version__}, for {build}")
-    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        free, total = torch.cuda.mem_get_info(index)
-        name = f"cuda:{index}: {torch.cuda.get_device_name(index)}, {size(free)} of {size(total)} free"
-        yield _bfloat16("GPU", f"cuda:{index}", name)
-    if torch.cuda.is_available():
+    index = 0
+    while found := gpu(device := f"cuda:{index}"):
+        free, total = found.memory
+        yield _bfloat16("GPU", device, f"{device}: {found.name}, {size(free)} of {size(total)} free")
+        index += 1
+    if index:
         return
     if build != "the CPU":
         message = f"torch cannot use a GPU: {_why_no_gpu()}"

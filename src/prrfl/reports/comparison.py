@@ -106,7 +106,7 @@ class Row:
         p: per measure, the test's p-value, Holm-corrected over the methods.
         best: measures in which no other complete method's mean is higher.
         untold: measures in which it is not told apart from the best method: no significant difference was
-            found. With few seeds this does not mean that there is none.
+            found. With few seeds this does not mean that they are equal.
         drop: per measure, mean drop of the deployed network at a communication.
         drops: drops in macro-F1 by site.
         recovery: how these drops ended.

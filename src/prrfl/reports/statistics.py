@@ -119,7 +119,7 @@ def percentile_interval(values: Floats) -> tuple[float, float] | None:
 def seeds_p(differences: Floats) -> float | None:
     """Return the two-sided p-value of a paired t-test over seeds; ``None`` if there is no test.
 
-    There is none for fewer than two seeds, nor if the difference is the same for all seeds: the spread is
+    Undefined for fewer than two seeds, and if the difference is the same for all seeds: the spread is
     then unknown, because few seeds on few images may agree by chance. If no seed has a difference, p = 1.
     """
     if len(differences) > 1 and np.abs(differences).max() < ROUNDING:

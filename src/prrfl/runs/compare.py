@@ -7,6 +7,7 @@ A comparison folder holds ``runs/<method>-seed<n>/`` (run folders), ``comparison
 import csv
 import io
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -164,12 +165,15 @@ class State:
     failed: Mapping[str, str]
 
 
-def run_all(planned: Sequence[Planned], workers: int | None = None) -> Iterator[State]:
+def run_all(
+    planned: Sequence[Planned], workers: int | None = None, time_limit: float | None = None
+) -> Iterator[State]:
     """Do all unfinished runs, each in a process of its own; resume those that were started before.
 
     Args:
         planned: the runs.
-        workers: number of processes at a time; by default one per core, or one on a GPU.
+        workers: number of processes at a time; by default one per core, or one on a GPU, which one run fills.
+        time_limit: minutes from now, after which no run begins another round; ``None`` for no limit.
 
     Yields:
         The progress, a few times per second.
@@ -179,13 +183,16 @@ def run_all(planned: Sequence[Planned], workers: int | None = None) -> Iterator[
     workers = min(workers or (1 if on_gpu else cores), len(planned))
     # Threads depend on the whole plan, not on the runs that remain: results depend on the number of threads.
     threads = max(1, cores // workers)
+    ends = math.inf if time_limit is None else time.monotonic() + 60 * time_limit
     failed: dict[str, str] = {}
     waiting = [one for one in planned if not RunFolder(one.folder).is_finished]
     running: list[_Process] = []
     try:
         while waiting or running:
-            while waiting and len(running) < workers:
-                running.append(_start(waiting.pop(0), threads))
+            while waiting and len(running) < workers and time.monotonic() < ends:
+                running.append(_start(waiting.pop(0), threads, ends - time.monotonic()))
+            if not running:
+                break  # the time is over
             time.sleep(POLL_SECONDS)
             for ended in [one for one in running if one.process.poll() is not None]:
                 running.remove(ended)
@@ -218,12 +225,14 @@ class _Process:
         return lines[-1] if lines else f"ended with exit code {self.process.returncode}"
 
 
-def _start(one: Planned, threads: int) -> _Process:
+def _start(one: Planned, threads: int, seconds: float) -> _Process:
     if not (one.folder / "config.toml").is_file():
         RunFolder(one.folder).begin(one.config.model_copy(update={"threads": threads}))
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     stderr = TemporaryFile()  # noqa: SIM115 - not a pipe, which blocks the run once it is full
     command = [sys.executable, "-m", "prrfl", "resume", str(one.folder)]
+    if seconds < math.inf:
+        command += ["--time-limit", f"{seconds / 60:.3f}"]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=stderr)
     return _Process(one, process, stderr)
 

@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from importlib.metadata import version
@@ -41,7 +41,7 @@ SaveDeployed = Callable[[Sequence[Which], int], None]
 
 def train(
     config: TrainConfig, sites: Sequence[SiteData], folder: Path, *, resume: bool = False
-) -> Iterator[RoundRecord]:
+) -> Generator[RoundRecord]:
     """Run a method on sites of which the data is here; yield the records as they arise.
 
     Args:
@@ -73,6 +73,29 @@ def train(
                 writer.write(deployed, names, index)
 
         yield from remaining_rounds(run, engine, there, save, engine, fingerprints(sites))
+
+
+def in_time(
+    records: Iterator[RoundRecord], rounds: int, seconds: float | None, started: float
+) -> Iterator[RoundRecord]:
+    """Yield the records of a run, but stop after a complete round if another one would exceed a time limit.
+
+    Args:
+        records: from :func:`train`, which has saved a round before it yields the round's last record.
+        rounds: number of rounds of the run.
+        seconds: the limit; ``None`` for no limit.
+        started: when the time began, by ``time.monotonic``.
+    """
+    before = time.monotonic()
+    for record in records:
+        yield record
+        if seconds is None or not isinstance(record, ExchangeRecord) or record.round + 1 == rounds:
+            continue
+        now = time.monotonic()
+        if now - started + (now - before) > seconds:
+            log.info("stopped after round %d because of the time limit", record.round + 1)
+            return
+        before = now
 
 
 @contextmanager

@@ -17,7 +17,7 @@ PARTIAL = ".partial-"
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link, or a folder with all that it holds; do nothing if there is none."""
+    """Remove a file, a link, or a folder with all that it holds; do nothing if it does not exist."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -112,7 +112,7 @@ def test_a_hospital_uses_its_own_network(data, tmp_path, prrfl):
     assert "for site clientA" in (tmp_path / "ex/model_card.md").read_text()
     code, _, err = prrfl("resume", own)
     assert code == 2
-    assert "is a site's folder of a run over real sites" in err
+    assert "is a site's folder of a federation" in err
     # At the server there is no network to use.
     code, _, err = prrfl("predict", tmp_path / "run", images, "--out", tmp_path / "q.csv")
     assert code == 2

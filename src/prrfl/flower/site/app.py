@@ -43,7 +43,7 @@ class AtSiteError(Exception):
 
 
 def answer(message: Message, context: Context) -> Message:
-    """Carry out an order. If the site cannot, its answer says so; the reason goes to the site's own log.
+    """Carry out an order. If that fails, the answer is an error; the reason goes to the site's own log.
 
     Raises:
         AtSiteError: in place of any unexpected exception, because Flower sends the message of an exception to
