@@ -56,9 +56,9 @@ def with_array(records, data):
     return RecordDict({"plain": records.config_records["plain"], "arrays": ArrayRecord(arrays)})
 
 
-def with_plain(records, **more):
-    plain = {**records.config_records["plain"], **more}
-    return RecordDict({"plain": ConfigRecord(plain), "arrays": records.array_records["arrays"]})
+def with_plain(whole, /, **more):
+    plain = {**whole.config_records["plain"], **more}
+    return RecordDict({"plain": ConfigRecord(plain), "arrays": whole.array_records["arrays"]})
 
 
 def deep(character):
@@ -107,8 +107,8 @@ def test_whatever_a_site_answers_under_masks_costs_only_that_site(four, certs, t
             return reply
         return Raw(BAD_ANSWERS[what](reply.content), reply)
 
-    if (step, what) == ("train", "no array") or (step, what) == ("train", "an archive"):
-        pytest.skip("under masks, the answer to train holds no array")
+    if (step, what) in [("train", "no array"), ("train", "an archive"), ("share", "deep records")]:
+        pytest.skip("this step's answer does not use what would be broken")
     grid = grid_of(four, tmp_path, certs, names=FOUR, spoil=spoil)
     records = run(grid, tmp_path / "run", secure=True, quorum=3, rounds=1, names=FOUR)
     assert [(index, site) for index, site, _ in absences(records)] == [(0, "clientB")]

@@ -1,7 +1,7 @@
 """``prrfl server``, ``site`` and ``certs``: a federation over real sites, on Flower."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -85,13 +85,12 @@ def server(
     folder = (out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-federation").absolute()
     ours = Server(folder, certs.absolute(), host, port)
     ours.check(names)
-    warnings = ours.warnings(datetime.now(UTC))
     with only_for_this_user():
         federation = federate(folder, settings, names, quorum, deadline, secure)
-        _serve(ours, federation, warnings, show)
+        _serve(ours, federation, show)
 
 
-def _serve(ours: "Server", federation: "Federation", warnings: Sequence[str], show: bool) -> None:
+def _serve(ours: "Server", federation: "Federation", show: bool) -> None:
     from prrfl.flower.launch import outcome, serving
     from prrfl.runs.folder import RunFolder
     from prrfl.storage.records import read_records
@@ -99,13 +98,13 @@ def _serve(ours: "Server", federation: "Federation", warnings: Sequence[str], sh
 
     folder = ours.folder
     if show:
-        _warn(warnings, to=errors)
+        _warn(ours.warnings(datetime.now(UTC)), to=errors)
         ours.configure()
         commands = [ours.superlink(), *map(ours.register, federation.sites), ours.run()]
         print("\n".join(map(str, commands)))
         return
     if not RunFolder(folder).is_finished:
-        _warn(warnings)
+        _warn(ours.warnings(datetime.now(UTC)))
         console.print(
             f"{federation.config.method}, experiment {federation.experiment}: waiting for "
             f"{', '.join(federation.sites)} at {ours.host}:{ours.port}"

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -24,6 +25,7 @@ from urllib.parse import urlsplit
 from prrfl.errors import ConfigError, PRRFLError, one_line
 from prrfl.flower.certs import check_readable, check_valid, open_keys
 from prrfl.storage.atomic import write_text
+from prrfl.storage.reading import read_text
 from prrfl.types import ClientId
 
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
@@ -287,11 +289,8 @@ class Node:
 
     def foreign_apps(self) -> list[str]:
         """Return the names of Flower apps that the server sent to this site and that are not prrfl's."""
-        ours = resources.files("prrfl.flower").joinpath("app/pyproject.toml").read_bytes()
         apps = self.home / "flower" / "apps"
-        return sorted(
-            app.name for app in apps.glob("*") if app.is_dir() and _content(app) != {"pyproject.toml": ours}
-        )
+        return sorted(app.name for app in apps.glob("*") if app.is_dir() and not _is_ours(app))
 
     def check(self) -> None:
         """Check the address of the server, and that the node's port is free.
@@ -363,15 +362,16 @@ def _run_node(node: Node, say: Callable[[str], None], warned: set[str]) -> tuple
     return "\n".join(_new_lines(log, began)[0]) + "\n", process.returncode
 
 
-def _content(folder: Path) -> dict[str, bytes]:
-    """Return the files of a folder by their paths in it; an app of another program can hold anything."""
+def _is_ours(app: Path) -> bool:
+    """Return whether an app is prrfl's: it has no code, and names the parts of the prrfl installed here."""
+    ours = resources.files("prrfl.flower").joinpath("app/pyproject.toml").read_text("utf-8")
     try:
-        return {
-            str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b""
-            for path in folder.rglob("*")
-        }
-    except OSError:
-        return {}
+        # Flower leaves out the comments.
+        (only,) = app.rglob("*")
+        found = tomllib.loads(read_text(only))
+    except (OSError, ValueError):
+        return False
+    return only == app / "pyproject.toml" and found == tomllib.loads(ours)
 
 
 def as_setting(value: str | int | bool) -> str:

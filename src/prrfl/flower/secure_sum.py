@@ -76,8 +76,8 @@ SEED = 32
 SignedKey = Mapping[str, str]
 """A site's public key for one experiment: ``site``, ``key``, ``mean`` and ``signature``.
 
-Key and signature are in hex. ``mean`` is the last mean that the site received, as ``<round>:<SHA-256>``, or
-empty if there is none.
+Key and signature are in hex. ``mean`` is the last mean that the site received: ``<round>:<SHA-256>``, or
+empty before the first.
 """
 
 _FIELDS = {"key": "[0-9a-fA-F]{64}", "mean": r"(\d{1,6}:[0-9a-f]{64})?", "signature": "[0-9a-fA-F]{128}"}

@@ -13,7 +13,7 @@ class SentMean:
 
     A site takes only one mean in each round of a run; it answers each with its test scores, and a server that
     could send many means would learn as much about the test images. A server that was killed while it sent
-    the mean therefore sends the same again, whoever takes part in the repeated round.
+    the mean therefore sends the same again, also if other sites take part in the repeated round.
     """
 
     def __init__(self, path: Path) -> None:

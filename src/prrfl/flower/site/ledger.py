@@ -47,7 +47,7 @@ class Ledger:
             )
 
     def last_mean(self, index: int) -> str:
-        """Return round and digest of the last mean before round ``index``; empty if there is none."""
+        """Return round and digest of the last mean before round ``index``; empty before the first."""
         means = _read(self._folder / "received.json")
         rounds = [int(key) for key in means if int(key) < index]
         return f"{max(rounds)}:{means[str(max(rounds))]}" if rounds else ""

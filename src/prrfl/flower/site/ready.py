@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from prrfl.config import TrainConfig
+from prrfl.config import checked
 from prrfl.data.images import SPLITS
 from prrfl.data.layout import find_sites, table_path
 from prrfl.data.sources import load_site, npz_files
@@ -20,7 +20,7 @@ def check_data(source: Path, name: ClientId, allow_missing: bool) -> SiteData:
     Raises:
         DataError: naming the file, line or image that cannot be used, or the split that is missing.
     """
-    defaults = TrainConfig()
+    defaults = checked({"device": "cpu"}, "the defaults")
     return load_site(
         source,
         name,
