@@ -24,6 +24,7 @@ LARGEST_FILE = 2**14
 """Largest settings file, in bytes. The time to parse TOML keys can grow with the square of their length."""
 
 LONGEST_PATH = 4096
+"""Longest path, in bytes."""
 
 LARGEST = 1e30
 """Largest factor in training: its product with a weight must be finite in float32."""
@@ -66,7 +67,7 @@ OUTPUT = Scope(resumable=True, comparison="free", of_server=True)
 class TrainConfig(BaseModel):
     """The settings of one run. Defaults are the paper's.
 
-    Counts have generous upper bounds, so that a typing error cannot fill a disk.
+    Counts have generous upper bounds, so that a typo cannot fill a disk.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)

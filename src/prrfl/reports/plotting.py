@@ -27,8 +27,8 @@ except UnicodeDecodeError as cause:
     from prrfl.errors import ConfigError
 
     raise ConfigError(
-        f"Matplotlib cannot read its settings: {cause}; remove or repair the file matplotlibrc in this folder "
-        "or in $MATPLOTLIBRC"
+        f"Matplotlib cannot read its settings: {cause}; remove or repair the file matplotlibrc in this "
+        "folder or in $MATPLOTLIBRC"
     ) from None
 finally:
     if _backend is not None:
@@ -53,7 +53,7 @@ def default_style() -> Iterator[None]:
 def fit_fonts(figure: "Figure", name: str) -> None:
     """Give a figure's texts further fonts for characters that the default one lacks, such as Chinese ones.
 
-    If no installed font has them, a warning says so.
+    If no installed font has them, there is a warning.
 
     Args:
         figure: the figure, complete.
