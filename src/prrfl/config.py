@@ -35,7 +35,7 @@ Factor = Annotated[float, Field(ge=0, le=LARGEST)]
 
 @dataclass(frozen=True)
 class Scope:
-    """Who chooses a setting, and when it may change. Each field of :class:`TrainConfig` carries one.
+    """Who chooses a setting, and when it may change. A field of :class:`TrainConfig` without one has METHOD.
 
     Attributes:
         resumable: it may change when a run is resumed: it says where a run is computed, not what.
@@ -291,7 +291,7 @@ class TrainConfig(BaseModel):
 
 
 SCOPES: Mapping[str, Scope] = {
-    name: next(item for item in field.metadata if isinstance(item, Scope))
+    name: next((item for item in field.metadata if isinstance(item, Scope)), METHOD)
     for name, field in TrainConfig.model_fields.items()
 }
 
