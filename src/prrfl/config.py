@@ -124,6 +124,9 @@ class TrainConfig(BaseModel):
         None,
         description="start from the weights in a .safetensors or .pth file; FILE#NAME if it holds several",
     )
+    new_head: Annotated[bool | None, METHOD] = Field(
+        None, description="with weights: leave out the last layer of the file; it starts at random"
+    )
     rounds: Annotated[int, METHOD] = Field(50, ge=1, le=10_000, description="communication rounds (T)")
     epochs: Annotated[int, METHOD] = Field(5, ge=1, le=10_000, description="local epochs per round (E)")
     batch: Annotated[int, METHOD] = Field(16, ge=2, le=100_000, description="images per training step")
@@ -214,6 +217,13 @@ class TrainConfig(BaseModel):
     @classmethod
     def _known_network(cls, value: str) -> str:
         return _one_of(value, NETWORKS)
+
+    @field_validator("new_head")
+    @classmethod
+    def _with_weights(cls, value: bool | None, info: ValidationInfo) -> bool | None:
+        if value and info.data.get("weights") is None:
+            raise ValueError("it concerns only the weights to start from; expected --weights as well")
+        return value
 
     @field_validator("alpha2")
     @classmethod

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from prrfl.errors import ConfigError, ParticipationError
-from prrfl.tensors import WeightedMean, check_same_layout
+from prrfl.tensors import WeightedMean, check_real, check_same_layout
 from prrfl.types import Tensors
 
 Treatment = Literal["fourier", "mean", "local"]
@@ -55,7 +55,11 @@ def treatment(key: str, tensor: Tensor, local_keys: Collection[str]) -> Treatmen
     ``fourier``: convolution (rank 4) and linear (rank 2) weights; ``local``: normalisation layers (given by
     ``local_keys``) and integer tensors, for which a spectrum or mean makes no sense; ``mean``: all others
     (biases).
+
+    Raises:
+        StateMismatchError: if the tensor is complex.
     """
+    check_real({key: tensor}, "PFA")
     if key in local_keys or not tensor.is_floating_point():
         return "local"
     return "fourier" if tensor.ndim in (2, 4) else "mean"

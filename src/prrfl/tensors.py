@@ -53,13 +53,32 @@ def non_finite(tensors: Tensors) -> list[str]:
     ]
 
 
+def name_of(dtype: torch.dtype) -> str:
+    """Return the name of a type for messages, such as ``float32``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def check_real(tensors: Tensors, whose: str) -> None:
+    """Raise if a tensor is complex: its imaginary part would be lost.
+
+    Raises:
+        StateMismatchError: naming the tensor and whose it is.
+    """
+    for key, tensor in tensors.items():
+        if tensor.is_complex():
+            raise StateMismatchError(
+                f"{whose}: '{key}' is {name_of(tensor.dtype)}; expected real numbers: store both parts "
+                "(torch.view_as_real)"
+            )
+
+
 def check_same_layout(expected: Tensors, found: Tensors, whose: str) -> None:
     """Raise unless both hold the same names with the same shapes.
 
     Raises:
-        StateMismatchError: naming the first tensor that differs and whose it is.
+        StateMismatchError: naming the first tensor that differs, in the order of ``expected``.
     """
-    for key in expected.keys() | found.keys():
+    for key in dict.fromkeys([*expected, *sorted(found)]):
         if key not in found or key not in expected:
             lacking, side = ("lacks", expected) if key not in found else ("has the unexpected", found)
             raise StateMismatchError(f"{whose} {lacking} tensor '{key}' {tuple(side[key].shape)}")
@@ -85,8 +104,9 @@ class WeightedMean:
         """Add one site's tensors.
 
         Raises:
-            StateMismatchError: if names or shapes differ from those of the first site.
+            StateMismatchError: if names or shapes differ from the first site's, or a tensor is complex.
         """
+        check_real(tensors, whose)
         if not self._sums:
             self._like = {key: tensor.new_empty(0).expand(0) for key, tensor in tensors.items()}
             self._sums = {

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from prrfl.capture import Captured, ThreadCache, on_gpu, side_by_side
+from prrfl.errors import StateMismatchError
 from prrfl.folding import Pairs, fold, foldable
 from prrfl.machine import arithmetic
+from prrfl.tensors import name_of
 from prrfl.types import ClientId, Examples, RoundContext, SiteData, Tensors
 
 D = TypeVar("D")
@@ -77,6 +79,21 @@ class Recipe:
     shuffle: bool = True
     device: str = "cpu"
     precision: Precision = "float32"
+
+    def __post_init__(self) -> None:
+        """Check that training can keep every number of the network.
+
+        Raises:
+            StateMismatchError: naming a parameter or buffer that is neither an integer nor of the precision.
+        """
+        kept = {torch.float32, *({torch.float64} if self.precision == "float64" else {})}
+        for key, tensor in (*self.network.named_parameters(), *self.network.named_buffers()):
+            if (tensor.is_floating_point() or tensor.is_complex()) and tensor.dtype not in kept:
+                raise StateMismatchError(
+                    f"network: '{key}' is {name_of(tensor.dtype)}, which training in {self.precision} cannot "
+                    f"keep; expected {' or '.join(sorted(map(name_of, kept)))}: convert it, complex numbers "
+                    "by torch.view_as_real"
+                )
 
     def learning_rate(self, round_index: int) -> float:
         """Return the learning rate of a round: lr · gamma^(t // step)."""

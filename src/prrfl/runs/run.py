@@ -141,7 +141,7 @@ def remaining_rounds(
     """
     config = run.settings
     started = time.monotonic()
-    done = restore(folder, config, keeper)
+    done = restore(folder, config, keeper, data)
     where = "real sites" if data is None else ", ".join(data)
     start = done.round + 1
     log.info(
@@ -149,8 +149,6 @@ def remaining_rounds(
     )
     if data is not None and start == 0:
         folder.write_data(data)
-    elif data is not None:
-        folder.check_data(data)
     folder.write_environment(environment(config.device, data), start)
     history = records_until(folder, done)
     unsaved: list[RoundRecord] = []

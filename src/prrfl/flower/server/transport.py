@@ -101,7 +101,7 @@ class Transport:
         delivery = _Delivery(self._grid, order, sites, read)
         started = reminded = time.monotonic()
         while delivery.waiting:
-            delivery.send()
+            delivery.dispatch()
             delivery.collect()
             yield from delivery.next_answers()
             now = time.monotonic()
@@ -145,7 +145,7 @@ class _Delivery(Generic[T]):
         """Return the sites that have not answered yet."""
         return [name for name in self.waiting if name not in self._answers]
 
-    def send(self) -> None:
+    def dispatch(self) -> None:
         """Send the order to each connected site that does not have it, or that has reconnected since."""
         nodes = {node.name: node for node in self._grid.get_nodes() if node.name}
         for name in self.missing():
