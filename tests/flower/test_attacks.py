@@ -10,12 +10,13 @@ from importlib.metadata import version
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
 
 from prrfl.errors import ConfigError, ParticipationError, StateMismatchError
 from prrfl.flower.federation import federate
 from prrfl.flower.messages import Answer, Order, OrderRefusedError, from_records, to_records
 from prrfl.flower.secure_sum import LARGEST, is_plausible, read_roster
+from prrfl.flower.server import app as server_app
 from prrfl.flower.site.app import settings_of
 from prrfl.flower.site.orders import carry_out
 from prrfl.types import Share
@@ -390,11 +391,16 @@ def test_rounds_that_the_run_does_not_have_are_refused(data, tmp_path, index, st
 
 
 def test_what_a_run_writes_is_only_for_its_user(data, certs, tmp_path):
-    """At a site, whatever the umask; the server's process sets it for all that it writes."""
-    run(grid_of(data, tmp_path, certs), tmp_path / "run", secure=True, rounds=1)
-    for name in NAMES:
-        for path in [tmp_path / name, *(tmp_path / name).rglob("*")]:
-            assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
+    """At the sites and at the server, whatever the umask."""
+    federate(tmp_path / "run", {**SETTINGS, "rounds": 1}, NAMES, secure=True)
+    shutil.rmtree(tmp_path / "run" / "flower", ignore_errors=True)
+    before = set(tmp_path.rglob("*"))
+    config = {"folder": str(tmp_path / "run"), "sites": ""}
+    server_app.app(grid_of(data, tmp_path, certs), Context(0, 0, {}, RecordDict(), config))
+    written = set(tmp_path.rglob("*")) - before
+    assert {path.name for path in written} >= {"state", "summary.json", "metrics.jsonl", "last.safetensors"}
+    for path in written:
+        assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
 
 
 def test_an_order_has_no_field_without_a_bound():
