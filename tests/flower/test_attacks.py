@@ -170,7 +170,7 @@ def test_a_poisoned_part_does_not_blame_the_others(data, certs, tmp_path):
             return reply
         answer = from_records(Answer, reply.content)
         part = answer.share["masked"].clone()
-        part[:-1] += 2**62
+        part[:-1] += 3 * 2**61
         return GridReply(replace(answer, share={"masked": part}), reply)
 
     with pytest.raises(StateMismatchError, match="one of these sites sent a wrong part"):
