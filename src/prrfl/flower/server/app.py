@@ -2,8 +2,9 @@
 
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -27,6 +28,7 @@ from prrfl.runs.deployed import Which
 from prrfl.runs.folder import RunFolder
 from prrfl.runs.run import open_folder, remaining_rounds
 from prrfl.runs.setup import Run, share_dtype
+from prrfl.storage.atomic import only_for_this_user
 from prrfl.tensors import count_bytes
 from prrfl.types import ExchangeRecord, RoundContext, RoundRecord, Share, Tensors
 
@@ -44,7 +46,11 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Start or resume a federation from Flower's run config."""
-    given = context.run_config
+    with only_for_this_user():
+        _run(grid, context.run_config)
+
+
+def _run(grid: Grid, given: Mapping[str, Any]) -> None:
     folder = Path(str(given["folder"]))
     if (folder / "federation.json").is_file() and not given["sites"]:
         federation = read_federation(folder)
