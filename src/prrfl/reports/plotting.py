@@ -9,8 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-
-from prrfl.errors import ConfigError
+from typing import Any
 
 __all__ = [
     "Axes", "Figure", "MaxNLocator", "MultipleLocator", "colormaps", "default_style", "fit_fonts",
@@ -34,7 +33,7 @@ try:
     from matplotlib.text import Text
     from matplotlib.ticker import MaxNLocator, MultipleLocator
 except UnicodeDecodeError as cause:
-    raise ConfigError(
+    raise OSError(
         f"Matplotlib cannot read its settings: {cause}; remove or repair the file matplotlibrc in this "
         "folder or in $MATPLOTLIBRC"
     ) from None
@@ -53,8 +52,8 @@ def default_style() -> Iterator[None]:
 
     Names of sites and classes are drawn as they are: a dollar sign does not begin a formula.
     """
-    defaults = {key: value for key, value in rcParamsDefault.items() if key != "backend"}
-    with warnings.catch_warnings(), rc_context({**defaults, "text.parse_math": False}):
+    settings: dict[Any, Any] = {key: value for key, value in rcParamsDefault.items() if key != "backend"}
+    with warnings.catch_warnings(), rc_context({**settings, "text.parse_math": False}):
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # fit_fonts reports it in one line
         yield
 
