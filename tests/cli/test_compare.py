@@ -169,3 +169,48 @@ def test_a_time_limit_ends_after_a_complete_round_and_the_same_command_continues
     assert code == 0
     assert "Time limit" not in said
     assert (out / "comparison.csv").is_file()
+
+
+def test_a_comparison_does_not_depend_on_how_a_path_was_written(prrfl, data, done, tmp_path, monkeypatch):
+    shutil.copytree(done, tmp_path / "c")
+    (tmp_path / "link").symlink_to(data)
+    shutil.copytree(data, tmp_path / "moved")
+    monkeypatch.chdir(data.parent)
+    spelled = [data.name, f"./{data.name}/", data / ".." / data.name, tmp_path / "link", tmp_path / "moved"]
+    for place in spelled:
+        command = ["compare", "--methods", "fedavg", "--data", place, *SMALL, "--out", tmp_path / "c"]
+        code, out, err = prrfl(*command)
+        assert (code, err) == (0, "")
+        assert "1 rounds, of which 1 are done" in out
+
+
+def test_other_data_at_another_place_is_refused_even_if_all_runs_are_finished(prrfl, done, tmp_path):
+    shutil.copytree(done, tmp_path / "c")
+    other = write_layout(tmp_path / "other", train=12)
+    command = ["compare", "--methods", "fedavg", "--data", other, *SMALL, "--out", tmp_path / "c"]
+    code, _, err = prrfl(*command)
+    assert code == 2
+    assert "site clientA, train: 9 → 12 images" in err
+    (tmp_path / "c/runs/fedavg-seed0/data.json").unlink()
+    assert "but the command asks for" in prrfl(*command)[2]
+
+
+def test_unfinished_runs_continue_with_moved_data(prrfl, data, done, tmp_path):
+    shutil.copytree(done, tmp_path / "c")
+    shutil.copytree(data, tmp_path / "moved")
+    run = tmp_path / "c/runs/fedavg-seed0"
+    config = run / "config.toml"
+    config.write_text(config.read_text().replace(str(data), str(tmp_path / "gone")))
+    (run / "summary.json").unlink()
+    command = [
+        "compare",
+        "--methods",
+        "fedavg",
+        "--data",
+        tmp_path / "moved",
+        *SMALL,
+        "--out",
+        tmp_path / "c",
+    ]
+    code, _, err = prrfl(*command)
+    assert (code, err) == (0, "")

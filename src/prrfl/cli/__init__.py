@@ -5,6 +5,7 @@ import logging
 import signal
 import sys
 from typing import Annotated, Any
+from warnings import catch_warnings, simplefilter
 
 import typer
 
@@ -53,10 +54,15 @@ def guarded(command: Any) -> int:
     warnings.setFormatter(logging.Formatter("warning: %(message)s"))
     # Errors are printed once, below; a run writes them into its log file with a handler of its own.
     warnings.addFilter(lambda record: record.levelno == logging.WARNING)
+    # Ours alone: what libraries log or warn of is meant for programmers. Python's own switch shows it.
+    warnings.addFilter(logging.Filter("prrfl"))
     logging.basicConfig(handlers=[warnings], level=logging.WARNING)
     before = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        command()
+        with catch_warnings():
+            if not sys.warnoptions:
+                simplefilter("ignore")
+            command()
     except PRRFLError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from prrfl.algorithms import ALGORITHMS
 from prrfl.cli.flags import TimeLimit, with_flags
-from prrfl.cli.screen import console, going_on
+from prrfl.cli.screen import console, going_on, print_table
 from prrfl.errors import ConfigError, PRRFLError
 from prrfl.reports.comparison import Row
 from prrfl.reports.tables import brief, legend
@@ -104,5 +104,5 @@ def print_comparison(rows: list[Row]) -> None:
         table.add_column(name, justify="right" if index else "left", overflow="fold")
     for row, line in zip(rows, shown.body, strict=True):
         table.add_row(*line, style="bold" if row.best else None)
-    console.print(table)
+    print_table(table)
     console.print(legend(rows), style="dim")

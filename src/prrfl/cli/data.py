@@ -10,7 +10,7 @@ import typer
 from rich.progress import Progress
 from rich.table import Table
 
-from prrfl.cli.screen import console
+from prrfl.cli.screen import console, print_table
 from prrfl.errors import DataError
 from prrfl.storage.atomic import write_json, write_text
 
@@ -70,7 +70,7 @@ def _print(found: "Findings", classes: tuple[str, ...], batch: int) -> None:
         site, _, split = key.rpartition("/")
         unknown = "no group ids" if site in found.without_groups else "–"
         table.add_row(site, split, *map(str, counts), str(sum(counts)), leaks.get(key, unknown))
-    console.print(table)
+    print_table(table, names=2)
     for leak in found.leaks:
         if leak.images:
             console.print(

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from prrfl.cli.flags import MovedData
 from prrfl.cli.onboarding import evaluate_new_sites
-from prrfl.cli.screen import console, score_cells, score_table
+from prrfl.cli.screen import console, print_table, score_cells, score_table
 from prrfl.errors import ConfigError
 from prrfl.storage.atomic import write_json, write_text
 
@@ -129,7 +129,7 @@ def _own(
     table = score_table(title, ("site", "images"), classes)
     for site, assessment in found.items():
         table.add_row(site, str(assessment.images), *score_cells(assessment))
-    console.print(table)
+    print_table(table)
     precision = RunFolder(run_folder).settings().precision
     if precision != "float32":
         console.print(

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from prrfl.cli.screen import console
+from prrfl.cli.screen import console, print_table
 
 
 def inspect(
@@ -39,7 +39,7 @@ def inspect(
     for key, tensor in state.items():
         values = sent[key].numel() if key in sent else 0
         table.add_row(key, "x".join(map(str, tensor.shape)), treatment(key, tensor, local), f"{values:,}")
-    console.print(table)
+    print_table(table)
     up, whole = count_bytes(sent), count_bytes(state)
     console.print(f"Each way per round: {up:,} bytes of {whole:,}, {up / whole:.3f} of the weights")
 
@@ -79,7 +79,7 @@ def show_wire(settings: Mapping[str, object], secure: bool) -> None:
     for item in items:
         what = WHAT.get(item.name) or arrays[item.name.partition(".")[0]]
         table.add_row(item.step, f"the {item.to}", item.name, what, f"{item.bytes:,}")
-    console.print(table)
+    print_table(table, names=3)
     for to in ("server", "site"):
         console.print(f"Total to the {to}: {sum(i.bytes for i in items if i.to == to):,} bytes")
     console.print(

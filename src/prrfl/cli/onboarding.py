@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from prrfl.cli.screen import console, score_cells, score_table
+from prrfl.cli.screen import console, print_table, score_cells, score_table
 from prrfl.reports.formatting import percent
 from prrfl.storage.atomic import write_json
 
@@ -42,7 +42,7 @@ def evaluate_new_sites(run_folder: Path, data: Path, which: "Which") -> dict[str
         table = score_table(title, ("network",), run.config.classes)
         for name, assessment in found[site.name].items():
             table.add_row(name, *score_cells(assessment))
-        console.print(table)
+        print_table(table)
     return found
 
 
@@ -115,4 +115,4 @@ def _print(title: str, scores: "Mapping[str, Scores]", classes: tuple[str, ...])
         table.add_column(name, justify="right")
     for name, value in scores.items():
         table.add_row(name, percent(value.macro_f1), percent(value.auc), *map(percent, value.recall))
-    console.print(table)
+    print_table(table)

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -14,7 +15,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 
 from prrfl.errors import Stopped
 from prrfl.reports.formatting import percent
@@ -78,6 +79,67 @@ def going_on(how: Callable[[], str]) -> Iterator[None]:
         raise
 
 
+FRAME = 3
+"""Characters that padding and border add to each column of a table."""
+
+
+def print_table(table: Table, names: int = 1) -> None:
+    """Print a table so that no digit is lost: columns that do not fit follow in further tables.
+
+    Args:
+        table: columns with numbers are aligned to the right and never wrapped; others are.
+        names: number of first columns, which name the rows and are repeated in each table.
+    """
+    room = console.width - 1
+    least = [_least(column) + FRAME for column in table.columns]
+    share = room // (2 * names)  # of a name, so that names of any length leave space for numbers
+    least[:names] = [min(width, share) for width in least[:names]]
+    space = room - sum(least[:names])
+    blocks: list[list[int]] = [[]]
+    for index in range(names, len(table.columns)):
+        least[index] = min(least[index], space)
+        if blocks[-1] and sum(least[k] for k in blocks[-1]) + least[index] > space:
+            blocks.append([])
+        blocks[-1].append(index)
+    for number, block in enumerate(blocks):
+        chosen = [*range(names), *block]
+        title = f"{table.title}, continued" if number else table.title
+        console.print(_part(table, chosen, [least[k] for k in chosen], room, title))
+
+
+def _part(table: Table, chosen: Sequence[int], least: Sequence[int], room: int, title: Any) -> Table:
+    """Return some columns of a table, each as wide as it needs, as far as there is room."""
+    part, spare = Table(title=title), room - sum(least)
+    for index, width in zip(chosen, least, strict=True):
+        column = table.columns[index]
+        wider = max(0, min(_lines(column) + FRAME - width, spare))
+        spare -= wider
+        part.add_column(
+            column.header, justify=column.justify, overflow="fold", width=max(1, width + wider - FRAME)
+        )
+    cells = [list(table.columns[index].cells) for index in chosen]
+    for row, line in zip(table.rows, zip(*cells, strict=True), strict=True):
+        part.add_row(*line, style=row.style)
+    return part
+
+
+def _least(column: Column) -> int:
+    """Return the least width of a column: its longest number, or else its longest word."""
+    of_numbers = column.justify == "right"
+    cells = (
+        part
+        for cell in column.cells
+        for part in (str(cell).splitlines() if of_numbers else str(cell).split())
+    )
+    return max(map(cell_len, (*cells, *str(column.header).split())), default=1)
+
+
+def _lines(column: Column) -> int:
+    """Return the width of a column without any wrapping."""
+    lines = (line for cell in (column.header, *column.cells) for line in str(cell).splitlines())
+    return max(map(cell_len, lines), default=1)
+
+
 def print_summary(folder: Path) -> None:
     """Print the table of sites of a finished run."""
     from prrfl.runs.folder import RunFolder
@@ -96,7 +158,7 @@ def print_summary(folder: Path) -> None:
         )
         cells = (last.get("macro_f1"), last.get("auc"), best.get("macro_f1"), best.get("auc"))
         table.add_row(site or "mean", *map(percent, cells), style=None if site else "bold")
-    console.print(table)
+    print_table(table)
     for model, drop in summary["retrogress"].items():
         console.print(
             f"Mean drop at communication, {model}: macro-F1 {percent(drop.get('macro_f1'))}, "

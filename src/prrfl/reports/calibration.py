@@ -7,10 +7,8 @@ from statistics import fmean
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
-from matplotlib.ticker import MultipleLocator
 
-from prrfl.reports.plotting import default_style, fit_fonts
+from prrfl.reports.plotting import Figure, MultipleLocator, default_style, fit_fonts
 from prrfl.reports.retrogress import dress
 from prrfl.reports.styles import PALETTE
 from prrfl.types import Predictions

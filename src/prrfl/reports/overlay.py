@@ -5,11 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
 from prrfl.reports.comparison import FinishedRun
-from prrfl.reports.plotting import default_style
+from prrfl.reports.plotting import Axes, Figure, default_style
 from prrfl.reports.retrogress import MEASURES, Band, band, curve, draw, dress, save
 from prrfl.reports.styles import Style, of_methods
 

@@ -9,14 +9,13 @@ from importlib import resources
 from typing import Any
 
 import jinja2
-from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
 from prrfl.reports.comparison import FinishedRun, Row
 from prrfl.reports.formatting import percent
 from prrfl.reports.meter import measure
 from prrfl.reports.overlay import EPOCHS, bands, draw_bands
-from prrfl.reports.plotting import default_style, rc_context
+from prrfl.reports.plotting import Figure, default_style, rc_context
 from prrfl.reports.retrogress import MEASURES, Band, band, caption, curve
 from prrfl.reports.statistics import confusion
 from prrfl.reports.styles import PALETTE, Style, of_methods, of_networks
@@ -350,8 +349,10 @@ def _roc(predictions: Predictions, classes: Sequence[str]) -> str:
             axis.plot(wrong, right, label=f"{name} ({truth.sum()})", color=PALETTE[index % len(PALETTE)])
     axis.set_xlabel("false positive rate")
     axis.set_ylabel("true positive rate")
-    if len(axis.lines) > 1:
-        axis.legend(frameon=False, fontsize=8, loc="lower right")
+    if curves := axis.lines[1:]:
+        # Their labels in so many words: else Matplotlib leaves out those that begin with an underscore.
+        names = [str(curve.get_label()) for curve in curves]
+        axis.legend(curves, names, frameon=False, fontsize=8, loc="lower right")
     else:
         axis.text(0.5, 0.05, "all test images are of one class: no curve", ha="center", fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)

@@ -1,4 +1,7 @@
-"""Matplotlib as our pictures need it: with its own defaults, whatever the settings of the user."""
+"""Matplotlib as our pictures need it: with its own defaults, whatever the settings of the user.
+
+All modules import Matplotlib's names from here.
+"""
 
 import logging
 import os
@@ -6,36 +9,41 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import Any
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+__all__ = [
+    "Axes", "Figure", "MaxNLocator", "MultipleLocator", "colormaps", "default_style", "fit_fonts",
+    "rc_context", "to_hex",
+]  # fmt: skip
 
 log = logging.getLogger("prrfl")
 
-# Importing Matplotlib reads the user's settings, and prints what is wrong with them. Ours need none of them:
-# pictures are files, so any backend would do, for example that of a notebook which is not installed here.
+# Importing Matplotlib reads the user's settings and reports what is wrong with them. Pictures need none of
+# them: they are files, so the backend of a notebook, which may not be installed here, does not matter.
 _backend = os.environ.pop("MPLBACKEND", None)
-_noise = logging.getLogger("matplotlib")
-_noise.setLevel(logging.ERROR)
+_reports = logging.getLogger("matplotlib")
+_level = _reports.level
+_reports.setLevel(logging.ERROR)
 try:
-    import matplotlib
-    from matplotlib import font_manager, rc_context
+    from matplotlib import colormaps, font_manager, rc_context, rcParamsDefault
+    from matplotlib.axes import Axes
+    from matplotlib.colors import to_hex
+    from matplotlib.figure import Figure
     from matplotlib.ft2font import FT2Font
     from matplotlib.text import Text
+    from matplotlib.ticker import MaxNLocator, MultipleLocator
 except UnicodeDecodeError as cause:
-    from prrfl.errors import ConfigError
-
-    raise ConfigError(
+    raise OSError(
         f"Matplotlib cannot read its settings: {cause}; remove or repair the file matplotlibrc in this "
         "folder or in $MATPLOTLIBRC"
     ) from None
 finally:
+    _reports.setLevel(_level)
     if _backend is not None:
         os.environ["MPLBACKEND"] = _backend
 
 FONT = "DejaVu Sans"
-"""Matplotlib brings this font along, so that pictures are the same on any machine."""
+"""Matplotlib's default font. It brings the font along, so that pictures are the same on any machine."""
 
 
 @contextmanager
@@ -44,39 +52,44 @@ def default_style() -> Iterator[None]:
 
     Names of sites and classes are drawn as they are: a dollar sign does not begin a formula.
     """
-    defaults = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"}
-    with warnings.catch_warnings(), rc_context({**defaults, "font.family": [FONT], "text.parse_math": False}):
+    settings: dict[Any, Any] = {key: value for key, value in rcParamsDefault.items() if key != "backend"}
+    with warnings.catch_warnings(), rc_context({**settings, "text.parse_math": False}):
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # fit_fonts reports it in one line
         yield
 
 
-def fit_fonts(figure: "Figure", name: str) -> None:
+def fit_fonts(figure: Figure, name: str) -> None:
     """Give a figure's texts further fonts for characters that the default one lacks, such as Chinese ones.
 
     If no installed font has them, there is a warning.
 
     Args:
         figure: the figure, complete.
-        name: what it will be called, for the warning.
+        name: name of its file, for the warning.
     """
     texts = [one for one in figure.findobj(Text) if isinstance(one, Text)]
-    wanted = {sign for text in texts for sign in text.get_text() if sign.isprintable()} - _signs_of(FONT)
+    missing = {sign for text in texts for sign in text.get_text() if sign.isprintable()} - _signs_of(FONT)
     fonts = [FONT]
-    while wanted and (best := max(_others(), key=lambda font: len(wanted & _signs_of(font)), default="")):
-        if not wanted & _signs_of(best):
-            break
+    while missing and (best := _best_font(missing)):
         fonts.append(best)
-        wanted -= _signs_of(best)
-    if wanted:
+        missing -= _signs_of(best)
+    if missing:
         log.warning(
-            "%s: no installed font has the characters %s, so they are drawn as boxes; install one that has "
+            "%s: no installed font has the characters %s, which are drawn as boxes; install a font that has "
             "them, such as Noto Sans CJK for Chinese",
             name,
-            "".join(sorted(wanted)),
+            "".join(sorted(missing)),
         )
     if len(fonts) > 1:
         for text in texts:
             text.set_fontfamily(fonts)
+
+
+def _best_font(signs: set[str]) -> str:
+    """Return the installed font that has most of the characters; empty if none has any."""
+    names = sorted({font.name for font in font_manager.fontManager.ttflist} - {FONT})
+    best = max(names, key=lambda name: len(signs & _signs_of(name)), default="")
+    return best if best and signs & _signs_of(best) else ""
 
 
 @lru_cache
@@ -85,8 +98,3 @@ def _signs_of(font: str) -> frozenset[str]:
         return frozenset(map(chr, FT2Font(font_manager.findfont(font)).get_charmap()))
     except (OSError, RuntimeError, ValueError):  # a font that was removed, or is damaged
         return frozenset()
-
-
-@lru_cache
-def _others() -> tuple[str, ...]:
-    return tuple(sorted({font.name for font in font_manager.fontManager.ttflist} - {FONT}))

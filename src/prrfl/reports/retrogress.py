@@ -7,11 +7,8 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from prrfl.reports.plotting import default_style, fit_fonts  # before Matplotlib
+from prrfl.reports.plotting import Axes, Figure, MaxNLocator, default_style, fit_fonts
 from prrfl.reports.statistics import Floats
 from prrfl.reports.styles import Style, of_networks
 from prrfl.storage.atomic import replacing

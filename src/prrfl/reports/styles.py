@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
 
-from matplotlib import colormaps
-from matplotlib.colors import to_hex
+from prrfl.reports.plotting import colormaps, to_hex
 
 OURS = "#0b6e99"
 # Pairs of a full and a pale colour: the full ones come first. Blue, the first pair, is for the reference.

@@ -76,7 +76,11 @@ def plan(
     base = load_config(config, {**flags, "workers": 1})
     if base.data and not base.data.exists():  # reported once, instead of by every run
         raise DataError(f"--data {base.data} does not exist; expected a folder, a manifest .csv or an .npz")
-    data = base.data or cached(GeneratedData(base.sites, base.images, base.image_size, base.seed))
+    data = (
+        base.data.absolute()
+        if base.data
+        else cached(GeneratedData(base.sites, base.images, base.image_size, base.seed))
+    )
     for what, listed in (("method", methods), ("seed", seeds)):
         if not listed:
             raise ConfigError(f"no {what} given; expected at least one")
@@ -90,14 +94,26 @@ def plan(
             # All settings of the base, so that those of the file or the quickstart apply to every run.
             whole = {**base.model_dump(exclude_none=True), **settings}
             planned.append(Planned(method, seed, load_config(None, whole), folder))
-    started = {folder: RunFolder(folder).settings() for folder in _run_folders(out)}
+    before = {folder: RunFolder(folder).settings() for folder in _run_folders(out)}
+    started = {folder: _at(folder, config, data) for folder, config in before.items()}
     _check_alike({one.folder: one.config for one in planned} | started)
     for one in planned:
         if one.folder in started:
             _check_same(started[one.folder], one)
-    if any(not RunFolder(one.folder).is_finished for one in planned):
+    moved = any(_place(config.data) != _place(data) for config in before.values())
+    if moved or any(not RunFolder(one.folder).is_finished for one in planned):
         _check_data_unchanged(list(started), planned[0].config)
     return planned
+
+
+def _at(folder: Path, config: TrainConfig, data: Path | None) -> TrainConfig:
+    """Return a run's settings with its data at the given place, if it has fingerprints to check it by."""
+    return config.model_copy(update={"data": data}) if (folder / "data.json").is_file() else config
+
+
+def _place(value: object) -> object:
+    """Return a path's real place, however it was written; other values as they are."""
+    return os.path.realpath(value) if isinstance(value, Path) else value
 
 
 FREE = TrainConfig.where(comparison="free")
@@ -131,7 +147,7 @@ def _run_folders(out: Path) -> list[Path]:
 def _check_same(found: TrainConfig, planned: Planned) -> None:
     expected = planned.config.model_dump()
     for key, value in found.model_dump(exclude=set(FREE)).items():
-        if value != expected[key]:
+        if _place(value) != _place(expected[key]):
             raise ConfigError(
                 f"{planned.folder} holds a run with {key} = {value}, but the command asks for "
                 f"{expected[key]}; choose another --out, or remove that folder"
@@ -145,7 +161,7 @@ def _check_alike(runs: Mapping[Path, TrainConfig]) -> None:
         named = _settings(_method(folder)).keys() | {"seed"} | FREE
         for key, value in config.model_dump(exclude=set(named)).items():
             first, expected = found.setdefault(key, (folder, value))
-            if value != expected:
+            if _place(value) != _place(expected):
                 raise ConfigError(
                     f"{first} has {key} = {expected}, but {folder} has {value}, so they cannot be compared; "
                     "choose another --out, or remove one of the folders"
@@ -230,7 +246,8 @@ def _start(one: Planned, threads: int, seconds: float) -> _Process:
         RunFolder(one.folder).begin(one.config.model_copy(update={"threads": threads}))
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     stderr = TemporaryFile()  # noqa: SIM115 - not a pipe, which blocks the run once it is full
-    command = [sys.executable, "-m", "prrfl", "resume", str(one.folder)]
+    # The data may have been moved since the run was started.
+    command = [sys.executable, "-m", "prrfl", "resume", str(one.folder), "--data", str(one.config.data)]
     if seconds < math.inf:
         command += ["--time-limit", f"{seconds / 60:.3f}"]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=stderr)
@@ -248,6 +265,8 @@ def read_runs(folder: Path) -> tuple[list[comparison.FinishedRun], TrainConfig]:
     finished = {there.path: there.settings() for there in folders if there.is_finished}
     if not finished:
         raise ConfigError(f"{folder} holds no finished run; give the folder of a comparison")
+    data = next(iter(finished.values())).data
+    finished = {path: _at(path, config, data) for path, config in finished.items()}
     _check_alike(finished)
     runs = [_read_run(path, config) for path, config in finished.items()]
     for one, path in zip(runs, finished, strict=True):
