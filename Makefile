@@ -23,15 +23,15 @@ $(READY): pyproject.toml constraints.txt
 train: $(READY)
 	$(BIN)/prrfl train
 
+# COVERAGE=1 measures which lines and branches of the package the tests run.
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile $(if $(COVERAGE),--cov --cov-report term)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow -n auto --dist loadfile --no-loadscope-reorder --durations 5
 
-# The tests of `make test`, measuring which lines and branches of the package they run.
-coverage: $(READY)
-	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile --cov --cov-report term
+coverage:
+	$(MAKE) test COVERAGE=1
 
 # The fuzz tests with FUZZ times as many random cases, new ones each time. A failing case is printed with how to repeat it.
 FUZZ ?= 20

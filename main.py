@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from datetime import datetime
 from pathlib import Path
 
 try:
@@ -38,9 +39,9 @@ def main() -> None:
     )
     parser.add_argument("--alpha1", type=float, default=0.7, help="DET's recover threshold")
     parser.add_argument("--alpha2", type=float, default=0.9, help="DET's exchange threshold")
-    parser.add_argument("--seed", type=int, default=0, help="same seed, same bits")
+    parser.add_argument("--seed", type=int, default=1, help="same seed, same bits")
     parser.add_argument("--theme", default="prrfl", help="name of the run")
-    parser.add_argument("--save_path", type=Path, default=Path("checkpoint"), help="folder of runs")
+    parser.add_argument("--save_path", type=Path, default=Path("experiment"), help="folder of runs")
     parser.add_argument("--allow_missing", action="store_true", help="continue if images are missing")
     flags = parser.parse_args()
     settings = {
@@ -49,7 +50,9 @@ def main() -> None:
         "epochs": flags.wk_iters, "r0": flags.l_rate, "alpha1": flags.alpha1, "alpha2": flags.alpha2,
         "seed": flags.seed, "allow_missing": flags.allow_missing, "data": Path(),
     }  # fmt: skip
-    run_training(load_config(None, settings), flags.save_path / flags.theme)
+    run_training(
+        load_config(None, settings), flags.save_path / f"{datetime.now():%Y%m%d-%H%M%S}_{flags.theme}"
+    )
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ LARGEST_FILE = 2**14
 """Largest settings file, in bytes. The time to parse TOML keys can grow with the square of their length."""
 
 LONGEST_PATH = 4096
+"""Longest path, in bytes."""
 
 LARGEST = 1e30
 """Largest factor in training: its product with a weight must be finite in float32."""
@@ -66,7 +67,7 @@ OUTPUT = Scope(resumable=True, comparison="free", of_server=True)
 class TrainConfig(BaseModel):
     """The settings of one run. Defaults are the paper's.
 
-    Counts have generous upper bounds, so that a typing error cannot fill a disk.
+    Counts have generous upper bounds, so that a typo cannot fill a disk.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
@@ -123,6 +124,9 @@ class TrainConfig(BaseModel):
     weights: Annotated[Path | None, METHOD] = Field(
         None,
         description="start from the weights in a .safetensors or .pth file; FILE#NAME if it holds several",
+    )
+    new_head: Annotated[bool | None, METHOD] = Field(
+        None, description="with weights: leave out the last layer of the file; it starts at random"
     )
     rounds: Annotated[int, METHOD] = Field(50, ge=1, le=10_000, description="communication rounds (T)")
     epochs: Annotated[int, METHOD] = Field(5, ge=1, le=10_000, description="local epochs per round (E)")
@@ -214,6 +218,13 @@ class TrainConfig(BaseModel):
     @classmethod
     def _known_network(cls, value: str) -> str:
         return _one_of(value, NETWORKS)
+
+    @field_validator("new_head")
+    @classmethod
+    def _with_weights(cls, value: bool | None, info: ValidationInfo) -> bool | None:
+        if value and info.data.get("weights") is None:
+            raise ValueError("it concerns only the weights to start from; expected --weights as well")
+        return value
 
     @field_validator("alpha2")
     @classmethod

@@ -53,13 +53,32 @@ def non_finite(tensors: Tensors) -> list[str]:
     ]
 
 
+def name_of(dtype: torch.dtype) -> str:
+    """Return the name of a type for messages, such as ``float32``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def check_real(tensors: Tensors, whose: str) -> None:
+    """Raise if a tensor is complex: its imaginary part would be lost.
+
+    Raises:
+        StateMismatchError: naming the tensor and whose it is.
+    """
+    for key, tensor in tensors.items():
+        if tensor.is_complex():
+            raise StateMismatchError(
+                f"{whose}: '{key}' is {name_of(tensor.dtype)}; expected real numbers: store both parts "
+                "(torch.view_as_real)"
+            )
+
+
 def check_same_layout(expected: Tensors, found: Tensors, whose: str) -> None:
     """Raise unless both hold the same names with the same shapes.
 
     Raises:
-        StateMismatchError: naming the first tensor that differs and whose it is.
+        StateMismatchError: naming the first tensor that differs, in the order of ``expected``.
     """
-    for key in expected.keys() | found.keys():
+    for key in dict.fromkeys([*expected, *sorted(found)]):
         if key not in found or key not in expected:
             lacking, side = ("lacks", expected) if key not in found else ("has the unexpected", found)
             raise StateMismatchError(f"{whose} {lacking} tensor '{key}' {tuple(side[key].shape)}")
@@ -78,17 +97,18 @@ class WeightedMean:
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._like: Tensors = {}
+        self._dtypes: dict[str, torch.dtype] = {}
         self._weight = 0.0
 
     def add(self, tensors: Tensors, weight: float = 1.0, whose: str = "a share") -> None:
         """Add one site's tensors.
 
         Raises:
-            StateMismatchError: if names or shapes differ from those of the first site.
+            StateMismatchError: if names or shapes differ from the first site's, or a tensor is complex.
         """
+        check_real(tensors, whose)
         if not self._sums:
-            self._like = {key: tensor.new_empty(0).expand(0) for key, tensor in tensors.items()}
+            self._dtypes = {key: tensor.dtype for key, tensor in tensors.items()}
             self._sums = {
                 key: torch.zeros_like(t, dtype=torch.float64, memory_format=torch.contiguous_format)
                 for key, t in tensors.items()
@@ -99,10 +119,8 @@ class WeightedMean:
         self._weight += weight
 
     def result(self) -> dict[str, Tensor]:
-        """Return the weighted mean of all that was added; no tensors where nothing was."""
-        return {
-            key: _as_type(total / self._weight, self._like[key].dtype) for key, total in self._sums.items()
-        }
+        """Return the weighted mean of everything added; empty if nothing was added."""
+        return {key: _as_type(total / self._weight, self._dtypes[key]) for key, total in self._sums.items()}
 
 
 def _as_type(mean: Tensor, dtype: torch.dtype) -> Tensor:

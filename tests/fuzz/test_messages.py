@@ -155,8 +155,8 @@ SHARE = Share({"a": torch.tensor([1.0, 2.0])})
 
 def signed(site, key):
     """Return a key that a site signed, whatever its bytes are."""
-    statement = json.dumps(["prrfl secure sum key", "e", site.site, key.hex()]).encode()
-    return {"site": site.site, "key": key.hex(), "signature": site.signing.sign(statement).hex()}
+    statement = json.dumps(["prrfl secure sum key", "e", site.site, key.hex(), ""]).encode()
+    return {"site": site.site, "key": key.hex(), "mean": "", "signature": site.signing.sign(statement).hex()}
 
 
 @cases(150)
@@ -211,7 +211,7 @@ def test_what_is_no_cohort(text):
 @given(data=st.data())
 def test_masks_that_stay_in_a_sum_are_seen(data):
     parts = [torch.from_numpy(masked(SHARE, site, COHORT, 0)) for site in SITES]
-    seeds = [own_seed(site, COHORT, 0) for site in SITES]
+    seeds = [own_seed(SHARE, site, COHORT, 0) for site in SITES]
     spoilt = data.draw(st.integers(0, 2))
     parts[spoilt] = parts[spoilt] ^ 2 ** data.draw(st.integers(20, 62))
     assert not abs(unmasked(parts, seeds, SHARE.tensors).weight - 3) < 1e-6

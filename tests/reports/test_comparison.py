@@ -254,7 +254,7 @@ def test_a_difference_is_claimed_only_where_images_and_trainings_say_so():
     test = row.tests["f1"]
     assert test.seeds == pytest.approx(ttest_1samp(gaps, 0).pvalue)
     assert row.p["f1"] == max(test.images, test.seeds) == test.seeds > 0.5
-    # One seed leaves the images alone, and the legend says so.
+    # One seed leaves the images alone.
     rows = comparison.compare([strong[0], weak[0]], "prrfl", draws=300)
     assert rows[1].tests["f1"].seeds is None
     assert rows[1].p["f1"] == rows[1].tests["f1"].images < 0.05

@@ -10,9 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
-from prrfl.models import NETWORKS
 from prrfl.runs.folder import RunFolder
 from prrfl.storage.records import read_records
 from prrfl.storage.tensor_files import read_tensors
@@ -21,21 +19,9 @@ from tests.sites_on_disk import write_layout
 OLD = Path(__file__).parent / "old_run"
 
 
-def tiny(classes):
-    return nn.Sequential(
-        nn.Conv2d(3, 4, 3, stride=2, bias=False),
-        nn.BatchNorm2d(4),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(2),
-        nn.Flatten(),
-        nn.Linear(16, classes),
-    )
-
-
 @pytest.fixture
-def old(tmp_path, monkeypatch):
+def old(tmp_path):
     """Return a copy of the old run, with its data."""
-    monkeypatch.setitem(NETWORKS, "tiny", tiny)
     folder = tmp_path / "run"
     shutil.copytree(OLD, folder)
     data = write_layout(tmp_path / "data")

@@ -16,7 +16,7 @@ from prrfl.storage.tensor_files import read_state, read_tensors, write_state
 from prrfl.types import ExchangeRecord
 from tests.sites_on_disk import write_layout
 
-SMALL = {"image_size": 32, "rounds": 3, "epochs": 2, "batch": 8, "seed": 2}
+SMALL = {"network": "tiny", "image_size": 32, "rounds": 3, "epochs": 2, "batch": 8, "seed": 2}
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,10 @@ def test_what_is_picked_for_a_machine(settings, monkeypatch):
     assert picked(4, threads=8) == (2, 8)
     assert picked(4, workers=2) == (2, 4)  # bits depend on threads, and must not on workers
     assert picked(4, method="centralised") == (1, 16)
-    assert picked(4, device="cuda") == (1, 16)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    assert picked(4, device="cuda") == (1, 4)  # one process trains several sites at a time
+    assert picked(4, device="cuda", workers=2) == (2, 4)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     for wrong in ({"method": "centralised"}, {"device": "cuda:1"}):
         with pytest.raises(ConfigError, match="workers is 2, but"):
             picked(4, workers=2, **wrong)

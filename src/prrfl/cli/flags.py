@@ -22,6 +22,11 @@ TimeLimit = Annotated[
     ),
 ]
 
+MovedData = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="where the run's data is now, if it was moved", show_default=False),
+]
+
 _Command = TypeVar("_Command", bound=Callable[..., None])
 
 

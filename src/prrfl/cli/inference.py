@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from prrfl.cli.flags import MovedData
 from prrfl.cli.onboarding import evaluate_new_sites
 from prrfl.cli.screen import console, score_cells, score_table
 from prrfl.errors import ConfigError
@@ -85,6 +86,7 @@ def evaluate(
             help="data of new sites; by default, each network is scored on its own site's test images",
         ),
     ] = None,
+    own_data: MovedData = None,
     network: Network = "best",
     calibrate: Calibrate = False,
     json: Annotated[
@@ -98,7 +100,9 @@ def evaluate(
     confidence intervals over images. Scoring uses float32, whatever the precision of the run.
     """
     if data is None:
-        found = {name: asdict(one) for name, one in _own(run_folder, network, calibrate).items()}
+        found = {name: asdict(one) for name, one in _own(run_folder, network, calibrate, own_data).items()}
+    elif own_data is not None:
+        raise ConfigError("--own-data cannot be used with --data, the data of new sites; choose one")
     elif calibrate:
         raise ConfigError(
             "--calibrate cannot be used with --data, which scores networks as they are; leave it out"
@@ -110,14 +114,16 @@ def evaluate(
         write_json(json, found)
 
 
-def _own(run_folder: Path, network: "Which", calibrate: bool) -> Mapping[str, "Assessment"]:
+def _own(
+    run_folder: Path, network: "Which", calibrate: bool, data: Path | None
+) -> Mapping[str, "Assessment"]:
     from prrfl.inference.evaluate import evaluate_own_sites
     from prrfl.runs.folder import RunFolder
 
     classes: tuple[str, ...] = ()
     found: dict[str, Assessment] = {}
     with console.status("scoring"):
-        for saved, assessment in evaluate_own_sites(run_folder, network, calibrate):
+        for saved, assessment in evaluate_own_sites(run_folder, network, calibrate, data):
             found[saved.site], classes = assessment, saved.about.classes
     title = f"{network} network of each site on its own test images"
     table = score_table(title, ("site", "images"), classes)

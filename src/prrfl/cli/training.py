@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from prrfl.cli.comparing import print_comparison
-from prrfl.cli.flags import TimeLimit, with_flags
+from prrfl.cli.flags import MovedData, TimeLimit, with_flags
 from prrfl.cli.screen import console, going_on, print_summary, show_progress
 from prrfl.config import TrainConfig, load_config
 from prrfl.errors import ConfigError
@@ -57,7 +57,9 @@ def run_training(
         there.check_free()  # before reading the data, which may take a while
     if settings.data is None:
         console.print(f"No --data given: {settings.sites} generated sites of {settings.images} images.")
-    sites = setup.load_data(settings)
+    done = there.rounds_done
+    # A site that is missing at a resumption is named when the data is compared with that of the start.
+    sites = setup.read_sites(settings) if done else setup.load_data(settings)
     settings = setup.resolved(settings, len(sites))
     console.print(
         f"{settings.method} on {len(sites)} sites ({', '.join(s.name for s in sites)}), "
@@ -66,7 +68,6 @@ def run_training(
         f"{settings.device}, processes: {settings.workers}, threads of each: {settings.threads}, "
         f"{settings.precision}"
     )
-    done = there.rounds_done
     if done:
         console.print(f"Resuming after round {done} of {settings.rounds}.")
     with (
@@ -90,7 +91,7 @@ def run_training(
     console.print(f"Run folder: {folder}", soft_wrap=True)
 
 
-def resume(run_folder: RunPath, time_limit: TimeLimit = None) -> None:
+def resume(run_folder: RunPath, data: MovedData = None, time_limit: TimeLimit = None) -> None:
     """Resume a run that was stopped, from its last complete round; the bits are the same.
 
     If the data has changed, an error names the site and split. If the run's device is not available, another
@@ -109,20 +110,24 @@ def resume(run_folder: RunPath, time_limit: TimeLimit = None) -> None:
         raise ConfigError(
             f"{run_folder} is a site's folder of a federation; resume it with its `prrfl site` command"
         )
-    run_training(there.settings_here(), run_folder, resume=True, time_limit=time_limit)
+    settings = there.at(there.settings_here(), data, "--data")
+    run_training(settings, run_folder, resume=True, time_limit=time_limit)
 
 
 def report(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run or comparison")],
+    data: MovedData = None,
 ) -> None:
     """Write report.html for a run or a comparison, and redraw its tables and figures.
 
     The page is one file that opens in any browser.
     """
     if (run_folder / "runs").is_dir():
+        if data is not None:
+            raise ConfigError(f"--data: the report of comparison {run_folder} reads no data; leave it out")
         print_comparison(tabulate(run_folder))
         console.print(f"Page: {run_folder / 'report.html'}", soft_wrap=True)
         return
-    write_report(run_folder)
+    write_report(run_folder, data)
     print_summary(run_folder)
     console.print(f"Page: {run_folder / 'report.html'}", soft_wrap=True)

@@ -66,18 +66,22 @@ def to_json(data: Fingerprints) -> dict[str, dict[str, dict[str, object]]]:
 
 def difference(before: Fingerprints, now: Fingerprints) -> str:
     """Return the first difference between two data sets, in a few words; empty if they are equal."""
-    if gone := sorted(before.keys() - now.keys()):
-        return f"site {gone[0]} is missing"
-    if new := sorted(now.keys() - before.keys()):
-        return f"site {new[0]} is new"
+    gone, new = sorted(before.keys() - now.keys()), sorted(now.keys() - before.keys())
+    if gone and new:
+        renamed = next((name for name in new if now[name] == before[gone[0]]), None)
+        to = f"is now {renamed}" if renamed else f"is missing, site {new[0]} is new"
+        return f"site {gone[0]} {to}"
+    if gone or new:
+        return f"site {gone[0]} is missing" if gone else f"site {new[0]} is new"
     for site, splits in before.items():
         for split, was in splits.items():
-            if what := _what_differs(was, now[site][split]):
+            if what := what_differs(was, now[site][split]):
                 return f"site {site}, {split}: {what}"
     return ""
 
 
-def _what_differs(was: Fingerprint, now: Fingerprint) -> str:
+def what_differs(was: Fingerprint, now: Fingerprint) -> str:
+    """Return the difference between two states of a split, in a few words; empty if they are equal."""
     if was.images != now.images:
         return f"{was.images} → {now.images} images"
     if was.names != now.names:

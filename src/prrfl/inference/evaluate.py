@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from prrfl.config import TrainConfig
+from prrfl.data.fingerprint import fingerprint, what_differs
 from prrfl.data.sources import load_site
 from prrfl.errors import DataError
 from prrfl.reports.assessment import Assessment, assess
@@ -17,7 +18,7 @@ from prrfl.runs.deployed import (
     sites_of,
 )
 from prrfl.runs.folder import RunFolder
-from prrfl.runs.setup import load_data
+from prrfl.runs.setup import read_sites
 from prrfl.storage.records import read_predictions
 from prrfl.types import ClientId, Predictions, SiteData, Split
 
@@ -26,7 +27,7 @@ _TEST: tuple[Split, ...] = ("test",)
 
 
 def evaluate_own_sites(
-    folder: Path, which: Which, calibrate: bool = False
+    folder: Path, which: Which, calibrate: bool = False, data: Path | None = None
 ) -> Iterator[tuple[SavedNetwork, Assessment]]:
     """Yield each network of a run, or of a site's folder in a federation, with its test scores.
 
@@ -37,6 +38,7 @@ def evaluate_own_sites(
         folder: the folder of the run or site.
         which: the network of the best or of the last round.
         calibrate: whether to calibrate its probabilities.
+        data: where the data is now, if it was moved.
 
     Raises:
         ConfigError: if the folder holds no network.
@@ -44,8 +46,16 @@ def evaluate_own_sites(
         StateMismatchError: if the file of a network is damaged.
     """
     names = sites_of(folder)
-    config = RunFolder(folder).settings(device="auto", precision="float32")
+    there = RunFolder(folder)
+    config = there.at(there.settings(device="auto", precision="float32"), data, "--own-data")
     sites = _load(folder, config, names)
+    if new := sorted(sites.keys() - set(names)):
+        log.warning(
+            "%s holds no network of %s, which is not scored; prrfl evaluate --data scores new sites",
+            folder,
+            ", ".join(new),
+        )
+    before = there.data() or {}
     for name in names:
         network = read_network(folder, name, which, calibrate=calibrate, device=config.device)
         if name not in sites:
@@ -53,13 +63,17 @@ def evaluate_own_sites(
                 f"{config.data} has no site {name}, of which {folder} holds a network; restore its data"
             )
         found = predict_examples(network, sites[name].test)
-        _compare(found, read_predictions(predictions_path(folder, name, which, "test")), name)
+        known = before.get(name, {}).get("test")
+        if known and (what := what_differs(known, fingerprint(sites[name].test))):
+            log.warning("the test images of %s are not those of the run, so scores differ: %s", name, what)
+        elif known is None:
+            _compare(found, read_predictions(predictions_path(folder, name, which, "test")), name)
         yield network, assess(found)
 
 
 def _load(folder: Path, config: TrainConfig, names: list[ClientId]) -> dict[ClientId, SiteData]:
     if not RunFolder(folder).is_site:
-        return {site.name: site for site in load_data(config, _TEST)}
+        return {site.name: site for site in read_sites(config, _TEST)}
     assert config.data is not None  # a site has its own data
     read = {"image_size": config.image_size, "classes": config.classes, "allow_missing": config.allow_missing}
     return {name: load_site(config.data, name, needed=_TEST, **read) for name in names}  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 """Initial weights from a file: safetensors, or a ``.pth`` file, from which only tensors are read."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -8,10 +9,22 @@ from torch import Tensor, nn
 
 from prrfl.errors import StateMismatchError, nearest
 from prrfl.storage.tensor_files import read_tensors
-from prrfl.tensors import check_same_layout, non_finite
+from prrfl.tensors import check_same_layout, name_of, non_finite
+from prrfl.types import Tensors
 
-PARALLEL = "module."
-"""Prefix that ``nn.DataParallel`` adds to every name."""
+log = logging.getLogger("prrfl")
+
+WRAPPERS = ("module.", "_orig_mod.", "_module.", "model.")
+"""Prefixes that wrappers add to every name: DataParallel, torch.compile, Opacus, Lightning."""
+
+COUNTER = "num_batches_tracked"
+"""Batch norm's counter of batches, which PyTorch before 0.4.1 did not have."""
+
+TYPES = frozenset({
+    torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool, torch.uint8,
+    torch.int8, torch.int16, torch.int32, torch.int64,
+})  # fmt: skip
+"""Types of tensors in a file. Others, such as complex or 8-bit floating-point numbers, are refused."""
 
 
 def read_weights(file: str) -> dict[str, Tensor]:
@@ -38,23 +51,82 @@ def read_weights(file: str) -> dict[str, Tensor]:
             raise StateMismatchError(
                 f"weights {path}: '{key}' is not a plain tensor; save a plain state_dict"
             )
-    if all(key.startswith(PARALLEL) for key in tensors):
-        return {key.removeprefix(PARALLEL): tensor for key, tensor in tensors.items()}
+        if tensor.dtype not in TYPES:
+            raise StateMismatchError(
+                f"weights {path}: '{key}' is {name_of(tensor.dtype)}; expected real numbers of 16 to 64 bits"
+            )
     return tensors
 
 
-def load_weights(network: nn.Module, file: str) -> None:
+def load_weights(network: nn.Module, file: str, head: Collection[str] = ()) -> None:
     """Load the weights of a file into a network.
+
+    The names may begin with the prefixes of wrappers, and batch norm's counters may be missing. A warning
+    reports how many tensors are left out, start at 0 or are rounded.
+
+    Args:
+        network: takes the weights.
+        file: as in :func:`read_weights`.
+        head: names of the network's tensors that keep their values, whatever the file holds for them.
 
     Raises:
         StateMismatchError: as in :func:`read_weights`; or if they do not fit the network, or hold NaN or
             infinity.
     """
-    weights = read_weights(file)
-    check_same_layout(network.state_dict(), weights, f"weights {file}")
+    own = network.state_dict()
+    weights = _unwrapped(read_weights(file), own)
+    kept = {key: tensor for key, tensor in own.items() if key in head}
+    if left_out := sorted(weights.keys() & kept.keys()):
+        log.warning("weights %s: the head is left out and starts at random: %s", file, ", ".join(left_out))
+    weights |= kept
+    counters = {key: tensor for key, tensor in own.items() if key.rpartition(".")[2] == COUNTER}
+    if counters and not counters.keys() & weights.keys():
+        log.warning("weights %s: %d counters %s are missing and start at 0", file, len(counters), COUNTER)
+        weights |= counters
+    check_same_layout(own, weights, f"weights {file}")
     if broken := non_finite(weights):
         raise StateMismatchError(f"weights {file}: '{broken[0]}' holds NaN or infinity")
-    network.load_state_dict(weights)
+    converted = {key: _converted(file, key, weights[key], like.dtype) for key, like in own.items()}
+    if rounded := [key for key, tensor in weights.items() if not _exact(tensor, converted[key])]:
+        log.warning(
+            "weights %s: %d tensors, the first is '%s', are rounded to %s",
+            file,
+            len(rounded),
+            rounded[0],
+            name_of(converted[rounded[0]].dtype),
+        )
+    network.load_state_dict(converted)
+
+
+def _unwrapped(weights: Mapping[str, Tensor], own: Tensors) -> dict[str, Tensor]:
+    """Return weights without the prefixes that wrappers added to every name, unless the network has them."""
+    names = list(weights)
+    while not own.keys() & set(names):
+        prefix = next((p for p in WRAPPERS if all(name.startswith(p) for name in names)), "")
+        if not prefix:
+            break
+        names = [name.removeprefix(prefix) for name in names]
+    return dict(zip(names, weights.values(), strict=True))
+
+
+def _converted(file: str, key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a tensor in the type of the network. Only floating-point numbers may be rounded.
+
+    Raises:
+        StateMismatchError: if the type cannot hold the values.
+    """
+    converted = tensor.to(dtype)
+    rounding = tensor.is_floating_point() and dtype.is_floating_point
+    if not (converted.isfinite().all() if rounding else _exact(tensor, converted)):
+        raise StateMismatchError(
+            f"weights {file}: '{key}' is {name_of(tensor.dtype)}, and {name_of(dtype)}, which the network "
+            "has there, cannot hold its values"
+        )
+    return converted
+
+
+def _exact(tensor: Tensor, converted: Tensor) -> bool:
+    return tensor.dtype == converted.dtype or torch.equal(converted.to(tensor.dtype), tensor)
 
 
 def _pth(path: Path) -> Mapping[str, object]:
@@ -74,11 +146,13 @@ def _pth(path: Path) -> Mapping[str, object]:
 
 def _chosen(path: str, found: Mapping[str, object], name: str) -> dict[str, Tensor]:
     """Return a file's state_dict: the whole file, the one of the given name, or the only one."""
-    if not name and found and all(isinstance(value, Tensor) for value in found.values()):
+    if not name and _is_state(found):
         return {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
     networks = {str(key): value for key, value in found.items() if isinstance(value, Mapping)}
+    if not name and len(whole := {key: value for key, value in networks.items() if _is_state(value)}) == 1:
+        networks = whole  # beside an optimiser's state and settings, as in Lightning's checkpoints
     inner = networks.get(name) if name else next(iter(networks.values())) if len(networks) == 1 else None
-    if inner and all(isinstance(value, Tensor) for value in inner.values()):
+    if inner and _is_state(inner):
         return _chosen(path, inner, "")
     if not networks or inner is not None:
         raise StateMismatchError(f"weights {path} hold no state_dict; expected tensors by name")
@@ -86,3 +160,7 @@ def _chosen(path: str, found: Mapping[str, object], name: str) -> dict[str, Tens
     if name:
         raise StateMismatchError(f"weights {path} hold no '{name}'{nearest(name, networks)}, but {there}")
     raise StateMismatchError(f"weights {path} hold several networks; choose one: {path}#NAME of {there}")
+
+
+def _is_state(found: Mapping[str, object]) -> bool:
+    return bool(found) and all(isinstance(value, Tensor) for value in found.values())

@@ -10,6 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator
 
+from prrfl.reports.plotting import default_style, fit_fonts
 from prrfl.reports.retrogress import dress
 from prrfl.reports.styles import PALETTE
 from prrfl.types import Predictions
@@ -70,6 +71,7 @@ def chance_error(predictions: Predictions, seed: int = 0, draws: int = 200) -> f
     return fmean(calibration_error(replace(predictions, labels=column)) for column in labels.unbind(1))
 
 
+@default_style()
 def draw_reliability(curves: Sequence[tuple[str, Predictions]], title: str) -> bytes:
     """Return the reliability diagram as PNG: accuracy against confidence, above a histogram of confidence.
 
@@ -101,6 +103,7 @@ def draw_reliability(curves: Sequence[tuple[str, Predictions]], title: str) -> b
     for axis in (above, below):
         dress(axis)
         axis.xaxis.set_major_locator(MultipleLocator(20))
+    fit_fonts(figure, "calibration.png")
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=130)
     return picture.getvalue()

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from prrfl.reports.comparison import FinishedRun
+from prrfl.reports.plotting import default_style
 from prrfl.reports.retrogress import MEASURES, Band, band, curve, draw, dress, save
 from prrfl.reports.styles import Style, of_methods
 
@@ -31,6 +32,7 @@ def _along_epochs(seeds: Sequence[FinishedRun], measure: str) -> Band:
     return replace(line, at=line.at * seeds[0].epochs)
 
 
+@default_style()
 def draw_comparison(runs: Sequence[FinishedRun], reference: str, path: Path) -> None:
     """Write the retrogress curves of all methods as PNG: means over sites, with bands over seeds.
 

@@ -9,7 +9,6 @@ from importlib import resources
 from typing import Any
 
 import jinja2
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
@@ -17,6 +16,7 @@ from prrfl.reports.comparison import FinishedRun, Row
 from prrfl.reports.formatting import percent
 from prrfl.reports.meter import measure
 from prrfl.reports.overlay import EPOCHS, bands, draw_bands
+from prrfl.reports.plotting import default_style, rc_context
 from prrfl.reports.retrogress import MEASURES, Band, band, caption, curve
 from prrfl.reports.statistics import confusion
 from prrfl.reports.styles import PALETTE, Style, of_methods, of_networks
@@ -325,6 +325,7 @@ def _confusion(predictions: Predictions, classes: int) -> list[list[int]]:
     return [list(row) for row in confusion(predictions.labels.numpy(), predicted, classes)]
 
 
+@default_style()
 def _curves(lines: Mapping[str, Mapping[str, Band]], styles: Mapping[str, Style], along: str) -> list[str]:
     """Return a picture for each measure, as SVG elements whose lines can be told by their ids."""
     pictures = []
@@ -337,6 +338,7 @@ def _curves(lines: Mapping[str, Mapping[str, Band]], styles: Mapping[str, Style]
     return pictures
 
 
+@default_style()
 def _roc(predictions: Predictions, classes: Sequence[str]) -> str:
     figure = Figure(figsize=(3.6, 3.4), layout="constrained")
     axis = figure.subplots()
@@ -348,7 +350,10 @@ def _roc(predictions: Predictions, classes: Sequence[str]) -> str:
             axis.plot(wrong, right, label=f"{name} ({truth.sum()})", color=PALETTE[index % len(PALETTE)])
     axis.set_xlabel("false positive rate")
     axis.set_ylabel("true positive rate")
-    axis.legend(frameon=False, fontsize=8, loc="lower right")
+    if len(axis.lines) > 1:
+        axis.legend(frameon=False, fontsize=8, loc="lower right")
+    else:
+        axis.text(0.5, 0.05, "all test images are of one class: no curve", ha="center", fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)
     return _svg(figure)
 

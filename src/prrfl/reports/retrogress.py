@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from prrfl.reports.plotting import default_style, fit_fonts  # before Matplotlib
 from prrfl.reports.statistics import Floats
 from prrfl.reports.styles import Style, of_networks
 from prrfl.storage.atomic import replacing
@@ -39,6 +40,7 @@ def band(curves: Sequence[Curve]) -> Band:
     return Band(at, values.mean(0), values.min(0), values.max(0))
 
 
+@default_style()
 def draw_retrogress(records: Sequence[RoundRecord], path: Path, epochs: int, columns: int = 5) -> None:
     """Write the retrogress curves of a run as PNG: of the mean over sites, and of each site.
 
@@ -88,6 +90,7 @@ def draw_retrogress(records: Sequence[RoundRecord], path: Path, epochs: int, col
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, atomically."""
+    fit_fonts(figure, path.name)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150, format="png")
 

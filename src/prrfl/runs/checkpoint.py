@@ -17,6 +17,7 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter
 
 from prrfl.config import TrainConfig
+from prrfl.data.fingerprint import Fingerprints
 from prrfl.engine import Keeper
 from prrfl.errors import ConfigError, DataError, PRRFLError, StateMismatchError
 from prrfl.runs.folder import CHECKPOINTS, RunFolder
@@ -83,7 +84,9 @@ def commit(
         write_json(checkpoint / "progress.json", asdict(replace(progress, digest=_digest(progress))))
 
 
-def restore(folder: RunFolder, settings: TrainConfig, keeper: Keeper | None) -> Progress:
+def restore(
+    folder: RunFolder, settings: TrainConfig, keeper: Keeper | None, data: Fingerprints | None = None
+) -> Progress:
     """Load the newest checkpoint that is not damaged, and return how far it came.
 
     Damaged checkpoints are named in a warning.
@@ -92,9 +95,11 @@ def restore(folder: RunFolder, settings: TrainConfig, keeper: Keeper | None) -> 
         folder: the run's folder.
         settings: the run's settings.
         keeper: gets the states; ``None`` if the sites load their states themselves.
+        data: fingerprints of the sites' data; ``None`` if it is not on this machine.
 
     Raises:
         ConfigError: if the run was started with other settings.
+        DataError: if the run was started with other data.
         StateMismatchError: if all checkpoints are damaged, or the newest one that is not has other sites,
             another method or another network.
     """
@@ -108,6 +113,10 @@ def restore(folder: RunFolder, settings: TrainConfig, keeper: Keeper | None) -> 
             first = first or cause
             continue
         _check_settings(folder, progress, settings)
+        if (
+            data is not None
+        ):  # before the states: which site is new is more useful than whose state is missing
+            folder.check_data(data)
         if keeper is not None:
             keeper.load(path)
         return progress

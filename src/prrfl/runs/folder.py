@@ -125,6 +125,28 @@ class RunFolder:
             )
             return here
 
+    def at(self, config: TrainConfig, data: Path | None, option: str) -> TrainConfig:
+        """Return the run's settings with the place where its data is now.
+
+        Args:
+            config: the run's settings.
+            data: the new place, if the data was moved.
+            option: the command's option for it, for messages.
+
+        Raises:
+            DataError: if there is no data at that place.
+        """
+        if data is not None:
+            if not data.exists():
+                raise DataError(f"{option} {data} does not exist; expected the data of {self.path}")
+            return config.model_copy(update={"data": data.absolute()})
+        if config.data is not None and not config.data.exists():
+            raise DataError(
+                f"{config.data}, the data of {self.path}, does not exist; if it was moved, give its new "
+                f"place with {option}, or as data in {self.path / 'config.toml'}"
+            )
+        return config
+
     @property
     def is_finished(self) -> bool:
         """Whether the run has done all its rounds. A report on an unfinished run writes a summary, too."""

@@ -10,14 +10,15 @@ from PIL import Image
 
 from prrfl.algorithms import traits_of
 from prrfl.config import TrainConfig
-from prrfl.errors import ConfigError, DataError, ParticipationError
+from prrfl.data.fingerprint import difference, fingerprints
+from prrfl.errors import ConfigError, DataError
 from prrfl.reports.page import Sample, SiteImages, run_page
 from prrfl.reports.retrogress import draw_retrogress
 from prrfl.reports.scores import scores_to_csv
 from prrfl.reports.summary import summarise
 from prrfl.runs.deployed import Which, predictions_path
 from prrfl.runs.folder import RunFolder, first_candidate
-from prrfl.runs.setup import load_data
+from prrfl.runs.setup import read_sites
 from prrfl.storage.atomic import write_json, write_text
 from prrfl.storage.records import read_predictions, read_records
 from prrfl.types import Predictions, RoundRecord, SiteData, Split
@@ -34,7 +35,7 @@ def finish(
         records: the run's records.
         config: its settings.
         folder: its folder.
-        seconds: its wall time; by default that of the summary which the folder holds already.
+        seconds: its wall time; by default that of the summary in its folder.
     """
     path = folder.path / "summary.json"
     if seconds is None and path.is_file():
@@ -50,10 +51,15 @@ def finish(
     return summary
 
 
-def report(folder: Path) -> dict[str, Any]:
+def report(folder: Path, data: Path | None = None) -> dict[str, Any]:
     """Write summary, curves, table and ``report.html`` of a run from its folder; return the summary.
 
-    The page shows images and class counts only if the run's data is available.
+    The page shows images and class counts only if the run's data is available; if not, or if it has changed,
+    there is a warning.
+
+    Args:
+        folder: the run's folder.
+        data: where its data is now, if it was moved.
 
     Raises:
         ConfigError: if the folder holds no run, or no complete round.
@@ -67,15 +73,16 @@ def report(folder: Path) -> dict[str, Any]:
     summary = finish(records, settings, there)
     # In a federation, predictions and images stay at the sites.
     local = [] if there.is_federation else list(summary["best"]["sites"])
-    # Until the rounds that can be the best one, there is only the last network.
+    # The best network is chosen among the last 20 % of rounds. Before them there is only the last one.
     which: Which = "last" if summary["rounds"] <= first_candidate(settings.rounds) else "best"
     predictions = {
         site: read_predictions(predictions_path(folder, site, which, "test"), settings.classes)
         for site in local
     }
     try:
-        sites = load_data(settings) if local else []
-    except (DataError, ParticipationError) as cause:
+        sites = read_sites(there.at(settings, data, "--data")) if local else []
+        _warn_of_changes(there, sites)
+    except DataError as cause:
         log.warning("the page shows no images, because the data cannot be read: %s", cause)
         sites = []
     page = run_page(
@@ -95,6 +102,17 @@ def report(folder: Path) -> dict[str, Any]:
     )
     write_text(folder / "report.html", page)
     return summary
+
+
+def _warn_of_changes(folder: RunFolder, sites: Sequence[SiteData]) -> None:
+    before = folder.data() if sites else None
+    if before and (changed := difference(before, fingerprints(sites))):
+        log.warning(
+            "the data has changed since %s was started: %s; the page shows images and class counts of the "
+            "present data, for the sites of the run",
+            folder.path,
+            changed,
+        )
 
 
 def class_counts(site: SiteData, classes: int) -> dict[str, list[int]]:

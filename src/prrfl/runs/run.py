@@ -42,7 +42,7 @@ SaveDeployed = Callable[[Sequence[Which], int], None]
 def train(
     config: TrainConfig, sites: Sequence[SiteData], folder: Path, *, resume: bool = False
 ) -> Generator[RoundRecord]:
-    """Run a method on sites of which the data is here; yield the records as they arise.
+    """Run a method on sites whose data is on this machine; yield the records as they arise.
 
     Args:
         config: the settings.
@@ -141,7 +141,7 @@ def remaining_rounds(
     """
     config = run.settings
     started = time.monotonic()
-    done = restore(folder, config, keeper)
+    done = restore(folder, config, keeper, data)
     where = "real sites" if data is None else ", ".join(data)
     start = done.round + 1
     log.info(
@@ -149,8 +149,6 @@ def remaining_rounds(
     )
     if data is not None and start == 0:
         folder.write_data(data)
-    elif data is not None:
-        folder.check_data(data)
     folder.write_environment(environment(config.device, data), start)
     history = records_until(folder, done)
     unsaved: list[RoundRecord] = []

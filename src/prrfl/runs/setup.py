@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from typing import Any, Self, cast
 
 import torch
+from torch import nn
 
 from prrfl.algorithms import ALGORITHMS, Algorithm, traits_of
 from prrfl.config import TrainConfig
 from prrfl.data.augment import Augmentation
 from prrfl.data.images import SPLITS
 from prrfl.data.sources import load_sites
-from prrfl.errors import ConfigError, ParticipationError
+from prrfl.errors import ConfigError, ParticipationError, StateMismatchError
 from prrfl.machine import usable_cores
 from prrfl.models import build_network
 from prrfl.models.weights import load_weights
@@ -21,7 +22,7 @@ from prrfl.types import SiteData, Split
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A run, before anything of it is trained.
+    """A run before its training.
 
     Attributes:
         settings: all settings, resolved.
@@ -43,7 +44,25 @@ class Run:
         return cls(settings, settings.algorithm(), make_recipe(settings))
 
 
-def load_data(config: TrainConfig, needed: Sequence[Split] = SPLITS) -> list[SiteData]:
+def load_data(config: TrainConfig) -> list[SiteData]:
+    """Return the sites of a run that starts, as :func:`read_sites`.
+
+    Raises:
+        DataError: if the data cannot be used.
+        ParticipationError: if there is only one site, and the method needs more.
+    """
+    sites = read_sites(config)
+    if len(sites) < 2 and traits_of(ALGORITHMS[config.method]).scope != "alone":
+        alone = [name for name, kind in ALGORITHMS.items() if traits_of(kind).scope == "alone"]
+        where = config.data or "the generated data"
+        raise ParticipationError(
+            f"{where} holds one site, {sites[0].name}; federated training needs at least 2 "
+            f"(method {' or '.join(alone)} trains a single site)"
+        )
+    return sites
+
+
+def read_sites(config: TrainConfig, needed: Sequence[Split] = SPLITS) -> list[SiteData]:
     """Return the sites of the data that the settings name, or of generated data if they name none.
 
     Args:
@@ -52,7 +71,6 @@ def load_data(config: TrainConfig, needed: Sequence[Split] = SPLITS) -> list[Sit
 
     Raises:
         DataError: if the data cannot be used.
-        ParticipationError: if there is only one site, and the method needs more.
     """
     folder = config.data
     if folder is None:
@@ -60,20 +78,13 @@ def load_data(config: TrainConfig, needed: Sequence[Split] = SPLITS) -> list[Sit
         from prrfl.data.synthetic import GeneratedData, cached
 
         folder = cached(GeneratedData(config.sites, config.images, config.image_size, config.seed))
-    sites = load_sites(
+    return load_sites(
         folder,
         image_size=config.image_size,
         classes=config.classes,
         allow_missing=config.allow_missing,
         needed=needed,
     )
-    if len(sites) < 2 and traits_of(ALGORITHMS[config.method]).scope != "alone":
-        alone = [name for name, kind in ALGORITHMS.items() if traits_of(kind).scope == "alone"]
-        raise ParticipationError(
-            f"{folder} holds one site, {sites[0].name}; federated training needs at least 2 "
-            f"(method {' or '.join(alone)} trains a single site)"
-        )
-    return sites
 
 
 def make_recipe(config: TrainConfig) -> Recipe:
@@ -83,10 +94,10 @@ def make_recipe(config: TrainConfig) -> Recipe:
         StateMismatchError: if the weights to start from cannot be used.
     """
     network = build_network(config.network, len(config.classes), config.seed)
-    if config.weights is not None:
-        load_weights(network, str(config.weights))
     if config.precision == "float64":
         network.double()  # the initial weights get the type of all later ones
+    if config.weights is not None:
+        _start_from(config, network)
     return Recipe(
         network=network,
         batch=config.batch,
@@ -101,13 +112,34 @@ def make_recipe(config: TrainConfig) -> Recipe:
     )
 
 
+def _start_from(config: TrainConfig, network: nn.Module) -> None:
+    if config.new_head:
+        load_weights(network, str(config.weights), head_of(config))
+        return
+    try:
+        load_weights(network, str(config.weights))
+    except StateMismatchError as cause:
+        if any(f"tensor '{key}' has shape" in str(cause) for key in head_of(config)):
+            raise StateMismatchError(
+                f"{cause}; if they were trained for other classes, leave their last layer out with --new-head"
+            ) from None
+        raise
+
+
+def head_of(config: TrainConfig) -> list[str]:
+    """Return the names of the tensors whose shape depends on the number of classes."""
+    classes = len(config.classes)
+    fewer, more = (build_network(config.network, n).state_dict() for n in (classes, classes + 1))
+    return [key for key, tensor in fewer.items() if tensor.shape != more[key].shape]
+
+
 def share_dtype(config: TrainConfig) -> torch.dtype | None:
     """Return the type in which real-valued tensors are sent; ``None``: their own type."""
     return torch.float16 if config.share_bits == 16 else None
 
 
 def resolved(config: TrainConfig, sites: int) -> TrainConfig:
-    """Return the settings with workers and threads chosen, if they are left to choose, and absolute paths.
+    """Return the settings with absolute paths, and with workers and threads chosen if they are 0.
 
     Sites are independent while they train. A process per site therefore wastes less than threads, which wait
     for each other at every layer; cores that are left over go to threads. On a GPU one process trains several

@@ -1,6 +1,7 @@
 """The cache of generated data sets on this machine."""
 
 import os
+import tempfile
 from pathlib import Path
 
 from prrfl.data.synthetic.dataset import GeneratedData, write_generated
@@ -10,8 +11,14 @@ _VERSION = "v1"  # raise it whenever the drawings change, so that an old cache i
 
 
 def cache_folder() -> Path:
-    """Return the folder of all generated data sets: ``prrfl`` in ``$XDG_CACHE_HOME``, or in ``~/.cache``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "prrfl"
+    """Return the folder of all generated data sets: ``prrfl`` in ``$XDG_CACHE_HOME``, or in ``~/.cache``.
+
+    A user without a home directory, as in some containers, gets a folder among the temporary ones.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "prrfl"
+    except RuntimeError:  # neither HOME nor an entry in passwd
+        return Path(tempfile.gettempdir()) / f"prrfl-{os.getuid()}"
 
 
 def cached(spec: GeneratedData, cache: Path | None = None) -> Path:
