@@ -77,7 +77,7 @@ def _in_brief(found: Findings, allow_missing: bool) -> Iterator[Finding]:
             _SPLIT,
         ),
         (copies, f"{counted(copies, 'image')} with the same pixels as another one", _CHECK),
-        (contradicting, f"{counted(contradicting, 'copy')} of one image with different labels", _CHECK),
+        (contradicting, f"{counted(contradicting, 'image')} with copies that have another label", _CHECK),
         (
             across,
             f"{counted(across, held_out)} with the pixels or group of a training image of another site",
