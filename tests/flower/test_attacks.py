@@ -15,7 +15,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
 from prrfl.errors import ConfigError, ParticipationError, StateMismatchError
 from prrfl.flower.federation import federate
 from prrfl.flower.messages import Answer, Order, OrderRefusedError, from_records, to_records
-from prrfl.flower.secure_sum import LARGEST, is_plausible, read_roster
+from prrfl.flower.secure_sum import LARGEST_SUM, is_plausible, read_roster
 from prrfl.flower.server import app as server_app
 from prrfl.flower.site.app import settings_of
 from prrfl.flower.site.orders import carry_out
@@ -178,8 +178,8 @@ def test_a_poisoned_part_does_not_blame_the_others(data, certs, tmp_path):
 
 
 def test_a_sum_is_plausible_up_to_the_range_that_sites_check():
-    assert is_plausible(Share({"a": torch.tensor([LARGEST / 3])}, 3.0), 3.0)
-    for number, weight in ((LARGEST / 2, 3.0), (float("nan"), 3.0), (1.0, 2.0), (1.0, float("nan"))):
+    assert is_plausible(Share({"a": torch.tensor([LARGEST_SUM / 3])}, 3.0), 3.0)
+    for number, weight in ((LARGEST_SUM / 2, 3.0), (float("nan"), 3.0), (1.0, 2.0), (1.0, float("nan"))):
         assert not is_plausible(Share({"a": torch.tensor([number])}, weight), 3.0)
 
 

@@ -37,7 +37,7 @@ RETRY = 10
 GRACE = 60.0
 """Seconds in which a server that has just started may not know a site's key yet, which is not reported."""
 
-FAILURES = 5
+QUICK_ENDS = 5
 """Times in a row that a node may end at once without having reached any server."""
 
 UNKNOWN_KEY = "[code: 2004]"
@@ -329,7 +329,7 @@ def keep_connected(node: Node, say: Callable[[str], None]) -> None:
         reached = "SuperNode ID" in output or exit_code is not None
         failures = 0 if reached or ended - began > RETRY else failures + 1
         reason = _reason(output)
-        if failures == FAILURES or (exit_code and exit_code[1] in HOPELESS):
+        if failures == QUICK_ENDS or (exit_code and exit_code[1] in HOPELESS):
             raise FlowerError(
                 f"the node ended with exit code {code}{reason}; another try would not help: see {node.log}"
             )

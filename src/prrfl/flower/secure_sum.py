@@ -64,7 +64,7 @@ from prrfl.types import ClientId, Share, Tensors
 SCALE = 2.0**32
 """Fixed-point steps in one unit."""
 
-LARGEST = 2.0**30
+LARGEST_SUM = 2.0**30
 """Largest sum, and so the largest number of a share that is added without masks."""
 
 FEWEST = 3
@@ -350,7 +350,7 @@ def is_plausible(summed: Share, weight: float) -> bool:
     if not math.isclose(summed.weight, weight, abs_tol=1e-6):
         return False
     largest = max((t.double().abs().max().item() for t in summed.tensors.values() if t.numel()), default=0.0)
-    return largest * weight <= LARGEST * (1 + 2**-10)  # the mean is rounded, to 11 binary places or more
+    return largest * weight <= LARGEST_SUM * (1 + 2**-10)  # the mean is rounded, to 11 binary places or more
 
 
 def check_part(part: Mapping[str, Tensor], like: Tensors, whose: str) -> None:
@@ -376,10 +376,10 @@ def _to_fixed(share: Share, sites: int, whose: str) -> NDArray[np.uint64]:
     flat = [share.tensors[key].double().reshape(-1) for key in sorted(share.tensors)]
     values = torch.cat([torch.cat(flat) * share.weight, torch.tensor([share.weight], dtype=torch.float64)])
     largest = values.abs().max().item()
-    if not largest < LARGEST / sites:
+    if not largest < LARGEST_SUM / sites:
         raise NonFiniteShareError(
             f"site {whose}: its share holds {largest:.3g}, which is too large for secure summation of "
-            f"{sites} sites; expected less than {LARGEST / sites:.3g}"
+            f"{sites} sites; expected less than {LARGEST_SUM / sites:.3g}"
         )
     return cast(NDArray[np.uint64], (values * SCALE).round().to(torch.int64).numpy().view(np.uint64))
 

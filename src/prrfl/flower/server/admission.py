@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from prrfl.errors import ParticipationError, StateMismatchError
 from prrfl.flower.federation import Federation
 from prrfl.flower.messages import Answer, OrderStep
-from prrfl.flower.secure_sum import FEWEST, LARGEST
+from prrfl.flower.secure_sum import FEWEST, LARGEST_SUM
 from prrfl.storage.records import from_line
 from prrfl.tensors import check_same_layout, non_finite
 from prrfl.types import (
@@ -89,9 +89,9 @@ def check_share(answer: Answer, expected: Share) -> None:
         raise StateMismatchError(f"its share: tensor '{broken[0]}' holds NaN or infinity")
     for key, tensor in answer.share.items():
         # Larger numbers overflow in the sum or at the other sites, which could not tell whose they were.
-        if tensor.numel() and not (largest := tensor.double().abs().max().item()) <= LARGEST:
+        if tensor.numel() and not (largest := tensor.double().abs().max().item()) <= LARGEST_SUM:
             raise StateMismatchError(
-                f"its share: tensor '{key}' holds {largest:.3g}; expected at most {LARGEST:.3g}"
+                f"its share: tensor '{key}' holds {largest:.3g}; expected at most {LARGEST_SUM:.3g}"
             )
     if answer.weight != expected.weight:
         raise StateMismatchError(f"its share: the weight is {answer.weight}; expected {expected.weight}")

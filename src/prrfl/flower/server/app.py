@@ -37,9 +37,6 @@ log = logging.getLogger("prrfl")
 LINGERS = 120.0
 """Seconds for which a server app may outlive a SuperLink that was killed, and hold the run's folder."""
 
-FAREWELL = 60.0
-"""Most seconds that a complete run waits for sites to learn that it is."""
-
 app = ServerApp()
 
 
@@ -187,9 +184,7 @@ class Fleet:
     def end(self) -> None:
         """Tell the sites that the run is complete; they delete what only a running run needs."""
         last = self._federation.config.rounds - 1
-        for name, answer in self._transport.ask(
-            "end", last, self._attendance.present, _nothing, deadline=FAREWELL
-        ):
+        for name, answer in self._transport.ask("end", last, self._attendance.present, _nothing):
             if isinstance(answer, Refusal):
                 log.warning("site %s did not learn that the run is complete: %s", name, answer.reason)
         self._sent.forget()

@@ -32,6 +32,9 @@ REMIND = 60.0
 TRIES = 3
 """Times that an order is sent to a site whose process fails."""
 
+FAREWELL = 60.0
+"""Seconds for which a complete run waits for sites to learn that it is, whatever the deadline."""
+
 LOST = {
     ErrorCode.MESSAGE_UNAVAILABLE,
     ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
@@ -67,7 +70,6 @@ class Transport:
         *,
         cohort: str = "",
         mean: Tensors = MappingProxyType({}),
-        deadline: float | None = None,
     ) -> Iterator[tuple[ClientId, T | Refusal]]:
         """Send an order to each site, and yield what the answers hold in order of name.
 
@@ -83,10 +85,9 @@ class Transport:
                 raises is the reason why the answer is refused.
             cohort: for ``share`` and ``reveal``, see :class:`prrfl.flower.messages.Order`.
             mean: for ``receive``, likewise.
-            deadline: seconds to wait for sites, if not those of the federation.
         """
         federation = self._federation
-        patience = federation.deadline if deadline is None else deadline
+        patience = FAREWELL if step == "end" else federation.deadline
         order = Order(
             step,
             federation.experiment,
