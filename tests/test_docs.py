@@ -6,12 +6,13 @@ import shlex
 from contextlib import redirect_stderr
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from typer.main import get_command
 
-from prrfl import InProcess, Recipe, build_network, cli, norm_keys, run_rounds
+from prrfl import InProcess, Recipe, build_network, cli, config, norm_keys, run_rounds
 from prrfl.algorithms import ALGORITHMS, FedBN, Local
 from prrfl.data.images import SPLITS
 from tests.sites_on_disk import write_layout
@@ -180,6 +181,15 @@ def test_extending():
     assert records_of(names["PartWay"](1.0), names) == records_of(FedBN(), names)
     scores = [record for record in records_of(names["PartWay"](0.0), names) if record.kind == "score"]
     assert scores == [record for record in records_of(Local(), names) if record.kind == "score"]
+
+
+def test_extending_declares_a_setting():
+    (line,) = re.findall(r"`(step: .*?)`", (DOCS / "extending.md").read_text("utf-8"))
+    names = {**vars(config), "PartWay": SimpleNamespace(step=0.5)}
+    exec(f"class Extended(TrainConfig):\n    {line}", names)
+    field = names["Extended"].model_fields["step"]
+    assert field.default == 0.5
+    assert config.METHOD in field.metadata
 
 
 def records_of(method, names):

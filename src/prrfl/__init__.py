@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from prrfl.training import Recipe
     from prrfl.types import Examples, RoundRecord, Scores, SiteData
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "ConfigError",
     "DataError",

@@ -70,7 +70,7 @@ class _Recording:
 class Captured:
     """A function of tensors that runs as a replayed graph on a GPU, and as usual on any other device.
 
-    The first call with inputs of some shapes runs as usual, so that libraries set up what they set up once.
+    The first call with inputs of new shapes runs as usual, so that libraries do their one-time set-up.
     The second call is recorded and replayed. Both do real work; there are no warm-up calls. Other tensors
     that the function reads or writes (weights, an optimiser's memory) must stay in the same memory.
     """
@@ -171,7 +171,7 @@ class ThreadCache(threading.local, Generic[K, V]):
     """The last few objects that each thread made, by key. Threads share none, because streams differ."""
 
     def __init__(self, most: int = 4) -> None:
-        """Keep so many in each thread."""
+        """Keep at most this many objects in each thread."""
         self._most = most
         self._made: dict[K, V] = {}
 

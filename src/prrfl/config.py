@@ -24,6 +24,7 @@ LARGEST_FILE = 2**14
 """Largest settings file, in bytes. The time to parse TOML keys can grow with the square of their length."""
 
 LONGEST_PATH = 4096
+"""Longest path, in bytes."""
 
 LARGEST = 1e30
 """Largest factor in training: its product with a weight must be finite in float32."""
@@ -34,7 +35,7 @@ Factor = Annotated[float, Field(ge=0, le=LARGEST)]
 
 @dataclass(frozen=True)
 class Scope:
-    """Who chooses a setting, and when it may change. Each field of :class:`TrainConfig` carries one.
+    """Who chooses a setting, and when it may change. A field of :class:`TrainConfig` without one has METHOD.
 
     Attributes:
         resumable: it may change when a run is resumed: it says where a run is computed, not what.
@@ -66,7 +67,7 @@ OUTPUT = Scope(resumable=True, comparison="free", of_server=True)
 class TrainConfig(BaseModel):
     """The settings of one run. Defaults are the paper's.
 
-    Counts have generous upper bounds, so that a typing error cannot fill a disk.
+    Counts have generous upper bounds, so that a typo cannot fill a disk.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
@@ -290,7 +291,7 @@ class TrainConfig(BaseModel):
 
 
 SCOPES: Mapping[str, Scope] = {
-    name: next(item for item in field.metadata if isinstance(item, Scope))
+    name: next((item for item in field.metadata if isinstance(item, Scope)), METHOD)
     for name, field in TrainConfig.model_fields.items()
 }
 

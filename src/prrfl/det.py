@@ -1,9 +1,9 @@
 """Deputy-Enhanced Transfer (DET): Chen et al., MICCAI 2021, section 2.3.
 
-At each site two networks train on the same batches. The deputy has just come from the server and may be weak
-on this site's images; the site deploys the personalised network. Before every local epoch a stage is chosen,
-which decides who teaches whom: first the deputy *recovers* by learning from the personalised network, then
-both *exchange*, and finally the deputy's knowledge *sublimates* into the personalised network.
+At each site two networks train on the same batches. The site deploys the personalised network. The deputy has
+just been changed by a communication, and may be weak on this site's images. Before every local epoch a stage
+is chosen, which decides who teaches whom: first the deputy *recovers* by learning from the personalised
+network, then both *exchange*, and finally the deputy's knowledge *sublimates* into the personalised network.
 """
 
 from dataclasses import dataclass
@@ -57,9 +57,9 @@ def next_stage(
 
 
 def learning(stage: Stage) -> Tensor:
-    """Return (2,) whether the personalised network and the deputy learn from the other in a stage: 1 or 0.
+    """Return (2,) for personalised network and deputy: 1 if it learns from the other in a stage, or 0.
 
-    The personalised network does except in RECOVER, the deputy except in SUBLIMATE.
+    The personalised network does in every stage but RECOVER, the deputy in every stage but SUBLIMATE.
     """
     return torch.tensor([float(stage is not Stage.RECOVER), float(stage is not Stage.SUBLIMATE)])
 

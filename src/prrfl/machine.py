@@ -27,7 +27,7 @@ def keep_memory() -> None:
     and each page faults again: a fifth of a float32 step at 128 px. One arena, because others cannot hold
     large blocks.
     """
-    with suppress(OSError, AttributeError):  # another C library than glibc: its own ways
+    with suppress(OSError, AttributeError):  # a C library other than glibc has other options
         mallopt = ctypes.CDLL("libc.so.6").mallopt
         mallopt(M_ARENA_MAX, 1)
         mallopt(M_MMAP_THRESHOLD, 2**30)
@@ -137,7 +137,7 @@ def multiplies_bfloat16(device: str) -> bool:
 def system() -> str:
     """Return name, release, architecture and C library of the system, in the form of ``platform.platform``.
 
-    That one starts a process to get there, which a training would do without reason.
+    That function starts a process, which training has no need for.
     """
     name = os.uname()
     return f"{name.sysname}-{name.release}-{name.machine}-with-{''.join(platform.libc_ver())}"
@@ -150,7 +150,7 @@ def usable_cores() -> int:
 
 
 def available_memory() -> int:
-    """Return the bytes that may still be taken: of the machine's, or of a container's where it has fewer."""
+    """Return the bytes of memory that are available: the machine's, or a container's if it has fewer."""
     (machine,) = (
         int(line.split()[1]) * 1024
         for line in _text(PROC / "meminfo").splitlines()
@@ -162,7 +162,7 @@ def available_memory() -> int:
 
 
 def _control_groups(controller: str) -> Iterator[Path]:
-    """Yield the folders of this process's control group and of those around it, as far as they are seen."""
+    """Yield the folders of this process's control group and of the groups around it that are visible."""
     for line in _text(PROC / "self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
@@ -174,7 +174,7 @@ def _control_groups(controller: str) -> Iterator[Path]:
 
 
 def _quota(group: Path) -> float | None:
-    """Return the cores' worth of time that a control group may take; ``None``: all there is."""
+    """Return how many cores a control group may keep busy; ``None`` without a limit."""
     both = _text(group / "cpu.max") or " ".join(
         _text(group / f"cpu.cfs_{name}_us") for name in ("quota", "period")
     )
@@ -183,12 +183,12 @@ def _quota(group: Path) -> float | None:
 
 
 def _left(group: Path) -> int | None:
-    """Return the bytes that a control group may still take; ``None``: all there are."""
+    """Return the bytes that a control group may still allocate; ``None`` without a limit."""
     limit = _text(group / "memory.max") or _text(group / "memory.limit_in_bytes")
     used = _text(group / "memory.current") or _text(group / "memory.usage_in_bytes")
     if limit in ("", "max") or not used:
         return None
-    # Pages of files that nobody used for a while count as used, but are given up before memory is refused.
+    # Cached pages of idle files count as used, but the system drops them before it refuses memory.
     stat = dict(line.split() for line in _text(group / "memory.stat").splitlines())
     idle = stat.get("total_inactive_file") or stat.get("inactive_file") or 0
     return max(0, int(limit) - int(used) + int(idle))

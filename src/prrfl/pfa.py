@@ -76,7 +76,7 @@ def progressive_fourier_aggregation(
         local_keys: names that stay as each client has them: :func:`prrfl.tensors.norm_keys` of the network.
 
     Returns:
-        One new state dict per client, in the same order; inputs are left as they are.
+        One new state dict per client, in the same order; inputs do not change.
 
     Raises:
         ParticipationError: if no state is given.
@@ -182,7 +182,7 @@ def _rebuild_weight(weight: Tensor, mean_amplitude: Tensor, ratio: float) -> Ten
     band = _low_band(height, width, ratio, weight.device)
     spectrum = torch.fft.rfft2(matrix)
     low = spectrum[:, : band.columns]
-    # A zero has no phase; the reference takes it as 0. A tiny positive number has that phase.
+    # A zero has no phase. The published code takes it as 0, which is the phase of a tiny positive number.
     low += 1e-30
     own = band.pick(_amplitude(low))
     # G(u) = 1 - m(u) + m(u) mean A(u) / A(u)
@@ -209,7 +209,7 @@ class _LowBand:
 
     Attributes:
         columns: k.
-        sent: (n,) positions, in the flattened (h, k), whose amplitude travels, each conjugate pair once.
+        sent: (n,) positions, in the flattened (h, k), whose amplitude is sent, each conjugate pair once.
         share: (n,) m(u) there: 1, or one half on the border that only one of u and -u shares.
         paired: the columns that hold u and -u both: 0, and w/2 of an even width.
     """
@@ -220,7 +220,7 @@ class _LowBand:
     paired: tuple[int, ...]
 
     def pick(self, amplitude: Tensor) -> Tensor:
-        """Return the (n,) amplitudes that travel, of the (h, k) there are."""
+        """Return the (n,) amplitudes that are sent, from all (h, k)."""
         return amplitude.flatten().index_select(0, self.sent)
 
 
@@ -243,9 +243,9 @@ def _find_low_band(ratio: float, height: int, width: int, device: torch.device) 
     mirrored = torch.outer(row_mirror_in, column_mirror_in[:columns])
     share = (band + mirrored) / 2
     paired = tuple(c for c in {0, width // 2} if c < columns and 2 * c % width == 0)
-    travels = share > 0
-    travels[height // 2 + 1 :, list(paired)] = False
-    sent = travels.flatten().nonzero().squeeze(1)
+    is_sent = share > 0
+    is_sent[height // 2 + 1 :, list(paired)] = False
+    sent = is_sent.flatten().nonzero().squeeze(1)
     return _LowBand(columns, sent.to(device), share.flatten()[sent].to(device), paired)
 
 
@@ -253,14 +253,14 @@ def _inside(size: int, ratio: float) -> tuple[Tensor, Tensor]:
     """Return, per frequency f = 0 ... size-1, whether f and whether -f lies in the half-open band."""
     frequency = torch.arange(size)
     half = _half_side(size, ratio)
-    # Half-open: from -half to half - 1. Seen from the shifted spectrum, frequency 0 sits at size // 2.
+    # Half-open: from -half to half - 1. In the shifted spectrum, frequency 0 is at size // 2.
     inside = (frequency + size // 2) % size
     inside = (inside >= size // 2 - half) & (inside < size // 2 + half)
     return inside.float(), inside[(-frequency) % size].float()
 
 
 def _sent_layout(state: Tensors, ratio: float, local_keys: Collection[str]) -> dict[str, Tensor]:
-    """Return empty-memory stand-ins for what :func:`low_band_amplitudes` would send."""
+    """Return tensors with the names and shapes of those that :func:`low_band_amplitudes` would send."""
     layout = {}
     for key, tensor in state.items():
         match treatment(key, tensor, local_keys):
@@ -294,7 +294,7 @@ def _as_matrix(weight: Tensor) -> Tensor:
     """Unfold (N, C, d1, d2) to (C·d1, d2·N), as the paper does; a matrix stays as it is."""
     if weight.ndim == 2:
         return weight
-    # In memory that is the transpose of N rows of C·d1·d2, which takes half as long as to permute.
+    # In memory that is the transpose of N rows of C·d1·d2, which takes half the time of a permutation.
     return weight.reshape(len(weight), -1).T.reshape(_matrix_shape(weight.shape))
 
 

@@ -97,7 +97,7 @@ class WeightedMean:
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._like: Tensors = {}
+        self._dtypes: dict[str, torch.dtype] = {}
         self._weight = 0.0
 
     def add(self, tensors: Tensors, weight: float = 1.0, whose: str = "a share") -> None:
@@ -108,7 +108,7 @@ class WeightedMean:
         """
         check_real(tensors, whose)
         if not self._sums:
-            self._like = {key: tensor.new_empty(0).expand(0) for key, tensor in tensors.items()}
+            self._dtypes = {key: tensor.dtype for key, tensor in tensors.items()}
             self._sums = {
                 key: torch.zeros_like(t, dtype=torch.float64, memory_format=torch.contiguous_format)
                 for key, t in tensors.items()
@@ -119,10 +119,8 @@ class WeightedMean:
         self._weight += weight
 
     def result(self) -> dict[str, Tensor]:
-        """Return the weighted mean of all that was added; no tensors where nothing was."""
-        return {
-            key: _as_type(total / self._weight, self._like[key].dtype) for key, total in self._sums.items()
-        }
+        """Return the weighted mean of everything added; empty if nothing was added."""
+        return {key: _as_type(total / self._weight, self._dtypes[key]) for key, total in self._sums.items()}
 
 
 def _as_type(mean: Tensor, dtype: torch.dtype) -> Tensor:

@@ -35,7 +35,7 @@ class Augment(Protocol[D]):
         Args:
             images: (M, ...) on any device.
             drawn: what was drawn for all images.
-            rows: (M,) which images these are, on the CPU.
+            rows: (M,) their indices in the data set, on the CPU.
         """
 
 
@@ -55,7 +55,7 @@ class Recipe:
     Attributes:
         network: the architecture, and in its weights the common start.
         batch: images per step. A last batch of one image joins the batch before it: batch norm needs two.
-        optimizer: ``sgd`` (no momentum) or ``adam``; started afresh in every round.
+        optimizer: ``sgd`` (no momentum) or ``adam``; restarted in every round.
         lr: learning rate of the first rounds, multiplied by ``lr_gamma`` every ``lr_step`` rounds.
         weight_decay: L2 penalty of the optimiser.
         augment: changes training inputs at random; ``None`` leaves them as they are.
@@ -100,13 +100,13 @@ class Recipe:
         return self.lr * self.lr_gamma ** (round_index // self.lr_step)
 
     def build(self, weights: Tensors) -> nn.Module:
-        """Return a network of its own with the given weights, on the device."""
+        """Return a new network with the given weights, on the device."""
         dtype = torch.float64 if self.precision == "float64" else torch.float32
         network = copy.deepcopy(self.network).to(device=self.device, dtype=dtype)
         for parameter in network.parameters():
             if parameter.ndim == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-        # Last, for a network of another type would round the weights.
+        # Only now that the type is set: a network of a narrower type would round the weights.
         network.load_state_dict(dict(weights))
         return network
 
@@ -142,7 +142,7 @@ class Site:
 
 @dataclass(frozen=True, eq=False)
 class Learner:
-    """One network in training at a site: its weights, and its optimiser's memory within a round."""
+    """One network in training at a site: its weights, and its optimiser's state within a round."""
 
     weights: Tensors
     memory: Tensors = field(default_factory=dict)
@@ -151,7 +151,8 @@ class Learner:
 def generator(seed: int, *labels: object) -> torch.Generator:
     """Return a generator that depends on the seed and the labels alone (client, round, epoch, purpose).
 
-    Nothing draws from a global generator, so neither the order of sites nor the engine changes a result.
+    Only dropout draws from a global generator, which is then seeded in the same way. So neither the order of
+    sites nor the engine changes a result.
     """
     digest = hashlib.blake2b(repr((seed, *labels)).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") & (2**63 - 1))
@@ -163,7 +164,7 @@ def site_generator(site: Site, ctx: RoundContext, purpose: str) -> torch.Generat
 
 
 SPAN = 2**26
-"""Size of the inputs, in numbers, that are prepared for a GPU at a time."""
+"""How many numbers (images x channels x height x width) are prepared for a GPU at a time, at most."""
 
 
 def batches(
@@ -181,7 +182,7 @@ def batches(
     losses and outputs stay there until the end of the epoch.
 
     Args:
-        data: examples; the last batch takes a lone remaining example along.
+        data: examples; a last batch of one example joins the batch before it.
         recipe: device, precision, augmentation and normalisation.
         size: examples per batch.
         draw: source of order and augmentation; ``None`` for plain inputs in file order.
@@ -220,7 +221,7 @@ class Epoch:
     Attributes:
         learners: the networks after it, in the order given.
         losses: mean over batches of each network's own loss (cross-entropy), without extra terms.
-        logits: per network, (N, C) outputs in train mode, as they were when each batch was learnt.
+        logits: per network, (N, C) outputs in training mode, each batch's from just before its update.
         labels: (N,) in the order of the logits.
     """
 
@@ -272,7 +273,7 @@ def train_epoch(
     Args:
         learners: the networks; their tensors are left as they are.
         site: data and recipe.
-        ctx: the moment, which fixes learning rate and randomness. At epoch 0 optimisers start afresh.
+        ctx: the current moment, which determines learning rate and randomness. At epoch 0 optimisers restart.
         objective: what each network minimises; by default its own loss.
         given: tensors that the objective reads, by name; of the same shapes in every epoch.
     """
@@ -427,7 +428,7 @@ def reestimate_norms(weights: Tensors, data: Examples, recipe: Recipe) -> Tensor
 
 
 def forward(networks: Sequence[nn.Module], inputs: Tensor, recipe: Recipe) -> tuple[Tensor, ...]:
-    """Return each network's (N, C) logits, computed in the recipe's precision, in float32 or better."""
+    """Return each network's (N, C) logits: computed in the recipe's precision, returned as float32 or 64."""
     kind = torch.device(recipe.device).type
 
     def output(network: nn.Module) -> Tensor:
@@ -505,7 +506,7 @@ def _global_states(device: str) -> list[Tensor]:
 
 @contextmanager
 def _global_seed(*labels: object, device: str) -> Iterator[None]:
-    """Seed torch's global generators (dropout draws from them) for a while, then put them back."""
+    """Within the block, seed PyTorch's global generators, which dropout uses; then restore them."""
     devices = [device] if device.startswith("cuda") else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(generator(*labels).initial_seed())  # type: ignore[arg-type]

@@ -66,7 +66,7 @@ class SiteData:
 
 @dataclass(frozen=True)
 class Share:
-    """All that leaves a site in a round: named tensors, and their weight in the mean."""
+    """What a site sends in a round to be aggregated: named tensors, and their weight in the mean."""
 
     tensors: Tensors
     weight: float = 1.0
@@ -74,7 +74,7 @@ class Share:
 
 @dataclass(frozen=True)
 class RoundContext:
-    """The present moment of a run, as the server and all sites know it.
+    """The current moment of a run, as the server and all sites know it.
 
     Attributes:
         round: index t of the communication round, from 0.

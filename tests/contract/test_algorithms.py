@@ -161,7 +161,7 @@ class Unnamed:
 def test_a_state_that_cannot_be_stored_says_which_field_and_what_could(tmp_path):
     write_state(tmp_path / "s.safetensors", Named({"a": torch.ones(2)}))
     assert torch.equal(read_state(tmp_path / "s.safetensors", Named).tensors["a"], torch.ones(2))
-    with pytest.raises(TypeError, match=r"Unnamed.tensor of a site's state .* expected Tensors \(by name\)"):
+    with pytest.raises(TypeError, match=r"Unnamed.tensor: a site's state cannot hold .*; expected Tensors"):
         write_state(tmp_path / "s.safetensors", Unnamed(1, torch.ones(2)))
 
 

@@ -69,7 +69,7 @@ def test_other_sizes_kinds_and_spellings(folder):
         ("", "no column 'image_id'"),
         ("image_id,labels\nx,0\n", "no column 'label' (did you mean 'labels'?)"),
         ("image_id,label\nclientA_train_0,3\n", ":2: unknown label '3'; expected one of"),
-        ("image_id,label\nclientA_train_0,nv\n", ":2: unknown label 'nv'"),
+        ("image_id,label\nclientA_train_0,nw\n", ":2: unknown label 'nw'; expected one of 0 = nv"),
         ("image_id,label\nclientA_train_0,\n", ":2: unknown label ''"),
         ("image_id,label\nclientA_train_0,²\n", ":2: unknown label '²'"),
         ("image_id,label\na,0\na,1\n", ":3: image 'a' is already on line 2"),

@@ -181,7 +181,7 @@ def test_bytes_are_read_back_and_what_is_foreign_is_refused():
     assert back.weight == share.weight
     assert same_tensors(back.tensors, share.tensors)
     for torn in (b"", to_bytes(share)[:-3], b"\xff" * 40, to_bytes(RoundContext(0, 1, 0, 1, 0))):
-        with pytest.raises(StateMismatchError, match="no Share"):
+        with pytest.raises(StateMismatchError, match="not a Share"):
             from_bytes(Share, torn)
 
 

@@ -26,6 +26,7 @@ SETTINGS = {
     "precision": "float32",
     "network": "tiny",
     "augment": False,
+    "seed": 0,
 }
 
 # As Flower sets them in each of its processes, where messages are made.

@@ -1,21 +1,29 @@
 """``prrfl certs``, ``server`` and ``site`` as a user meets them, before anything is started."""
 
 import importlib.util
+import re
 import shlex
 import socket
 import stat
 import subprocess
 import sys
+import tomllib
+import urllib.request
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from importlib import resources
+from pathlib import Path
 
 import pytest
+from flwr.common.config import parse_config_args
 
 from prrfl.errors import ConfigError
 from prrfl.flower.certs import check_valid, make_certs
 from prrfl.flower.federation import federate
-from prrfl.flower.launch import Command, Node, Server, _new_lines, _reason, keep_connected
+from prrfl.flower.launch import Command, FlowerError, Node, Server, _new_lines, _reason, keep_connected
+from prrfl.flower.site.ready import check_data
 from prrfl.storage.reading import read_bytes
+from tests.flower.deployment import free_port
 from tests.sites_on_disk import write_layout
 
 NAMES = ["north", "south", "east"]
@@ -232,7 +240,7 @@ def test_the_rest_of_the_package_does_without_flower():
 
 
 def test_what_a_site_could_not_do_is_said_again_where_it_was_started(tmp_path, monkeypatch):
-    node = Node("here:1", tmp_path, tmp_path / "home", 9, {"name": "north"})
+    node = Node("here:1", tmp_path, tmp_path / "home", free_port(), {"name": "north"})
     log = tmp_path / "home/flower/supernode.log"
     first, rest = "INFO: x\\nsite north: 1 of 6 images missing\\nsite n", "orth: half\\n"
     words = f"printf '{first}'; sleep 2; printf '{rest}'; sleep 2"
@@ -272,4 +280,237 @@ def test_why_a_node_ended_is_said_in_plain_words(tmp_path):
     )
     assert _reason("INFO: finished\n") == ""
     node = Node("here:1", tmp_path, tmp_path, 9, {"name": 'a "quoted" name', "threads": 1, "allow": True})
-    assert shlex.split(str(node.supernode()))[-1] == 'name="a \\"quoted\\" name" threads=1 allow=true'
+    words = shlex.split(str(node.supernode()))[-1]
+    assert parse_config_args([words]) == {"name": 'a "quoted" name', "threads": 1, "allow": True}
+
+
+ODD_PATHS = [
+    '/a "b" c',
+    "/it's",
+    "/back\\slash",
+    "/emoji 😀",
+    "/ümlaut",
+    "/a=b c=d",
+    "/new\nline",
+    "/x.toml",
+    "/\x7f",
+]
+
+
+@pytest.mark.parametrize("path", ODD_PATHS, ids=ascii)
+def test_paths_with_odd_characters_survive_the_way_to_flowers_settings(path, tmp_path):
+    node = Node("here:1", tmp_path, tmp_path, 9, {"data": path, "home": path, "threads": 2})
+    words = shlex.split(str(node.supernode()))[-1]
+    assert parse_config_args([words]) == {"data": path, "home": path, "threads": 2}
+    ours = Server(Path(path), Path(path))
+    assert parse_config_args([shlex.split(str(ours.run()))[-3]]) == {"folder": path}
+    written = replace(ours, folder=tmp_path / "run")
+    written.configure()
+    read = tomllib.loads((tmp_path / "run/flower/config.toml").read_text("utf-8"))
+    assert read["superlink"]["prrfl"]["root-certificates"] == f"{path}/ca.crt"
+
+
+def test_a_path_that_no_text_can_hold_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="is not UTF-8"):
+        Node("here:1", tmp_path, tmp_path, 9, {"data": "/x\udcff"}).supernode()
+
+
+def site_with(prrfl, certs, data, *arguments, name="north"):
+    return prrfl(
+        *(
+            "site",
+            "--name",
+            name,
+            "--data",
+            data,
+            "--superlink",
+            "127.0.0.1:1",
+            "--home",
+            data.parent / "home",
+        ),
+        *("--certs", certs / "sites/north", *arguments),
+    )
+
+
+def test_a_port_that_is_taken_is_named_at_the_site(certs, prrfl, tmp_path):
+    data = write_layout(tmp_path / "data", sites=1)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, _, err = site_with(prrfl, certs, data, "--port", port)
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"another program listens at 127.0.0.1:{port}, perhaps a flower-supernode" in err
+    assert "choose another --port" in err
+    for wrong in (0, 2**16, -1):
+        code, _, err = site_with(prrfl, certs, data, "--port", wrong)
+        assert (code, f"invalid port {wrong} (--port)" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "address", ["fed.example.org", "https://fed.example.org:443", "fed:x", ":443", "fed:70000"]
+)
+def test_an_address_that_can_never_be_reached_is_refused_at_once(certs, prrfl, tmp_path, address):
+    data = write_layout(tmp_path / "data", sites=1)
+    code, _, err = site_with(prrfl, certs, data, "--superlink", address)
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"invalid address of the server '{address}' (--superlink); expected host:port" in err
+
+
+def no_file(data):
+    next(data.glob("data/*/*/*_train_3.png")).unlink()
+    return "missing"
+
+
+def a_broken_image(data):
+    path = next(data.glob("data/*/*/*_train_3.png"))
+    path.write_bytes(path.read_bytes()[:40])
+    return path.name
+
+
+def no_split(data):
+    table = next(data.glob("csv_folder/*/valid_*.csv"))
+    table.unlink()
+    return table.name
+
+
+def a_single_class(data):
+    table = next(data.glob("csv_folder/*/train_*.csv"))
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join([lines[0], *(f"{line.split(',')[0]},1" for line in lines[1:])]) + "\n")
+    return "fewer than two classes"
+
+
+@pytest.mark.parametrize("spoil", [no_file, a_broken_image, no_split, a_single_class])
+def test_a_site_checks_its_data_before_it_joins(certs, prrfl, tmp_path, spoil):
+    data = write_layout(tmp_path / "data", sites=1)
+    named = spoil(data)
+    code, _, err = site_with(prrfl, certs, data, "--port", free_port())
+    assert (code, err.count("\n")) == (2, 1)
+    assert named in err
+    assert not (tmp_path / "home").exists()
+
+
+def test_labels_may_be_anything_before_the_server_sends_the_classes(tmp_path):
+    data = write_layout(tmp_path / "data", sites=1)
+    assert len(check_data(data, "north", False).train) == 9
+    rows = [
+        f"{path},{label},x,{split}"
+        for split in ("train", "valid", "test")
+        for path, label in zip(sorted(data.glob(f"data/*/*/*_{split}_*.png")), ("cat", "dog"), strict=False)
+    ]
+    (tmp_path / "m.csv").write_text("\n".join(["path,label,site,split", *rows]) + "\n")
+    assert len(check_data(tmp_path / "m.csv", "north", False).train) == 2
+
+
+def test_keys_that_every_user_can_read_are_warned_of(certs, prrfl, tmp_path):
+    data = write_layout(tmp_path / "data", sites=1)
+    key, server_key = certs / "sites/north/node.key", certs / "server/server.key"
+    asked = ("server", "--sites", ",".join(NAMES), "--certs", certs / "server", "--print", "--out")
+    for mode, warned in ((0o640, False), (0o644, True)):
+        key.chmod(mode)
+        server_key.chmod(mode)
+        code, out, err = site_with(prrfl, certs, data, "--print")
+        assert (code, f"can read the private key {key}" in err) == (0, warned)
+        assert "warning" not in out
+        code, out, err = prrfl(*asked, tmp_path / f"run {mode}")
+        assert (code, f"can read the private key {server_key}" in err) == (0, warned)
+        assert "warning" not in out
+    assert stat.S_IMODE((tmp_path / "run 416").stat().st_mode) == 0o700
+    assert stat.S_IMODE((tmp_path / "run 416/federation.json").stat().st_mode) == 0o600
+
+
+def test_an_open_address_is_warned_of_also_if_commands_are_printed(certs, prrfl, tmp_path):
+    asked = ("server", "--sites", ",".join(NAMES), "--certs", certs / "server", "--print")
+    code, out, err = prrfl(*asked, "--out", tmp_path / "run", "--host", "0.0.0.0")
+    assert code == 0
+    assert "anybody who reaches it can run code at every site" in " ".join(err.split())
+    assert "warning" not in out
+
+
+def test_this_machine_is_reached_past_any_proxy(tmp_path, monkeypatch):
+    for name in ("http_proxy", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://user:secret@proxy.example.org:3128")
+    monkeypatch.setenv("no_proxy", "intranet.example.org")
+    node = Node("fed.example.org:443", tmp_path, tmp_path, 9, {"name": "north"})
+    for command in (
+        node.supernode(),
+        Server(tmp_path, tmp_path).superlink(),
+        Server(tmp_path, tmp_path).run(),
+    ):
+        for variable in ("no_proxy", "NO_PROXY"):
+            past = command.environment[variable].split(",")
+            assert {"intranet.example.org", "localhost", "127.0.0.1", "::1"} <= set(past)
+            monkeypatch.setenv(variable, command.environment[variable])
+    assert urllib.request.proxy_bypass("127.0.0.1")
+    assert node.proxy() == "http://proxy.example.org:3128"  # no password on the screen
+    assert replace(node, superlink="127.0.0.1:9092").proxy() is None
+    assert replace(node, superlink="[::1]:9092").proxy() is None
+    assert replace(node, superlink="intranet.example.org:443").proxy() is None
+
+
+def node_that_prints(tmp_path, monkeypatch, words):
+    monkeypatch.setattr(Node, "supernode", lambda _: Command(["sh", "-c", words], {}))
+    monkeypatch.setattr("prrfl.flower.launch._program", lambda name: f"/bin/{name}")
+    monkeypatch.setattr("prrfl.flower.launch.RETRY", 0.1)
+    return Node("here:1", tmp_path, tmp_path / "home", free_port(), {"name": "north"})
+
+
+def test_what_cannot_come_right_is_not_tried_for_ever(tmp_path, monkeypatch):
+    said = []
+    node = node_that_prints(tmp_path, monkeypatch, "echo 'Exit Code: 606'; echo 'Versions differ.'; echo x")
+    with pytest.raises(FlowerError, match=r"Versions differ.*another try would not help: see .*log"):
+        keep_connected(node, said.append)
+    assert not said
+    node = node_that_prints(tmp_path, monkeypatch, "echo Traceback; exit 1")
+    monkeypatch.setattr("prrfl.flower.launch.RETRY", 3)
+    monkeypatch.setattr("prrfl.flower.launch.time.sleep", lambda _: None)
+    with pytest.raises(FlowerError, match="exit code 1; another try would not help"):
+        keep_connected(node, said.append)
+    assert len(said) == 4
+
+
+def test_a_key_that_the_server_does_not_know_yet_is_not_reported_at_once(tmp_path, monkeypatch):
+    said = []
+
+    def say(line):
+        said.append(line)
+        raise KeyboardInterrupt
+
+    words = "echo 'Exit Code: 305'; echo 'Failed.'; echo '[code: 2004] refused'"
+    node = node_that_prints(tmp_path, monkeypatch, words)
+    monkeypatch.setattr("prrfl.flower.launch.GRACE", 4)
+    with pytest.raises(KeyboardInterrupt):
+        keep_connected(node, say)
+    assert (tmp_path / "home/flower/supernode.log").read_text().count("2004") > 1
+    assert "does not know this site's key" in said[0]
+
+
+def test_the_sites_screen_shows_what_it_does_and_warns_of_other_apps(tmp_path, monkeypatch):
+    said = []
+    ours = resources.files("prrfl.flower").joinpath("app/pyproject.toml").read_text("utf-8")
+    apps = tmp_path / "home/flower/apps"
+    for name, files in {
+        # Flower leaves out the comments.
+        "prrfl.prrfl.0.1.0.1234": {"pyproject.toml": re.sub(r" *#.*", "", ours)},
+        "prrfl.prrfl.0.1.0.5678": {"pyproject.toml": ours, "evil.py": "import os"},
+        "other.app.1.0.0.9abc": {"pyproject.toml": "x"},
+    }.items():
+        (tmp_path / "coming" / name).mkdir(parents=True)
+        for file, text in files.items():
+            (tmp_path / "coming" / name / file).write_text(text)
+    words = (
+        f"mv {tmp_path / 'coming'} {apps}; "
+        "echo '2026-01-01 10:00:00,000 INFO site north: round 1/2: trains'; "
+        "echo '2026-01-01 10:00:00,000 INFO site south: other'; sleep 3"
+    )
+
+    def say(line):
+        said.append(line)
+        if "ended" in line:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        keep_connected(node_that_prints(tmp_path, monkeypatch, words), say)
+    assert len(said) == 4
+    assert "warning: the server asks this site to run the app other.app.1.0.0.9abc" in said[0]
+    assert "warning: the server asks this site to run the app prrfl.prrfl.0.1.0.5678" in said[1]
+    assert said[2] == "round 1/2: trains"

@@ -1,4 +1,4 @@
-"""What travels between real sites: what is accepted is an order or answer, and a key that is none stops."""
+"""What is sent between real sites: what is accepted is an order or answer, and an invalid key is refused."""
 
 import json
 from dataclasses import fields
@@ -16,10 +16,17 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.proto.node_pb2 import NodeInfo
 
+from prrfl.errors import LONGEST
+from prrfl.flower.federation import Federation
 from prrfl.flower.messages import STEPS, Answer, Order, from_records, to_records
 from prrfl.flower.secure_sum import Identity, check_part, masked, own_seed, read_cohort, read_roster, unmasked
+from prrfl.flower.server.admission import check_share, parse_records
+from prrfl.flower.server.masked_round import parse_key, parse_seed
+from prrfl.flower.server.transport import Refusal, Transport
 from prrfl.types import Share
+from tests.flower import grid  # noqa: F401 - as Flower's processes, which make messages
 from tests.fuzz.cases import cases, tried
 from tests.fuzz.mutators import changes, files
 from tests.sites import tiny_network
@@ -96,9 +103,8 @@ def assert_like(value, kind):
     )
 
 
-@cases(300)
-@given(data=st.data(), kind=st.sampled_from([Order, Answer]))
-def test_a_message_with_odd_parts(data, kind):
+def odd_records(data, kind):
+    """Return the records of a message in which one or two parts are odd."""
     whole = to_records(ANSWER if kind is Answer else ORDER)
     plain = dict(whole.config_records["plain"])
     arrays = dict(whole.array_records["arrays"])
@@ -126,11 +132,59 @@ def test_a_message_with_odd_parts(data, kind):
             case "more":
                 arrays["share.int8"] = Array(np.zeros(3, np.int8))
         if not plain or not arrays:
-            return
-    records = RecordDict({"plain": ConfigRecord(plain), "arrays": ArrayRecord(arrays)})
+            break
+    return RecordDict({"plain": ConfigRecord(plain), "arrays": ArrayRecord(arrays)})
+
+
+@cases(300)
+@given(data=st.data(), kind=st.sampled_from([Order, Answer]))
+def test_a_message_with_odd_parts(data, kind):
+    records = odd_records(data, kind)
     value = tried(lambda: from_records(kind, records), f"invalid {kind.__name__.lower()}")
     if not isinstance(value, str):
         assert_like(value, kind)
+
+
+class OneReply:
+    """A grid with one node, whose reply is always the same."""
+
+    def __init__(self, content):
+        self.content = content
+        self.metadata = None
+
+    def get_nodes(self):
+        return [NodeInfo(node_id=1, name="north", last_activated_at="once")]
+
+    def push_messages(self, _):
+        return ["message"]
+
+    def pull_messages(self, _):
+        return [self]
+
+    def has_error(self):
+        return False
+
+
+READERS = {
+    "train": lambda answer: check_share(answer, Share(WEIGHTS, 2.0)),
+    "share": lambda answer: check_part(answer.share, SHARE.tensors, "north"),
+    "reveal": parse_seed,
+    "receive": lambda answer: parse_records(answer.records, [], 3, 3),
+    "keep": parse_key,
+}
+
+
+@cases(300)
+@given(data=st.data(), step=st.sampled_from(sorted(READERS)))
+def test_whatever_a_site_answers_is_its_own_refusal_or_valid(data, step):
+    federation = Federation("e", {}, ("north", "south"), 2, 0.0, False)
+    transport = Transport(OneReply(odd_records(data, Answer)), federation)
+    ((name, taken),) = transport.ask(step, 1, ["north"], READERS[step])
+    assert name == "north"
+    if isinstance(taken, Refusal):
+        assert taken.reason
+        assert len(taken.reason) <= LONGEST
+        assert taken.reason.isprintable()
 
 
 def test_records_of_something_else():
@@ -155,8 +209,8 @@ SHARE = Share({"a": torch.tensor([1.0, 2.0])})
 
 def signed(site, key):
     """Return a key that a site signed, whatever its bytes are."""
-    statement = json.dumps(["prrfl secure sum key", "e", site.site, key.hex()]).encode()
-    return {"site": site.site, "key": key.hex(), "signature": site.signing.sign(statement).hex()}
+    statement = json.dumps(["prrfl secure sum key", "e", site.site, key.hex(), ""]).encode()
+    return {"site": site.site, "key": key.hex(), "mean": "", "signature": site.signing.sign(statement).hex()}
 
 
 @cases(150)
@@ -211,7 +265,7 @@ def test_what_is_no_cohort(text):
 @given(data=st.data())
 def test_masks_that_stay_in_a_sum_are_seen(data):
     parts = [torch.from_numpy(masked(SHARE, site, COHORT, 0)) for site in SITES]
-    seeds = [own_seed(site, COHORT, 0) for site in SITES]
+    seeds = [own_seed(SHARE, site, COHORT, 0) for site in SITES]
     spoilt = data.draw(st.integers(0, 2))
     parts[spoilt] = parts[spoilt] ^ 2 ** data.draw(st.integers(20, 62))
     assert not abs(unmasked(parts, seeds, SHARE.tensors).weight - 3) < 1e-6

@@ -173,5 +173,5 @@ def test_what_would_fill_the_disk_is_refused(tmp_path, prrfl):
 
 
 def test_names_of_classes_stay_on_their_line():
-    with pytest.raises(ConfigError, match="on one line"):
+    with pytest.raises(ConfigError, match="without line breaks"):
         load_config(None, {"classes": "a\nb,c"})

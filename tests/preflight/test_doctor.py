@@ -476,3 +476,10 @@ def test_one_small_class_is_told_of_in_the_singular():
     found = Findings(counts={}, few=[("a", "test", "nv", 4)])
     (note,) = data_checks._in_brief(found, allow_missing=False)
     assert note.message.startswith("one split has fewer than 5 images of a class")
+
+
+def test_contradicting_labels_are_a_note_and_check_lists_them():
+    found = Findings(counts={}, contradictions=[["x/train/0 (nv)", "x/train/2 (bkl)"]])
+    (note,) = data_checks._in_brief(found, allow_missing=False)
+    assert note.message == "2 images with copies that have another label"
+    assert note.advice == "`prrfl data check` lists them, and with --json FILE all of them"

@@ -7,8 +7,8 @@ import stat
 import pytest
 
 from prrfl.storage.atomic import (
-    UMASK,
     commit_step,
+    only_for_this_user,
     remove,
     remove_partial,
     replace_folder,
@@ -60,7 +60,18 @@ def test_a_folder_appears_whole(tmp_path):
         assert not (tmp_path / "deep/out").exists()
     assert (tmp_path / "deep/out/below/a.txt").read_text() == "text"
     assert names(tmp_path / "deep") == ["out"]
-    assert stat.S_IMODE((tmp_path / "deep/out").stat().st_mode) == 0o777 & ~UMASK
+    (tmp_path / "made").mkdir()
+    assert (tmp_path / "deep/out").stat().st_mode == (tmp_path / "made").stat().st_mode
+
+
+def test_what_is_only_for_this_user_has_no_mode_for_others(tmp_path):
+    with only_for_this_user():
+        write_text(tmp_path / "deep/secret", "text")
+        commit(tmp_path / "deep", 1)
+    write_text(tmp_path / "open", "text")
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
+    assert modes.pop("open") & 0o044 or modes
+    assert modes == {"deep": 0o700, "secret": 0o600, "step-01": 0o700, "a.txt": 0o600}
 
 
 def test_a_folder_stays_absent_after_an_exception(tmp_path):

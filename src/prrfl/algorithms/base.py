@@ -95,7 +95,7 @@ class Algorithm(Protocol[C]):
         """Train for one local epoch; return the new state and measurements by name."""
 
     def share(self, client: C, ctx: RoundContext) -> Share:
-        """Return all that leaves the site in this round."""
+        """Return everything of the state that leaves the site in this round."""
 
     def aggregator(self, ctx: RoundContext) -> Aggregator:
         """Return a new aggregator for a round: :class:`MeanOfShares`, unless the method needs another one."""

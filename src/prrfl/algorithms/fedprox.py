@@ -15,7 +15,7 @@ from prrfl.types import RoundContext, Share, Tensors
 
 @dataclass(frozen=True, eq=False)
 class FedProxState:
-    """The network, and the weights that it was last given, which it is held near to."""
+    """The network, and the weights that it last received, near which the proximal term keeps it."""
 
     learner: Learner
     anchor: Tensors

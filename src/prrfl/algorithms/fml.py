@@ -15,7 +15,7 @@ from prrfl.types import RoundContext, Share, Tensors
 
 @dataclass(frozen=True, eq=False)
 class FMLState:
-    """The network that stays, and the meme that travels."""
+    """The private network, which stays at the site, and the meme, which is shared."""
 
     private: Learner
     meme: Learner

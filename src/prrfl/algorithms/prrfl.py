@@ -13,7 +13,7 @@ from prrfl.training import Learner, Site
 from prrfl.types import RoundContext, Share, Tensors
 
 Aggregation = Literal["pfa", "mean"]
-"""How the server combines deputies."""
+"""How deputies are combined."""
 
 TransferMode = Literal["staged", "recover", "exchange", "sublimate", "off"]
 """How the two networks of a site teach each other."""
@@ -34,13 +34,13 @@ class PRRFL:
 
     Attributes:
         r0: low-frequency ratio of the first round.
-        r1: low-frequency ratio approached in the last; equal to ``r0`` for the fixed-ratio ablation.
+        r1: low-frequency ratio approached in the last round; equal to ``r0`` for the fixed-ratio ablation.
         alpha1: the deputy recovers while its F1 is below this fraction of the personalised network's.
         alpha2: both networks exchange while the deputy's F1 is below this fraction.
         aggregation: ``pfa``; or ``mean``, an ablation: the plain mean of the deputies' weights outside norm
             layers.
-        transfer: ``staged``; or an ablation: a single DET stage in every epoch, or ``off``: one network at
-            each site, which the network from the server overwrites.
+        transfer: ``staged``; or an ablation: a single DET stage in every epoch, or ``off``: one network per
+            site, which each communication changes.
     """
 
     r0: float = R0

@@ -1,6 +1,6 @@
 """``prrfl data`` and ``generate``: check, split, build and generate data sets."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +11,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from prrfl.cli.screen import console, print_table
-from prrfl.errors import DataError
+from prrfl.data.files import told
+from prrfl.errors import DataError, one_line
 from prrfl.storage.atomic import write_json, write_text
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ data = typer.Typer(help="Check, split and build data sets.", no_args_is_help=Tru
 _Source = Annotated[
     Path, typer.Argument(metavar="DATA", help="folder in the published layout, or a manifest CSV")
 ]
+_LISTED = 50
+"""Images of one kind that are listed on the screen."""
+
 _Classes = Annotated[str, typer.Option(help="names of the labels 0, 1, ..., separated by commas")]
 
 
@@ -77,29 +81,36 @@ def _print(found: "Findings", classes: tuple[str, ...], batch: int) -> None:
                 f"leakage: {leak.images} of {leak.of} {leak.split} images of {leak.site} show a group that "
                 "is also in its training set; make new splits with `prrfl data split`"
             )
+            _list("leakage", leak.names)
     if found.copies_across:
         console.print(
             f"across sites: {found.copies_across} valid or test images have the pixels of a training image "
             "of another site; every shared network has been trained on them"
         )
+        _list("across sites", found.copies_across_names)
     if found.groups_across:
         console.print(
             f"across sites: {found.groups_across} valid or test images have the same group id as a training "
             "image of another site; if ids are unique across sites, every shared network has been trained on "
             "the group"
         )
+        _list("across sites", found.groups_across_names)
     for what, paths in (("missing", found.missing), ("broken", list(found.broken.values()))):
-        for path in paths[:10]:
-            console.print(f"{what}: {path}", soft_wrap=True)
-        if len(paths) > 10:
-            console.print(f"{what}: and {len(paths) - 10} more")
+        _list(what, paths)
     copies = sum(len(group) for group in found.duplicates)
     if copies:
         console.print(
-            f"duplicates: {copies} images in {len(found.duplicates)} sets have the same pixels, such as"
+            f"duplicates: {copies} images in {len(found.duplicates)} sets are copies, with the same pixels"
         )
-        for group in found.duplicates[:5]:
-            console.print(f"  {', '.join(group)}", soft_wrap=True)
+        _list("duplicates", [", ".join(group) for group in found.duplicates])
+    if found.contradictions:
+        console.print(
+            f"contradictions: in {len(found.contradictions)} sets, copies of one image have different "
+            "labels; correct the labels, or remove the images"
+        )
+        _list("contradictions", [", ".join(group) for group in found.contradictions])
+    for folder, others in found.passed_over.items():
+        console.print(one_line(f"passed over: {folder}: {told(others)}"), soft_wrap=True)
     for site, split, name, count in found.few:
         console.print(f"few: {site}, {split}: {count} images of {name}; its scores are mostly chance")
     for site, count in found.lone:
@@ -107,6 +118,13 @@ def _print(found: "Findings", classes: tuple[str, ...], batch: int) -> None:
             f"lone: {site}: {count} training images leave one image over in batches of {batch}; it is "
             "added to the last full batch"
         )
+
+
+def _list(what: str, images: Sequence[str]) -> None:
+    for image in images[:_LISTED]:
+        console.print(f"{what}: {one_line(image)}", soft_wrap=True)
+    if len(images) > _LISTED:
+        console.print(f"{what}: and {len(images) - _LISTED} more; --json FILE lists all of them")
 
 
 @data.command()
@@ -140,7 +158,7 @@ def split(
         raise DataError(
             f"{source}: none of the {gone} images can be read; `prrfl data check` lists what is wrong"
         )
-    write_text(out, manifest_csv(divide(whole, valid, test, seed, same), out.parent))
+    write_text(out, manifest_csv(divide(whole, valid, test, seed, same, names), out.parent))
     console.print(f"{len(whole)} images: {out}", soft_wrap=True)
     if gone:
         console.print(f"{gone} images are missing or broken and were left out; `prrfl data check` lists them")
@@ -169,9 +187,13 @@ def build(
     with _progress("writing images", len(entries)) as seen:
         missing = archives.build(entries, source, out, image_size, seed, seen)
     for reason, count in sorted(left_out.items()):
-        console.print(f"left out: {count} images of {reason}")
+        console.print(one_line(f"left out: {count} images of {reason}"))
     if missing:
         console.print(f"left out: {len(missing)} images missing from the archives, such as {missing[0]}")
+    if unused := len(source.places.keys() - {entry.name for entry in entries}):
+        source.passed_over["images of rows that were left out, or of no row"] = unused
+    if source.passed_over:
+        console.print(one_line(f"passed over in the archives: {told(source.passed_over)}"), soft_wrap=True)
     console.print(f"{len(entries) - len(missing)} images: {out}", soft_wrap=True)
 
 

@@ -4,9 +4,10 @@ import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 
 from prrfl.algorithms import DEFAULT
 from prrfl.cli.flags import with_flags
@@ -14,6 +15,14 @@ from prrfl.cli.screen import console, going_on, print_summary
 from prrfl.config import TrainConfig
 from prrfl.errors import ConfigError, ParticipationError, PRRFLError
 from prrfl.flower.consent import METHODS, parse_methods
+from prrfl.storage.atomic import only_for_this_user
+
+if TYPE_CHECKING:
+    from prrfl.flower.federation import Federation
+    from prrfl.flower.launch import Server
+
+errors = Console(stderr=True, markup=False, emoji=False)
+"""For warnings beside a command's printed result."""
 
 INCOMPLETE = 3
 """Exit code of a complete run in which some sites were absent in some rounds."""
@@ -68,10 +77,7 @@ def server(
     """
     needs_flower()
     from prrfl.flower.federation import federate, read_settings
-    from prrfl.flower.launch import Server, outcome, serving
-    from prrfl.runs.folder import RunFolder
-    from prrfl.storage.records import read_records
-    from prrfl.types import AbsenceRecord
+    from prrfl.flower.launch import Server
 
     settings = read_settings(config) if config else {}
     settings |= {key: value for key, value in flags.items() if value is not None}
@@ -79,8 +85,20 @@ def server(
     folder = (out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-federation").absolute()
     ours = Server(folder, certs.absolute(), host, port)
     ours.check(names)
-    federation = federate(folder, settings, names, quorum, deadline, secure)
+    with only_for_this_user():
+        federation = federate(folder, settings, names, quorum, deadline, secure)
+        _serve(ours, federation, show)
+
+
+def _serve(ours: "Server", federation: "Federation", show: bool) -> None:
+    from prrfl.flower.launch import outcome, serving
+    from prrfl.runs.folder import RunFolder
+    from prrfl.storage.records import read_records
+    from prrfl.types import AbsenceRecord
+
+    folder = ours.folder
     if show:
+        _warn(ours.warnings(datetime.now(UTC)), to=errors)
         ours.configure()
         commands = [ours.superlink(), *map(ours.register, federation.sites), ours.run()]
         print("\n".join(map(str, commands)))
@@ -89,7 +107,7 @@ def server(
         _warn(ours.warnings(datetime.now(UTC)))
         console.print(
             f"{federation.config.method}, experiment {federation.experiment}: waiting for "
-            f"{', '.join(federation.sites)} at {host}:{port}"
+            f"{', '.join(federation.sites)} at {ours.host}:{ours.port}"
         )
         again = "complete rounds are saved; run the same command again to resume"
         with going_on(lambda: again), serving(ours, federation.sites) as run:
@@ -137,12 +155,14 @@ def site(
     Images and the personalised model never leave the site.
     """
     needs_flower()
-    from prrfl.flower.certs import check_private_key, check_readable, check_valid
+    from prrfl.flower.certs import check_private_key, check_readable, check_valid, open_keys
     from prrfl.flower.launch import Node, keep_connected
+    from prrfl.flower.site.ready import check_data
 
     ends = check_valid(certs / "ca.crt", datetime.now(UTC))
-    for key in ["node.key", *(["sign.key"] if secure else [])]:
-        check_private_key(certs / key)
+    keys = [certs / key for key in ["node.key", *(["sign.key"] if secure else [])]]
+    for key in keys:
+        check_private_key(key)
     if secure:
         check_readable(certs / "roster.txt")
     if not data.exists():
@@ -160,12 +180,26 @@ def site(
         own |= {"roster": str((certs / "roster.txt").absolute())}
         own |= {"signing-key": str((certs / "sign.key").absolute())}
     node = Node(superlink, certs.absolute(), home.absolute(), port, own)
+    warnings = [*([ends] if ends else []), *open_keys(keys)]
     if show:
+        _warn(warnings, to=errors)
         print(node.supernode())
         return
-    _warn([ends] if ends else [])
-    console.print(f"site {name} connects to {superlink}; Flower's output is in {node.log}", soft_wrap=True)
-    keep_connected(node, lambda line: console.print(f"site {name}: {line}", soft_wrap=True))
+    _warn(warnings)
+    node.check()
+    there = check_data(data, name, allow_missing)
+    console.print(
+        f"site {name}: {len(there.train)}, {len(there.valid)} and {len(there.test)} images for training, "
+        "validation and test",
+        soft_wrap=True,
+    )
+    way = f" through the proxy {proxy} of the environment" if (proxy := node.proxy()) else ""
+    console.print(
+        f"site {name} connects to {superlink}{way}, and waits for orders; Flower's output is in {node.log}",
+        soft_wrap=True,
+    )
+    with only_for_this_user():
+        keep_connected(node, lambda line: console.print(f"site {name}: {line}", soft_wrap=True))
 
 
 def certs(
@@ -205,9 +239,9 @@ def certs(
         console.print(f"{folder / 'sites' / name} goes to site {name} and to nobody else", soft_wrap=True)
 
 
-def _warn(warnings: Iterable[str]) -> None:
+def _warn(warnings: Iterable[str], to: Console = console) -> None:
     for warning in warnings:
-        console.print(f"warning: {warning}", soft_wrap=True)
+        to.print(f"warning: {warning}", soft_wrap=True)
 
 
 def _follow(folder: Path, rounds: int, outcome: Any) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from prrfl.data.files import IMAGE_SUFFIXES, is_file, is_hidden, unread_kind
 from prrfl.data.images import SPLITS, Entry, read_image
 from prrfl.errors import DataError
 from prrfl.types import ClientId, Split
@@ -23,12 +24,14 @@ class Leak:
         split: valid or test.
         images: number of images whose group is in the training set.
         of: number of images of the split.
+        names: the images, as ``site/split/name``.
     """
 
     site: ClientId
     split: Split
     images: int
     of: int
+    names: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,15 @@ class Findings:
         missing: paths of missing files.
         broken: path to reason, for files that cannot be decoded.
         duplicates: lists of images with the same pixels, as ``site/split/name``.
+        contradictions: those of the duplicates that have different labels, as ``site/split/name (class)``.
         leaks: one for each valid or test split of a site with group ids, even if no image leaks.
         without_groups: sites without group ids.
         few: (site, split, class name, images) with fewer than ``FEW_IMAGES`` images.
-        copies_across: valid and test images with the pixels of a training image of another site.
-        groups_across: valid and test images with the group id of a training image of another site.
+        copies_across: number of valid and test images with the pixels of a training image of another site.
+        copies_across_names: these images, as ``site/split/name``.
+        groups_across: number of valid and test images with the group id of a training image of another site.
+        groups_across_names: these images.
+        passed_over: folder to the files in it that no table names: their number, by kind.
         lone: (site, images) whose last training batch would hold one image; it is added to the one before.
     """
 
@@ -52,11 +59,15 @@ class Findings:
     missing: list[str] = field(default_factory=list)
     broken: dict[str, str] = field(default_factory=dict)
     duplicates: list[list[str]] = field(default_factory=list)
+    contradictions: list[list[str]] = field(default_factory=list)
     leaks: list[Leak] = field(default_factory=list)
     without_groups: list[ClientId] = field(default_factory=list)
     few: list[tuple[ClientId, Split, str, int]] = field(default_factory=list)
     copies_across: int = 0
+    copies_across_names: list[str] = field(default_factory=list)
     groups_across: int = 0
+    groups_across_names: list[str] = field(default_factory=list)
+    passed_over: dict[str, dict[str, int]] = field(default_factory=dict)
     lone: list[tuple[ClientId, int]] = field(default_factory=list)
 
 
@@ -82,6 +93,9 @@ def check(
         same[digest].append(entry)
     grouped = {site for site in sites if any(e.group for e in entries if e.site == site)}
     training = {site: sum(counts[site, "train", k] for k in range(len(classes))) for site in sites}
+    copies = [group for group in same.values() if len(group) > 1]
+    copies_across = _across(digests)
+    groups_across = _across((e, e.group) for e in entries if e.group)
     return Findings(
         counts={
             f"{site}/{split}": [counts[site, split, k] for k in range(len(classes))]
@@ -90,8 +104,11 @@ def check(
         },
         missing=missing,
         broken=broken,
-        duplicates=[
-            [f"{e.site}/{e.split}/{e.name}" for e in group] for group in same.values() if len(group) > 1
+        duplicates=[[_named(e) for e in group] for group in copies],
+        contradictions=[
+            [f"{_named(e)} ({classes[e.label]})" for e in group]
+            for group in copies
+            if len({e.label for e in group}) > 1
         ],
         leaks=list(_leaks(entries, sorted(grouped))),
         without_groups=[site for site in sites if site not in grouped],
@@ -102,8 +119,11 @@ def check(
             for k, name in enumerate(classes)
             if counts[site, split, k] < FEW_IMAGES
         ],
-        copies_across=_across(digests),
-        groups_across=_across((e, e.group) for e in entries if e.group),
+        copies_across=len(copies_across),
+        copies_across_names=copies_across,
+        groups_across=len(groups_across),
+        groups_across_names=groups_across,
+        passed_over=_passed_over(entries),
         lone=[(site, n) for site, n in training.items() if n > 1 and n % batch == 1],
     )
 
@@ -114,17 +134,37 @@ def _leaks(entries: Sequence[Entry], sites: Sequence[ClientId]) -> Iterator[Leak
         trained = {e.group for e in here if e.split == "train" and e.group}
         for split in SPLITS[1:]:
             part = [e for e in here if e.split == split]
-            yield Leak(site, split, sum(e.group in trained for e in part), len(part))
+            leaking = [_named(e) for e in part if e.group in trained]
+            yield Leak(site, split, len(leaking), len(part), leaking)
 
 
-def _across(keyed: Iterable[tuple[Entry, str]]) -> int:
-    """Return how many valid and test images have a key (pixels or group) that another site trains on."""
+def _named(entry: Entry) -> str:
+    return f"{entry.site}/{entry.split}/{entry.name}"
+
+
+def _passed_over(entries: Sequence[Entry]) -> dict[str, dict[str, int]]:
+    """Return the files next to the images that no table names: their number by folder and kind."""
+    named = {entry.path for entry in entries}
+    found: dict[str, dict[str, int]] = {}
+    for folder in sorted({path.parent for path in named}):
+        others = Counter(
+            unread_kind(path, IMAGE_SUFFIXES) or "images that no table names"
+            for path in (folder.iterdir() if folder.is_dir() else ())
+            if path not in named and (is_hidden(path.name) or not path.is_dir())
+        )
+        if others:
+            found[str(folder)] = dict(others)
+    return found
+
+
+def _across(keyed: Iterable[tuple[Entry, str]]) -> list[str]:
+    """Return the valid and test images that have a key (pixels or group) that another site trains on."""
     keyed = list(keyed)
     trained: defaultdict[str, set[ClientId]] = defaultdict(set)
     for entry, key in keyed:
         if entry.split == "train":
             trained[key].add(entry.site)
-    return sum(e.split != "train" and bool(trained[key] - {e.site}) for e, key in keyed)
+    return [_named(e) for e, key in keyed if e.split != "train" and trained[key] - {e.site}]
 
 
 def _digests(
@@ -150,7 +190,7 @@ def _digests(
 
 def digest(entry: Entry) -> str | DataError | None:
     """Return a hash of an image's pixels and shape, an error if it is broken, ``None`` if it is missing."""
-    if not entry.path.is_file():
+    if not is_file(entry.path):
         return None
     try:
         pixels = read_image(entry.path)

@@ -15,8 +15,9 @@ from typing import BinaryIO, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from prrfl.data.files import IMAGE_SUFFIXES, told, walk, warn_of_passed_over
 from prrfl.errors import DataError
 from prrfl.machine import available_memory
 from prrfl.storage.reading import opened
@@ -31,8 +32,6 @@ LARGE = 16_000_000
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF")
 """Formats that are read: those that Pillow decodes without calling another program."""
-
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 
@@ -141,6 +140,11 @@ def _present(site: ClientId, split: Split, entries: list[Entry], allow_missing: 
     named = ", ".join(e.name for e in missing[:5]) + (", ..." if len(missing) > 5 else "")
     folder = missing[0].path.parent
     what = f"site {site}, {split}: {len(missing)} of {len(entries)} images missing in {folder}: {named}"
+    stems = {e.path.stem for e in missing if e.path.parent == folder}
+    if other := min(
+        (path.name for path in there if path.parent == folder and path.stem in stems), default=""
+    ):
+        what += f" (there is a file {other})"
     if not allow_missing:
         raise DataError(f"{what}; add them, or continue without them with allow_missing (--allow-missing)")
     if len(missing) == len(entries):
@@ -207,16 +211,20 @@ def _images_at(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise DataError(f"image {path} does not exist; expected image files, or folders of them")
-    found = sorted(p for p in path.rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file())
+    found, others = walk(path, IMAGE_SUFFIXES)
     if not found:
+        there = f", but {told(others)}" if others else ""
+        dicom = "; DICOM is not read: convert it to PNG" if "files ending in .dcm" in others else ""
         raise DataError(
-            f"folder {path} holds no image; expected files ending in {', '.join(sorted(_SUFFIXES))}"
+            f"folder {path} holds no image{there}; expected files ending in "
+            f"{', '.join(sorted(IMAGE_SUFFIXES))}{dicom}"
         )
+    warn_of_passed_over(path, others)
     return found
 
 
 def read_image(path: Path, size: int | None = None, file: BinaryIO | None = None) -> NDArray[np.uint8]:
-    """Return an image as (size, size, 3) RGB pixels.
+    """Return an image as (size, size, 3) RGB pixels, turned upright if its EXIF data says how it was taken.
 
     Args:
         path: the file, or its path in an archive.
@@ -242,21 +250,42 @@ def read_image(path: Path, size: int | None = None, file: BinaryIO | None = None
                     "with a suitable intensity window"
                 )
             with _one_large if image.width * image.height > LARGE else nullcontext():
-                rgb = image.convert("RGB")
+                rgb = _upright(image).convert("RGB")
                 if size is not None and rgb.size != (size, size):
                     rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)
                 return np.array(rgb)
     except DataError:
         raise
+    except UnidentifiedImageError:
+        raise DataError(
+            f"image {path} cannot be decoded (it is no {', '.join(FORMATS)}); replace it, or remove its row"
+        ) from None
     # Pillow's decoders raise many kinds of exceptions on broken files; all mean the same to the user.
     except Exception as cause:
         reason = " ".join(str(cause).split())
         raise DataError(f"image {path} cannot be decoded ({reason}); replace it, or remove its row") from None
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    """Return an image as viewers show it, turned and mirrored as its EXIF orientation says."""
+    image.load()
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    # Damaged EXIF data raises many kinds of exceptions; viewers show such an image as it is stored.
+    except Exception:
+        return image
+    return image if orientation == 1 else ImageOps.exif_transpose(image)
+
+
 def _bounded(content: BinaryIO, path: Path) -> BinaryIO:
     size = content.seek(0, io.SEEK_END)
     if size > MAX_BYTES:
         raise DataError(f"image {path} has {size:,} bytes; at most {MAX_BYTES:,} are read")
+    content.seek(0)
+    if content.read(132).endswith(b"DICM") or path.suffix.lower() in (".dcm", ".dicom"):
+        raise DataError(
+            f"image {path} is DICOM, which is not read; convert it to PNG or TIFF of 8 bits, with a suitable "
+            "intensity window, for example with DCMTK's dcm2img"
+        )
     content.seek(0)
     return content

@@ -2,14 +2,19 @@
 
 import csv
 import io
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from prrfl.data.columns import NumberedRow, class_indices, group_ids, warn_of_ignored
+from prrfl.data.files import is_file
 from prrfl.data.images import SPLITS, Entry
-from prrfl.data.tables import index_below, is_plain_name, read_rows
+from prrfl.data.tables import is_plain_name, read_rows
 from prrfl.errors import DataError, nearest
+from prrfl.types import ClientId, Split
 
+log = logging.getLogger("prrfl")
 COLUMNS = ("path", "label", "site", "split", "group")
 
 
@@ -23,25 +28,26 @@ def read_manifest(path: Path, classes: Sequence[str]) -> list[Entry]:
     Raises:
         DataError: naming the file and line, what was expected, and what to do.
     """
-    entries: list[Entry] = []
-    lines: dict[tuple[str, Path], int] = {}
-    for line, cells in read_rows(path, COLUMNS[:-1], "manifest"):
-        where = f"{path}:{line}"
-        entry = _entry(cells, where, path.parent, classes)
-        if (entry.site, entry.path) in lines:
-            first = lines[entry.site, entry.path]
-            raise DataError(f"{where}: {entry.path} is already on line {first}; keep one")
-        lines[entry.site, entry.path] = line
-        entries.append(entry)
+    rows = read_rows(path, COLUMNS[:-1], "manifest", COLUMNS[-1:], classes)
+    cells = [row for _, row in rows]
+    where = [f"{path}:{line}" for line, _ in rows]
+    labels = class_indices([(at, row["label"]) for at, row in zip(where, cells, strict=True)], classes)
+    warn_of_ignored(cells[0], "group", path)
+    groups = group_ids([row.get("group", "") for row in cells], str(path))
+    paths = _paths(rows, path)
+    entries = [
+        Entry(image, label, *_site_and_split(row, at), group)
+        for image, label, row, at, group in zip(paths, labels, cells, where, groups, strict=True)
+    ]
+    first: dict[tuple[str, Path], int] = {}
+    for entry, (line, _) in zip(entries, rows, strict=True):
+        if (before := first.setdefault((entry.site, entry.path), line)) != line:
+            raise DataError(f"{path}:{line}: {entry.path} is already on line {before}; keep one")
     return entries
 
 
-def _entry(cells: Mapping[str, str], where: str, folder: Path, classes: Sequence[str]) -> Entry:
-    label, site = cells["label"], cells["site"]
-    known = ", ".join(f"{k} = {name}" for k, name in enumerate(classes))
-    index = classes.index(label) if label in classes else index_below(label, len(classes))
-    if index is None:
-        raise DataError(f"{where}: unknown label '{label}'; expected one of {known}")
+def _site_and_split(cells: Mapping[str, str], where: str) -> tuple[ClientId, Split]:
+    site = cells["site"]
     if not is_plain_name(site):
         raise DataError(f"{where}: invalid name of a site '{site}'; expected a name such as hospital-3")
     split = next((name for name in SPLITS if name == cells["split"]), None)
@@ -50,11 +56,34 @@ def _entry(cells: Mapping[str, str], where: str, folder: Path, classes: Sequence
             f"{where}: unknown split '{cells['split']}'; expected one of {', '.join(SPLITS)}"
             f"{nearest(cells['split'], SPLITS)}"
         )
-    if not cells["path"] or "\0" in cells["path"]:
-        raise DataError(
-            f"{where}: the path is empty or invalid; expected the path of an image, relative to {folder}"
-        )
-    return Entry(_resolved(folder / cells["path"]), index, site, split, cells.get("group") or None)
+    return site, split
+
+
+def _paths(rows: Sequence[NumberedRow], manifest: Path) -> list[Path]:
+    """Return the resolved paths of all images.
+
+    Backslashes are read as slashes if no file has the name as it stands, but one has it with slashes.
+    """
+    paths: list[Path] = []
+    replaced = 0
+    for line, cells in rows:
+        text = cells["path"]
+        if not text or "\0" in text:
+            raise DataError(
+                f"{manifest}:{line}: the path is empty or invalid; expected the path of an image, "
+                f"relative to {manifest.parent}"
+            )
+        if "\\" in text and not os.path.lexists(manifest.parent / text):
+            if not is_file(manifest.parent / (slashed := text.replace("\\", "/"))):
+                raise DataError(
+                    f"{manifest}:{line}: there is no file {text}, which is written with backslashes, as on "
+                    f"Windows, nor {slashed}; write paths with slashes, relative to {manifest.parent}"
+                )
+            text, replaced = slashed, replaced + 1
+        paths.append(_resolved(manifest.parent / text))
+    if replaced:
+        log.warning("%s: %d paths have backslashes, which are read as slashes", manifest, replaced)
+    return paths
 
 
 def manifest_csv(entries: Sequence[Entry], folder: Path) -> str:

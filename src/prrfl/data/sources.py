@@ -2,6 +2,7 @@
 
 import logging
 import zipfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -14,9 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from prrfl.data import layout
+from prrfl.data.columns import class_indices
+from prrfl.data.files import is_hidden, unread_name, warn_of_passed_over
 from prrfl.data.images import FORMATS, SPLITS, Entry, check_memory, check_training, load_entries, no_examples
 from prrfl.data.manifest import read_manifest
-from prrfl.data.tables import is_plain_name
+from prrfl.data.tables import TABLE_SUFFIXES, is_plain_name
 from prrfl.errors import DataError
 from prrfl.storage.reading import opened
 from prrfl.types import ClientId, Examples, SiteData, Split
@@ -50,6 +53,7 @@ def load_sites(
         DataError: naming the file, line or site, what was expected, and what to do.
     """
     if arrays := npz_files(source):
+        _check_arrays(source, arrays)
         loaded = [_load_arrays(path, image_size, classes, needed) for path in arrays]
         _warn_of_enlarged([side for _, sides in loaded for side in sides], image_size)
         return [site for site, _ in loaded]
@@ -99,6 +103,7 @@ def load_site(
         DataError: as in :func:`load_sites`; or if there are several sites, and none has this name.
     """
     if arrays := npz_files(source):
+        _check_arrays(source, arrays)
         path = _the_one(source, name, {path.stem: path for path in arrays})
         return replace(_load_arrays(path, image_size, classes, needed)[0], name=name)
     entries = read_entries(source, image_size=image_size, classes=classes, needed=needed)
@@ -131,7 +136,7 @@ def read_entries(
     """
     if npz_files(source):
         raise DataError(f"{source} holds arrays, not image files; give a folder or a manifest CSV")
-    if source.suffix.lower() == ".csv":
+    if source.suffix.lower() in TABLE_SUFFIXES and not source.is_dir():
         return read_manifest(source, classes)
     return [
         entry
@@ -144,7 +149,30 @@ def npz_files(source: Path) -> list[Path]:
     """Return the .npz files of a source, one for each site; an empty list if it has another format."""
     if source.suffix.lower() == ".npz":
         return [source]
-    return sorted(source.glob("*.npz")) if source.is_dir() else []
+    if not source.is_dir():
+        return []
+    return sorted(p for p in source.iterdir() if p.suffix.lower() == ".npz" and not is_hidden(p.name))
+
+
+def _check_arrays(source: Path, arrays: Sequence[Path]) -> None:
+    """Check that a folder of arrays is nothing else, and warn of other files in it.
+
+    Raises:
+        DataError: if it holds the published layout too, or two files for one site.
+    """
+    if source in arrays:
+        return
+    if (source / "csv_folder").exists():
+        raise DataError(
+            f"{source} holds {arrays[0].name} as well as csv_folder; keep the arrays or the published layout"
+        )
+    names = Counter(path.stem for path in arrays)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise DataError(f"{source} holds more than one .npz file of site {twice[0]}; keep one")
+    others = (path for path in source.iterdir() if path not in arrays)
+    warn_of_passed_over(
+        source, Counter("folders" if p.is_dir() else unread_name(p, {".npz"}) or "links" for p in others)
+    )
 
 
 def _load_arrays(
@@ -216,23 +244,21 @@ def _examples(
         raise DataError(
             f"{where}: images of shape {images.shape} have no pixels; expected at least one image"
         )
-    if labels.dtype.kind not in "iu":
-        raise DataError(f"{where}: labels are {labels.dtype}; expected integers, such as int64")
+    if labels.dtype.kind not in "iufU":
+        raise DataError(f"{where}: labels are {labels.dtype}; expected integers, or names of classes")
     if labels.shape not in ((len(images),), (len(images), 1)):
         raise DataError(
-            f"{where}: labels have shape {labels.shape}; expected one integer per image, "
-            f"({len(images)},) or ({len(images)}, 1)"
+            f"{where}: labels have shape {labels.shape}; expected one label per image, ({len(images)},) or "
+            f"({len(images)}, 1)"
         )
-    if labels.min() < 0 or labels.max() >= len(classes):
-        raise DataError(
-            f"{where}: labels run from {labels.min()} to {labels.max()}, but there are "
-            f"{len(classes)} classes ({', '.join(classes)}); name all classes with --classes"
-        )
+    values, first, inverse = np.unique(labels.reshape(-1), return_index=True, return_inverse=True)
+    cells = [(f"{where}, image {k}", str(v)) for k, v in zip(first.tolist(), values.tolist(), strict=True)]
+    indices = np.array(class_indices(cells, classes), dtype=np.int64)[inverse]
     check_memory(where, len(images) * size * size * 3)
     pixels = np.stack([_square(image, size) for image in images])
     return Examples(
         inputs=torch.from_numpy(pixels).permute(0, 3, 1, 2),
-        labels=torch.from_numpy(labels.reshape(-1).astype(np.int64)),
+        labels=torch.from_numpy(indices),
         ids=tuple(map(str, range(len(labels)))),
     )
 

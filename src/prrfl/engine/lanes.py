@@ -40,7 +40,7 @@ class Lanes(Generic[E]):
 
     def run(self, visits: Mapping[str, Callable[[], Iterator[E]]]) -> Iterator[E]:
         """Make all visits, by site; yield the events of the first, then of the second, and so on."""
-        torch.cuda.synchronize(self._recipe.device)  # work of other streams, such as copying the sites' data
+        torch.cuda.synchronize(self._recipe.device)  # other streams may still copy the sites' data
         stopped = threading.Event()
         events: list[SimpleQueue[E | _End]] = [SimpleQueue() for _ in visits]
 

@@ -112,7 +112,7 @@ def rounds_from(start: RoundContext, algorithm: Algorithm[Any], exchange: Exchan
     Args:
         start: the round to start with, at its first epoch.
         algorithm: the method.
-        exchange: the engine; its sites have the states in which the round before left them.
+        exchange: the engine; its sites have the states that the previous round left.
 
     Raises:
         ParticipationError: if no site shares anything in a round.

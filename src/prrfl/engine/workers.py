@@ -188,7 +188,7 @@ class _Worker:
             self._process.join(timeout=5)
             words = (
                 f"the process of {', '.join(self.names)} ended with exit code {self._process.exitcode}; "
-                "where memory ran out, use fewer --workers"
+                "if memory ran out, use fewer --workers"
             )
             answers.put(_pack(_Failed("PRRFLError", words)))
 

@@ -142,6 +142,18 @@ def check_readable(path: Path) -> bytes:
         ) from None
 
 
+def open_keys(paths: Sequence[Path]) -> list[str]:
+    """Return a warning for each file of a private key that every user of this machine can read.
+
+    Its group may read it: so a service gets a key that root owns.
+    """
+    return [
+        f"every user of this machine can read the private key {path}; run chmod o= {path}"
+        for path in paths
+        if path.stat().st_mode & 0o007
+    ]
+
+
 def check_private_key(path: Path) -> None:
     """Check that a file holds a private key as ``ssh-keygen`` writes it, without a passphrase.
 

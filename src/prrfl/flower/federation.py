@@ -2,6 +2,7 @@
 
 import json
 import math
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -62,6 +63,9 @@ def federate(
 ) -> Federation:
     """Start a run over real sites in a folder, or resume the one that it holds.
 
+    Under secure summation a new run draws a seed, unless the settings hold one: with the seed of another run,
+    the shares could be the same, and a sum with a site less would show the share of that site.
+
     Args:
         folder: the run's folder.
         settings: settings of the training, from :func:`read_settings` and flags.
@@ -89,11 +93,14 @@ def federate(
         raise ConfigError(f"deadline is {deadline:g}; expected seconds, or 0 to wait without end")
     if own := sorted(TrainConfig.where(of_site=True) & settings.keys()):
         raise ConfigError(f"the server cannot set '{own[0]}': each site sets its own with prrfl site")
+    path = folder / "federation.json"
+    started = read_federation(folder) if path.is_file() else None
+    if secure and "seed" not in settings:
+        drawn = {"seed": secrets.randbelow(2**32)}
+        settings = {**settings, **(drawn if started is None else _seed_of(started))}
     config = checked(settings, "the settings")
     check_method(config, secure)
-    path = folder / "federation.json"
-    if path.is_file():
-        started = read_federation(folder)
+    if started is not None:
         given = Federation(started.experiment, settings, names, quorum, deadline, secure)
         for key, value in asdict(given).items():
             if asdict(started)[key] != value:
@@ -105,7 +112,7 @@ def federate(
             RunFolder(folder).begin(config)
         return started
     RunFolder(folder).check_free()
-    experiment = f"{_plain(folder.name)}-{uuid4().hex[:8]}"
+    experiment = f"{_plain(folder.name)[:100]}-{uuid4().hex[:8]}"
     federation = Federation(experiment, dict(settings), names, quorum, deadline, secure)
     write_json(path, asdict(federation))
     RunFolder(folder).begin(config)
@@ -166,6 +173,10 @@ def check_method(config: TrainConfig, secure: bool) -> None:
 def as_json(settings: Mapping[str, Any]) -> str:
     """Return settings as they are sent to the sites."""
     return json.dumps(settings, sort_keys=True)
+
+
+def _seed_of(started: Federation) -> dict[str, Any]:
+    return {key: value for key, value in started.settings.items() if key == "seed"}
 
 
 def _plain(name: str) -> str:

@@ -1,5 +1,6 @@
 """Flower's own programs, as ``prrfl server`` and ``prrfl site`` start or print them."""
 
+import errno
 import ipaddress
 import json
 import os
@@ -10,6 +11,8 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,10 +20,12 @@ from datetime import datetime
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from prrfl.errors import ConfigError, PRRFLError
-from prrfl.flower.certs import check_readable, check_valid
+from prrfl.errors import ConfigError, PRRFLError, one_line
+from prrfl.flower.certs import check_readable, check_valid, open_keys
 from prrfl.storage.atomic import write_text
+from prrfl.storage.reading import read_text
 from prrfl.types import ClientId
 
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
@@ -28,6 +33,18 @@ QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
 
 RETRY = 10
 """Seconds before a site tries again to reach a server that refused it or that it lost."""
+
+GRACE = 60.0
+"""Seconds in which a server that has just started may not know a site's key yet, which is not reported."""
+
+FAILURES = 5
+"""Times in a row that a node may end at once without having reached any server."""
+
+UNKNOWN_KEY = "[code: 2004]"
+"""What Flower prints if the server does not know a node's key, or takes it for connected."""
+
+HOPELESS = frozenset({"302", "303", "304", "600", "602", "603", "604", "606"})
+"""Flower's exit codes for keys, addresses, files and versions that another try does not change."""
 
 
 class FlowerError(PRRFLError):
@@ -108,7 +125,7 @@ class Server:
 
     @property
     def _environment(self) -> dict[str, str]:
-        return {**QUIET, "FLWR_HOME": str(self.folder / "flower")}
+        return {**QUIET, **past_proxies(self.host), "FLWR_HOME": str(self.folder / "flower")}
 
     def superlink(self) -> Command:
         """Return the command of Flower's server."""
@@ -133,7 +150,7 @@ class Server:
     def run(self) -> Command:
         """Return the command that starts or resumes the run."""
         app = resources.files("prrfl.flower").joinpath("app")
-        return self._flwr("run", str(app), "prrfl", "--run-config", f'folder="{self.folder}"')
+        return self._flwr("run", str(app), "prrfl", "--run-config", f"folder={as_setting(str(self.folder))}")
 
     def status(self, run: str) -> Command:
         """Return the command that prints a run's status."""
@@ -156,7 +173,7 @@ class Server:
                 raise ConfigError(f"{key} does not exist; expected the public node key of site {site}")
 
     def warnings(self, now: datetime) -> list[str]:
-        """Return warnings about certificates that expire soon, and an address that other machines reach.
+        """Return warnings about certificates that expire soon, an open address, and an open key.
 
         Raises:
             ConfigError: if a certificate is not valid now.
@@ -166,14 +183,16 @@ class Server:
             f"the SuperLink will listen at {self.host}, which other machines may reach; anybody who reaches "
             "it can run code at every site. Leave out --host, and let sites connect through a reverse proxy"
         )
-        return [*filter(None, ends), *([] if _is_loopback(self.host) else [open_door])]
+        keys = open_keys([self.certs / "server.key"])
+        return [*filter(None, ends), *([] if _is_loopback(self.host) else [open_door]), *keys]
 
     def configure(self) -> None:
         """Write the address and certificate that the commands of ``flwr`` use."""
         write_text(
             self.folder / "flower" / "config.toml",
-            f'[superlink]\ndefault = "prrfl"\n\n[superlink.prrfl]\naddress = "{self.host}:{self.port}"\n'
-            f'root-certificates = "{self.certs / "ca.crt"}"\n',
+            '[superlink]\ndefault = "prrfl"\n\n[superlink.prrfl]\n'
+            f"address = {as_setting(f'{self.host}:{self.port}')}\n"
+            f"root-certificates = {as_setting(str(self.certs / 'ca.crt'))}\n",
         )
 
     def _flwr(self, *arguments: str) -> Command:
@@ -192,13 +211,10 @@ def serving(server: Server, sites: Sequence[ClientId]) -> Iterator[str]:
     """Start the SuperLink, register the sites' keys, start the run and yield its id; stop it all at the end.
 
     Raises:
-        FlowerError: if the SuperLink does not start, or another program uses its port.
+        ConfigError: if another program uses its port.
+        FlowerError: if the SuperLink does not start.
     """
-    if _listens(server.host, server.port):
-        raise FlowerError(
-            f"another program listens at {server.host}:{server.port}, perhaps a flower-superlink that is "
-            "left over; stop it, or choose another --port"
-        )
+    check_port(server.host, server.port, "flower-superlink")
     server.configure()
     log = server.folder / "flower" / "superlink.log"
     process = server.superlink().start(log)
@@ -245,7 +261,7 @@ class Node:
 
     def supernode(self) -> Command:
         """Return the command of Flower's node."""
-        config = " ".join(f"{key}={json.dumps(value)}" for key, value in self.config.items())
+        config = " ".join(f"{key}={as_setting(value)}" for key, value in self.config.items())
         return Command(
             [
                 "flower-supernode",
@@ -255,8 +271,40 @@ class Node:
                 *("--host", "127.0.0.1", "--port", str(self.port)),
                 *("--node-config", config),
             ],
-            {**QUIET, "FLWR_HOME": str(self.home / "flower")},
+            {**QUIET, **past_proxies("127.0.0.1"), "FLWR_HOME": str(self.home / "flower")},
         )
+
+    def proxy(self) -> str | None:
+        """Return the proxy of the environment through which the server is reached, without its password."""
+        host = self.superlink.rpartition(":")[0].strip("[]")
+        if _is_loopback(host) or urllib.request.proxy_bypass(host):
+            return None
+        proxies = urllib.request.getproxies()
+        found = proxies.get("https") or proxies.get("all")
+        return (
+            urlsplit(found)._replace(netloc=urlsplit(found).netloc.rpartition("@")[2]).geturl()
+            if found
+            else None
+        )
+
+    def foreign_apps(self) -> list[str]:
+        """Return the names of Flower apps that the server sent to this site and that are not prrfl's."""
+        apps = self.home / "flower" / "apps"
+        return sorted(app.name for app in apps.glob("*") if app.is_dir() and not _is_ours(app))
+
+    def check(self) -> None:
+        """Check the address of the server, and that the node's port is free.
+
+        Raises:
+            ConfigError: if the address is not host:port, or another program uses the port.
+        """
+        host, _, port = self.superlink.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 2**16 or "/" in host:
+            raise ConfigError(
+                f"invalid address of the server '{self.superlink}' (--superlink); expected host:port without "
+                "https://, such as fed.example.org:443"
+            )
+        check_port("127.0.0.1", self.port, "flower-supernode")
 
 
 def keep_connected(node: Node, say: Callable[[str], None]) -> None:
@@ -264,24 +312,119 @@ def keep_connected(node: Node, say: Callable[[str], None]) -> None:
 
     Args:
         node: the site's node.
-        say: called with a line for each order that the site could not carry out, and each end of the node.
+        say: called with a line for each thing that the site does or could not do, each app that is not
+            prrfl's, and each end of the node.
+
+    Raises:
+        ConfigError: if the server's address is invalid, or another program uses the node's port.
+        FlowerError: if the node cannot work, whatever the server does.
     """
-    log = node.log
+    node.check()
+    started, failures, warned = time.monotonic(), 0, set(node.foreign_apps())
     while True:
-        began = read = log.stat().st_size if log.is_file() else 0
-        process = node.supernode().start(log)
-        try:
-            while process.poll() is None:
-                time.sleep(1)
-                lines, read = _new_lines(log, read)
-                for line in lines:
-                    if line.startswith(start := f"site {node.config['name']}: "):
-                        say(line.removeprefix(start))
-        finally:
-            _stop(process)
-        reason = _reason("\n".join(_new_lines(log, began)[0]) + "\n")
-        say(f"the node ended with exit code {process.returncode}{reason}; trying again in {RETRY} s")
+        began = time.monotonic()
+        output, code = _run_node(node, say, warned)
+        ended = time.monotonic()
+        exit_code = re.search(r"Exit Code: (\d+)", output)
+        reached = "SuperNode ID" in output or exit_code is not None
+        failures = 0 if reached or ended - began > RETRY else failures + 1
+        reason = _reason(output)
+        if failures == FAILURES or (exit_code and exit_code[1] in HOPELESS):
+            raise FlowerError(
+                f"the node ended with exit code {code}{reason}; another try would not help: see {node.log}"
+            )
+        # Sites and server often start together, and the server registers keys when it already listens.
+        if not (UNKNOWN_KEY in output and ended - started < GRACE):
+            say(f"the node ended with exit code {code}{reason}; trying again in {RETRY} s")
         time.sleep(RETRY)
+
+
+def _run_node(node: Node, say: Callable[[str], None], warned: set[str]) -> tuple[str, int]:
+    """Run a node to its end; return the last lines of its output, and its exit code."""
+    log = node.log
+    began = read = log.stat().st_size if log.is_file() else 0
+    line = re.compile(rf"(?:\d{{4}}-\S+ \S+ [A-Z]+ )?site {re.escape(str(node.config['name']))}: (.*)")
+    process = node.supernode().start(log)
+    try:
+        while process.poll() is None:
+            time.sleep(1)
+            for app in sorted(set(node.foreign_apps()) - warned):
+                warned.add(app)
+                say(
+                    f"warning: the server asks this site to run the app {one_line(app)}, which is not "
+                    "prrfl's and can read what this user can; stop the site, and ask the server's operator"
+                )
+            lines, read = _new_lines(log, read)
+            for found in filter(None, map(line.fullmatch, lines)):
+                say(one_line(found[1]))
+    finally:
+        _stop(process)
+    return "\n".join(_new_lines(log, began)[0]) + "\n", process.returncode
+
+
+def _is_ours(app: Path) -> bool:
+    """Return whether an app is prrfl's: it has no code, and names the parts of the prrfl installed here."""
+    ours = resources.files("prrfl.flower").joinpath("app/pyproject.toml").read_text("utf-8")
+    try:
+        # Flower leaves out the comments.
+        (only,) = app.rglob("*")
+        found = tomllib.loads(read_text(only))
+    except (OSError, ValueError):
+        return False
+    return only == app / "pyproject.toml" and found == tomllib.loads(ours)
+
+
+def as_setting(value: str | int | bool) -> str:
+    """Return a value as TOML that Flower's programs read back, whatever characters it has.
+
+    They look for the quotes of a text before they parse it as TOML, and do not know that a quote within it
+    can be escaped. So all but plain characters are written as numbers.
+
+    Raises:
+        ConfigError: if the value is a path whose bytes are not UTF-8.
+    """
+    if not isinstance(value, str):
+        return json.dumps(value)
+    if not value.isprintable() and any("\ud800" <= c <= "\udfff" for c in value):
+        raise ConfigError(f"the path {one_line(value)} is not UTF-8; use another name for it")
+    plain = (c if c.isascii() and c.isprintable() and c not in '"\\' else f"\\U{ord(c):08X}" for c in value)
+    return f'"{"".join(plain)}"'
+
+
+def past_proxies(host: str) -> dict[str, str]:
+    """Return the variables with which a program reaches this machine past any proxy of the environment."""
+    given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")
+    here = ",".join(dict.fromkeys([*filter(None, given.split(",")), "localhost", "127.0.0.1", "::1", host]))
+    return {"NO_PROXY": here, "no_proxy": here}
+
+
+def check_port(host: str, port: int, left_over: str) -> None:
+    """Check that a program can listen at an address.
+
+    Args:
+        host: a name or address of this machine.
+        port: the port.
+        left_over: Flower's program that may use it, for the message.
+
+    Raises:
+        ConfigError: if it cannot.
+    """
+    if not 0 < port < 2**16:
+        raise ConfigError(f"invalid port {port} (--port); expected 1 to {2**16 - 1}")
+    try:
+        ((family, *_, address), *_) = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Flower's programs do
+            probe.bind(address)
+    except OSError as cause:
+        if cause.errno != errno.EADDRINUSE:
+            raise ConfigError(
+                f"no program can listen at {host}:{port} ({cause.strerror}); choose another --port or --host"
+            ) from None
+        raise ConfigError(
+            f"another program listens at {host}:{port}, perhaps a {left_over} that is left over; stop it, or "
+            "choose another --port"
+        ) from None
 
 
 def _new_lines(log: Path, read: int) -> tuple[list[str], int]:
@@ -302,7 +445,7 @@ def _reason(output: str) -> str:
     if found is None:
         return ""
     known = {
-        "[code: 2004]": "the server does not know this site's key, or still takes the site for "
+        UNKNOWN_KEY: "the server does not know this site's key, or still takes the site for "
         "connected, as it does for a minute after a node was killed",
         "certificate has expired": "the server's certificate or ca.crt has expired, or this machine's clock "
         "is wrong; the server's operator can renew the certificate (prrfl certs --ca)",

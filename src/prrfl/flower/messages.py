@@ -15,11 +15,11 @@ from prrfl.errors import ParticipationError, StateMismatchError
 from prrfl.storage.tensor_files import adapter
 from prrfl.types import ClientId, Tensors
 
-OrderStep = Literal["train", "share", "reveal", "receive", "keep"]
+OrderStep = Literal["train", "share", "reveal", "receive", "keep", "end"]
 STEPS: tuple[OrderStep, ...] = get_args(OrderStep)
 """``train``: train and answer with the share. ``share``, ``reveal``: under secure summation, send the masked
 share, then the seed of the site's own mask. ``receive``: take the mean. ``keep``: save the network as the
-best."""
+best. ``end``: the run is complete."""
 
 T = TypeVar("T")
 _LAYOUT: TypeAdapter[list[tuple[str, str, list[Annotated[int, Field(ge=0)]]]]] = TypeAdapter(
@@ -155,6 +155,8 @@ def _flat(array: Array, dtype: str) -> Tensor:
     # of them mean the same here.
     except Exception as cause:
         raise ValueError(f"an array cannot be read ({cause})") from None
+    if not isinstance(values, np.ndarray):  # NumPy opens whole archives as well
+        raise ValueError("an array cannot be read (it is an archive)")
     if values.ndim != 1 or str(values.dtype) != dtype:
         raise ValueError(
             f"an array is {values.dtype} of shape {values.shape}; expected one dimension of {dtype}"

@@ -13,7 +13,7 @@ from prrfl.errors import PRRFLError
 from prrfl.preflight.findings import Finding, counted
 from prrfl.runs.setup import load_data
 
-_CHECK = "`prrfl data check` lists them"
+_CHECK = "`prrfl data check` lists them, and with --json FILE all of them"
 _SPLIT = "`prrfl data split` makes splits without them"
 
 
@@ -66,6 +66,7 @@ def _in_brief(found: Findings, allow_missing: bool) -> Iterator[Finding]:
         )
     leaking = sum(leak.images for leak in found.leaks)
     copies = sum(len(group) for group in found.duplicates)
+    contradicting = sum(len(group) for group in found.contradictions)
     across = found.copies_across + found.groups_across
     few = "one split has" if len(found.few) == 1 else f"in {len(found.few)} cases, a split has"
     held_out = "valid or test image"
@@ -76,6 +77,7 @@ def _in_brief(found: Findings, allow_missing: bool) -> Iterator[Finding]:
             _SPLIT,
         ),
         (copies, f"{counted(copies, 'image')} with the same pixels as another one", _CHECK),
+        (contradicting, f"{counted(contradicting, 'image')} with copies that have another label", _CHECK),
         (
             across,
             f"{counted(across, held_out)} with the pixels or group of a training image of another site",

@@ -37,7 +37,7 @@ class About:
     """The header of a saved network's file, which holds all that is needed to use the network.
 
     Attributes:
-        site: the site that it was trained for; all sites together, if they are pooled.
+        site: the site that it was trained for; ``all sites`` if their images are pooled.
         model: its name in the method: ``personalised`` for PRR-FL.
         network: name of the architecture.
         classes: names of its outputs, in order.
@@ -82,7 +82,7 @@ class SavedNetwork:
 
 
 def network_path(folder: Path, site: ClientId, which: Which) -> Path:
-    """Return the path of a site's network in the folder of a run, or in a site's own of a federation."""
+    """Return the path of a site's network in a run's folder, or in a site's own folder of a federation."""
     return folder / "models" / site / f"{which}.safetensors"
 
 
@@ -96,7 +96,7 @@ class DeployedWriter:
     """Writes the deployed networks of a run, with their predictions.
 
     Attributes:
-        folder: of the run, or a site's own of a federation.
+        folder: the run's, or in a federation the site's own.
         config: the run's settings.
         sites: the data, by site.
     """
@@ -151,7 +151,7 @@ class DeployedWriter:
 
 
 def sites_of(folder: Path) -> list[ClientId]:
-    """Return the names of the sites whose networks a run's folder, or a site's own of a federation, holds.
+    """Return the names of the sites whose networks a folder holds: a run's, or in a federation a site's own.
 
     Raises:
         ConfigError: if it holds none.
@@ -178,7 +178,7 @@ def read_network(
     """Read the network that a run saved for a site.
 
     Args:
-        folder: of a run, or a site's own of a federation.
+        folder: a run's, or in a federation the site's own.
         site: name of the site; may be ``None`` if there is only one.
         which: the best network on validation, or the last one.
         calibrate: fit a temperature to the network's saved predictions on the site's validation images.

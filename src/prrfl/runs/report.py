@@ -35,7 +35,7 @@ def finish(
         records: the run's records.
         config: its settings.
         folder: its folder.
-        seconds: its wall time; by default that of the summary which the folder holds already.
+        seconds: its wall time; by default that of the summary in its folder.
     """
     path = folder.path / "summary.json"
     if seconds is None and path.is_file():
@@ -73,7 +73,7 @@ def report(folder: Path, data: Path | None = None) -> dict[str, Any]:
     summary = finish(records, settings, there)
     # In a federation, predictions and images stay at the sites.
     local = [] if there.is_federation else list(summary["best"]["sites"])
-    # Until the rounds that can be the best one, there is only the last network.
+    # The best network is chosen among the last 20 % of rounds. Before them there is only the last one.
     which: Which = "last" if summary["rounds"] <= first_candidate(settings.rounds) else "best"
     predictions = {
         site: read_predictions(predictions_path(folder, site, which, "test"), settings.classes)

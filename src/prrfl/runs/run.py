@@ -42,7 +42,7 @@ SaveDeployed = Callable[[Sequence[Which], int], None]
 def train(
     config: TrainConfig, sites: Sequence[SiteData], folder: Path, *, resume: bool = False
 ) -> Generator[RoundRecord]:
-    """Run a method on sites of which the data is here; yield the records as they arise.
+    """Run a method on sites whose data is on this machine; yield the records as they arise.
 
     Args:
         config: the settings.

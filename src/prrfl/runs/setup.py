@@ -22,7 +22,7 @@ from prrfl.types import SiteData, Split
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A run, before anything of it is trained.
+    """A run before its training.
 
     Attributes:
         settings: all settings, resolved.
@@ -139,7 +139,7 @@ def share_dtype(config: TrainConfig) -> torch.dtype | None:
 
 
 def resolved(config: TrainConfig, sites: int) -> TrainConfig:
-    """Return the settings with workers and threads chosen, if they are left to choose, and absolute paths.
+    """Return the settings with absolute paths, and with workers and threads chosen if they are 0.
 
     Sites are independent while they train. A process per site therefore wastes less than threads, which wait
     for each other at every layer; cores that are left over go to threads. On a GPU one process trains several

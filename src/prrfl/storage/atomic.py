@@ -9,11 +9,34 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-UMASK = os.umask(0)
-os.umask(UMASK)  # it can only be read by setting it
-
 PARTIAL = ".partial-"
 """Prefix of the names of files and folders that are not whole yet."""
+
+
+class _Umask:
+    """The process's umask. Its value is kept, because it can only be read by setting it."""
+
+    def __init__(self) -> None:
+        self.value = os.umask(0)
+        os.umask(self.value)
+
+    def set(self, value: int) -> None:
+        self.value = value
+        os.umask(value)
+
+
+_umask = _Umask()
+
+
+@contextmanager
+def only_for_this_user() -> Iterator[None]:
+    """Let no other user read what the process, or a program that it starts, writes during the block."""
+    before = _umask.value
+    _umask.set(0o077)
+    try:
+        yield
+    finally:
+        _umask.set(before)
 
 
 def remove(path: Path) -> None:
@@ -59,7 +82,7 @@ def replacing(path: Path, mode: int = 0o644) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
-        temporary.chmod(mode & ~UMASK)
+        temporary.chmod(mode & ~_umask.value)
         temporary.replace(path)
         sync(path.parent)
     finally:
@@ -81,7 +104,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
         raise FileExistsError(errno.EEXIST, "Exists and is not an empty folder", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f"{PARTIAL}{path.name}-", dir=path.parent))
-    temporary.chmod(0o777 & ~UMASK)  # as mkdir makes folders; mkdtemp's are private
+    temporary.chmod(0o777 & ~_umask.value)  # as mkdir makes folders; mkdtemp's are private
     try:
         yield temporary
         temporary.replace(path)

@@ -42,7 +42,7 @@ def test_a_lost_reply_is_asked_for_again_and_no_round_is_trained_twice(data, tmp
         return reply
 
     records = run(grid_of(data, tmp_path, spoil=lose), tmp_path / "run")
-    assert len(lost) == 5  # two rounds of train and receive, and the best once
+    assert len(lost) == 6  # two rounds of train and receive, the best once, and the end
     assert not absences(records)
     assert same(networks(tmp_path), undisturbed[1])
 

@@ -2,6 +2,7 @@
 
 An answer is checked in full before anything of it is used or stored. Whatever fails a check is refused, with
 the site's name and the reason; the round continues without that site if the others are a quorum.
+:mod:`prrfl.flower.server.transport` calls these checks, and refuses whatever they raise.
 """
 
 import logging
@@ -11,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from prrfl.errors import ParticipationError, StateMismatchError
 from prrfl.flower.federation import Federation
 from prrfl.flower.messages import Answer, OrderStep
-from prrfl.flower.secure_sum import FEWEST
+from prrfl.flower.secure_sum import FEWEST, LARGEST
 from prrfl.storage.records import from_line
 from prrfl.tensors import check_same_layout, non_finite
 from prrfl.types import (
@@ -72,24 +73,8 @@ class Attendance:
             )
 
 
-def check_answer(answer: Answer, federation: Federation, index: int) -> None:
-    """Check that an answer holds no error and belongs to this run and round.
-
-    Raises:
-        ParticipationError: if the site reports an error.
-        StateMismatchError: if the answer is for another run or round.
-    """
-    if answer.error:
-        raise ParticipationError(answer.error)
-    if answer.experiment != federation.experiment or answer.round != index:
-        raise StateMismatchError(
-            f"its answer is for round {answer.round + 1} of experiment {answer.experiment}; "
-            f"expected round {index + 1} of {federation.experiment}"
-        )
-
-
 def check_share(answer: Answer, expected: Share) -> None:
-    """Check that a share has the names, shapes, types and weight that the method sends, and finite numbers.
+    """Check that a share has the names, shapes, types and weight that the method sends, and usable numbers.
 
     Raises:
         StateMismatchError: naming the invalid tensor.
@@ -102,6 +87,12 @@ def check_share(answer: Answer, expected: Share) -> None:
             )
     if broken := non_finite(answer.share):
         raise StateMismatchError(f"its share: tensor '{broken[0]}' holds NaN or infinity")
+    for key, tensor in answer.share.items():
+        # Larger numbers overflow in the sum or at the other sites, which could not tell whose they were.
+        if tensor.numel() and not (largest := tensor.double().abs().max().item()) <= LARGEST:
+            raise StateMismatchError(
+                f"its share: tensor '{key}' holds {largest:.3g}; expected at most {LARGEST:.3g}"
+            )
     if answer.weight != expected.weight:
         raise StateMismatchError(f"its share: the weight is {answer.weight}; expected {expected.weight}")
 

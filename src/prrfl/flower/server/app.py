@@ -4,6 +4,7 @@ import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -11,22 +12,23 @@ from flwr.serverapp import Grid, ServerApp
 from prrfl.algorithms import traits_of
 from prrfl.engine import Arrival
 from prrfl.engine.site import packed
-from prrfl.errors import PRRFLError, one_line
 from prrfl.flower.federation import Federation, federate, read_federation, read_settings
 from prrfl.flower.messages import Answer, OrderStep
+from prrfl.flower.secure_sum import SignedKey
 from prrfl.flower.server.admission import (
     Attendance,
-    check_answer,
     check_share,
     expected_records,
     parse_records,
 )
 from prrfl.flower.server.masked_round import MaskedRound, parse_key
-from prrfl.flower.server.transport import Transport
+from prrfl.flower.server.sent_mean import SentMean
+from prrfl.flower.server.transport import Refusal, Transport
 from prrfl.runs.deployed import Which
 from prrfl.runs.folder import RunFolder
 from prrfl.runs.run import open_folder, remaining_rounds
 from prrfl.runs.setup import Run, share_dtype
+from prrfl.storage.atomic import only_for_this_user
 from prrfl.tensors import count_bytes
 from prrfl.types import ExchangeRecord, RoundContext, RoundRecord, Share, Tensors
 
@@ -35,13 +37,20 @@ log = logging.getLogger("prrfl")
 LINGERS = 120.0
 """Seconds for which a server app may outlive a SuperLink that was killed, and hold the run's folder."""
 
+FAREWELL = 60.0
+"""Most seconds that a complete run waits for sites to learn that it is."""
+
 app = ServerApp()
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Start or resume a federation from Flower's run config."""
-    given = context.run_config
+    with only_for_this_user():
+        _run(grid, context.run_config)
+
+
+def _run(grid: Grid, given: Mapping[str, Any]) -> None:
     folder = Path(str(given["folder"]))
     if (folder / "federation.json").is_file() and not given["sites"]:
         federation = read_federation(folder)
@@ -74,6 +83,7 @@ def run_federation(grid: Grid, federation: Federation, folder: Path) -> Iterator
     with open_folder(there, patience=LINGERS):
         log.info("sites: %s", ", ".join(federation.sites))
         yield from remaining_rounds(run, fleet, there, fleet.save_deployed)
+        fleet.end()
 
 
 class Fleet:
@@ -100,6 +110,7 @@ class Fleet:
         self._transport = Transport(grid, federation)
         self._attendance = Attendance(federation)
         self._masked = MaskedRound(federation, self._transport, self._attendance, folder / "sum.json")
+        self._sent = SentMean(folder / "mean.safetensors")
 
     def train(self, ctx: RoundContext) -> Iterator[RoundRecord | Arrival]:
         """Let every site train; continue with those whose answers are valid and in time.
@@ -108,29 +119,33 @@ class Fleet:
             ParticipationError: if they are fewer than the quorum.
         """
         expected = self._expected_share(ctx)
-        keys: list[Mapping[str, str]] = []
+        keys: list[SignedKey] = []
         attendance, secure = self._attendance, self._federation.secure
+
+        def read(answer: Answer) -> tuple[list[RoundRecord], Share | SignedKey]:
+            records = self._records(answer, "train", ctx)
+            if secure:
+                return records, parse_key(answer)
+            check_share(answer, expected)
+            return records, Share(answer.share, answer.weight)
+
         attendance.start_round()
         asked = self._masked.started(ctx.round) or self._federation.sites
         for name in self._federation.sites:
             if name not in asked:
                 reason = "the masked sum of this round was started without it"
                 yield attendance.absent(ctx.round, name, reason)
-        for name, answer in self._transport.ask("train", ctx.round, asked):
-            try:
-                records = self._records(answer, "train", ctx)
-                if secure:
-                    keys.append(parse_key(answer))
-                else:
-                    check_share(answer, expected)
-            except PRRFLError as fault:
-                yield attendance.absent(ctx.round, name, str(fault))
+        for name, answer in self._transport.ask("train", ctx.round, asked, read):
+            if isinstance(answer, Refusal):
+                yield attendance.absent(ctx.round, name, answer.reason)
                 continue
+            records, sent = answer
             yield from records
             attendance.present.append(name)
-            if not secure:
-                share = Share(answer.share, answer.weight)
-                yield Arrival(share, {name: count_bytes(share.tensors)})
+            if isinstance(sent, Share):
+                yield Arrival(sent, {name: count_bytes(sent.tensors)})
+            else:
+                keys.append(sent)
         attendance.check_quorum(ctx.round)
         if secure:
             self._masked.check_complete(ctx.round)
@@ -139,17 +154,23 @@ class Fleet:
     def receive(self, mean: Tensors, ctx: RoundContext) -> Iterator[RoundRecord]:
         """Send the mean to every site that shared in this round.
 
+        A site takes one mean a round. So if the round is repeated, because the server was killed, the sites
+        get the mean that was sent before, also if others take part now.
+
         Raises:
             ParticipationError: if fewer sites than the quorum take it.
         """
+        mean = self._sent.once(mean, ctx.round)
         attendance, received = self._attendance, []
-        for name, answer in self._transport.ask("receive", ctx.round, attendance.present, mean=mean):
-            try:
-                records = self._records(answer, "receive", ctx)
-            except PRRFLError as fault:
-                yield attendance.absent(ctx.round, name, str(fault))
+
+        def read(answer: Answer) -> list[RoundRecord]:
+            return self._records(answer, "receive", ctx)
+
+        for name, answer in self._transport.ask("receive", ctx.round, attendance.present, read, mean=mean):
+            if isinstance(answer, Refusal):
+                yield attendance.absent(ctx.round, name, answer.reason)
                 continue
-            yield from records
+            yield from answer
             received.append(name)
         attendance.present = received
         attendance.check_quorum(ctx.round)
@@ -157,14 +178,21 @@ class Fleet:
     def save_deployed(self, names: Sequence[Which], index: int) -> None:
         """Let the sites save their networks as the best, if they are. They save the last ones unasked."""
         if "best" in names:
-            for name, answer in self._transport.ask("keep", index, self._attendance.present):
-                if answer.error:
+            for name, answer in self._transport.ask("keep", index, self._attendance.present, _nothing):
+                if isinstance(answer, Refusal):
                     log.warning(
-                        "round %d: site %s did not save its best network: %s",
-                        index + 1,
-                        name,
-                        one_line(answer.error),
+                        "round %d: site %s did not save its best network: %s", index + 1, name, answer.reason
                     )
+
+    def end(self) -> None:
+        """Tell the sites that the run is complete; they delete what only a running run needs."""
+        last = self._federation.config.rounds - 1
+        for name, answer in self._transport.ask(
+            "end", last, self._attendance.present, _nothing, deadline=FAREWELL
+        ):
+            if isinstance(answer, Refusal):
+                log.warning("site %s did not learn that the run is complete: %s", name, answer.reason)
+        self._sent.forget()
 
     def _expected_share(self, ctx: RoundContext) -> Share:
         """Return a share with the names, shapes, types and weight of this round's."""
@@ -172,7 +200,10 @@ class Fleet:
 
     def _records(self, answer: Answer, step: OrderStep, ctx: RoundContext) -> list[RoundRecord]:
         """Return the records of a valid answer."""
-        check_answer(answer, self._federation, ctx.round)
         expected = expected_records(step, ctx, answer.site, self._models)
         stages = len(traits_of(self._method).stages)
         return parse_records(answer.records, expected, len(self._federation.config.classes), stages)
+
+
+def _nothing(_: Answer) -> None:
+    pass

@@ -1,20 +1,20 @@
 """A round's sum under masks: the server learns the mean of the shares and no single share."""
 
 import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
 
 from prrfl.engine import Arrival
-from prrfl.errors import ParticipationError, PRRFLError, StateMismatchError
+from prrfl.errors import ParticipationError, StateMismatchError
 from prrfl.flower.federation import Federation
 from prrfl.flower.messages import Answer
-from prrfl.flower.secure_sum import SEED, SignedKey, check_part, unmasked
-from prrfl.flower.server.admission import Attendance, check_answer
-from prrfl.flower.server.transport import Transport
+from prrfl.flower.secure_sum import SEED, SignedKey, check_key, check_part, is_plausible, unmasked
+from prrfl.flower.server.admission import Attendance
+from prrfl.flower.server.transport import Refusal, Transport
 from prrfl.storage.atomic import write_json
 from prrfl.storage.reading import parse_json, read_bytes
 from prrfl.types import ClientId, RoundContext, RoundRecord, Share
@@ -67,20 +67,23 @@ class MaskedRound:
             ParticipationError: if too few sites are left, or one is lost after others revealed their masks.
             StateMismatchError: if masks are left in the sum.
         """
+
+        def read(answer: Answer) -> Tensor:
+            check_part(answer.share, expected.tensors, f"site {answer.site}")
+            return answer.share["masked"]
+
         while True:
             cohort = [key for key in keys if key["site"] in self._attendance.present]
             parts, lost = {}, False
             order = self._transport.ask(
-                "share", ctx.round, self._attendance.present, cohort=json.dumps(cohort)
+                "share", ctx.round, self._attendance.present, read, cohort=json.dumps(cohort)
             )
-            for name, answer in order:
-                try:
-                    check_answer(answer, self._federation, ctx.round)
-                    check_part(answer.share, expected.tensors, f"site {name}")
-                    parts[name] = answer.share["masked"]
-                except PRRFLError as fault:
+            for name, part in order:
+                if isinstance(part, Refusal):
                     lost = True
-                    yield self._attendance.absent(ctx.round, name, str(fault))
+                    yield self._attendance.absent(ctx.round, name, part.reason)
+                else:
+                    parts[name] = part
             self._attendance.present = list(parts)
             self._attendance.check_quorum(ctx.round)
             self.check_complete(ctx.round)
@@ -88,10 +91,11 @@ class MaskedRound:
                 break
         size = {name: part.numel() * part.element_size() for name, part in parts.items()}
         summed = unmasked(list(parts.values()), self._seeds(ctx, cohort), expected.tensors)
-        if not math.isclose(summed.weight, len(parts) * expected.weight, abs_tol=1e-6):
+        if not is_plausible(summed, len(parts) * expected.weight):
             raise StateMismatchError(
-                f"round {ctx.round + 1}: the sum of the shares of {', '.join(parts)} still contains masks: "
-                "one of these sites sent a wrong part; start a new run without it"
+                f"round {ctx.round + 1}: the sum of the shares of {', '.join(parts)} is not one of shares: "
+                "one of these sites sent a wrong part, and masks hide which; ask each for its log, and start "
+                "a new run without it"
             )
         yield Arrival(summed, size)
 
@@ -132,13 +136,14 @@ class MaskedRound:
         attendance = self._attendance
         write_json(self._path, asdict(_Sum(ctx.round, tuple(attendance.present))))
         seeds: dict[ClientId, bytes] = {}
-        order = self._transport.ask("reveal", ctx.round, attendance.present, cohort=json.dumps(cohort))
-        for name, answer in order:
-            try:
-                check_answer(answer, self._federation, ctx.round)
-                seeds[name] = parse_seed(answer)
-            except PRRFLError as fault:
-                attendance.reasons[name] = str(fault)
+        order = self._transport.ask(
+            "reveal", ctx.round, attendance.present, parse_seed, cohort=json.dumps(cohort)
+        )
+        for name, seed in order:
+            if isinstance(seed, Refusal):
+                attendance.reasons[name] = seed.reason
+            else:
+                seeds[name] = seed
         attendance.present = list(seeds)
         self.check_complete(ctx.round)
         return list(seeds.values())
@@ -159,16 +164,13 @@ def parse_seed(answer: Answer) -> bytes:
     return seed
 
 
-def parse_key(answer: Answer) -> Mapping[str, str]:
+def parse_key(answer: Answer) -> SignedKey:
     """Return a site's signed key, whose signature the other sites check.
 
     Raises:
-        StateMismatchError: if it is not an object of site, key and signature, or names another site.
+        StateMismatchError: if it is not an object of site, key, mean and signature, or names another site.
     """
     try:
-        key = parse_json(answer.key)
-        if set(key) != {"site", "key", "signature"} or key["site"] != answer.site:
-            raise ValueError
-    except (ValueError, TypeError):
+        return check_key(parse_json(answer.key), answer.site)
+    except (ValueError, TypeError, AttributeError):
         raise StateMismatchError("its signed key is missing or invalid") from None
-    return dict(key)

@@ -3,21 +3,25 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from types import MappingProxyType
+from typing import Generic, TypeVar
 
 from flwr.app import Message
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
+from httpx import HTTPError
 
-from prrfl.errors import StateMismatchError, one_line
+from prrfl.errors import ParticipationError, PRRFLError, StateMismatchError, one_line
 from prrfl.flower.federation import Federation
 from prrfl.flower.messages import Answer, Order, OrderStep, from_records, to_records
 from prrfl.types import ClientId, Tensors
 
 log = logging.getLogger("prrfl")
+
+T = TypeVar("T")
 
 POLL = 0.5
 """Seconds between two checks for answers."""
@@ -36,8 +40,19 @@ LOST = {
 """Flower's error codes for messages that were lost or have expired. The site's process did not fail."""
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """Why a site's answer is not used: it sent none, reported an error, or sent something invalid."""
+
+    reason: str
+
+
 class Transport:
-    """Sends orders to the sites of a federation over Flower's grid, and collects their answers."""
+    """Sends orders to the sites of a federation over Flower's grid, and collects their answers.
+
+    This is the boundary between the server and what others send. A site's answer is parsed and checked here
+    and nowhere else, and whatever goes wrong meanwhile is that site's refusal.
+    """
 
     def __init__(self, grid: Grid, federation: Federation) -> None:
         self._grid = grid
@@ -48,24 +63,30 @@ class Transport:
         step: OrderStep,
         index: int,
         sites: Iterable[ClientId],
+        read: Callable[[Answer], T],
         *,
         cohort: str = "",
         mean: Tensors = MappingProxyType({}),
-    ) -> Iterator[tuple[ClientId, Answer]]:
-        """Send an order to each site, and yield the answers in order of name.
+        deadline: float | None = None,
+    ) -> Iterator[tuple[ClientId, T | Refusal]]:
+        """Send an order to each site, and yield what the answers hold in order of name.
 
         An order is sent again when a node reconnects or a message is lost, until the deadline. A site whose
         process fails gets it :data:`TRIES` times. Sending an order twice is safe, because a site carries out
-        each order once. A site without a valid answer yields one that holds only an error.
+        each order once. A site without a valid answer yields the reason.
 
         Args:
             step: what the sites are to do.
             index: the round, from 0.
             sites: their names.
+            read: checks an answer of this run and round in full, and returns what is used of it. Whatever it
+                raises is the reason why the answer is refused.
             cohort: for ``share`` and ``reveal``, see :class:`prrfl.flower.messages.Order`.
             mean: for ``receive``, likewise.
+            deadline: seconds to wait for sites, if not those of the federation.
         """
         federation = self._federation
+        patience = federation.deadline if deadline is None else deadline
         order = Order(
             step,
             federation.experiment,
@@ -77,21 +98,21 @@ class Transport:
             cohort,
             mean,
         )
-        delivery = _Delivery(self._grid, order, sites)
+        delivery = _Delivery(self._grid, order, sites, read)
         started = reminded = time.monotonic()
         while delivery.waiting:
-            delivery.send()
+            delivery.dispatch()
             delivery.collect()
             yield from delivery.next_answers()
             now = time.monotonic()
-            if delivery.waiting and federation.deadline and now - started > federation.deadline:
+            if delivery.waiting and patience and now - started > patience:
                 break
             if (missing := delivery.missing()) and now - reminded > REMIND:
                 log.warning("round %d, %s: waiting for %s", index + 1, step, ", ".join(missing))
                 reminded = now
             if missing:
                 time.sleep(POLL)
-        yield from delivery.remaining(f"no answer within {federation.deadline:g} s")
+        yield from delivery.remaining(f"no answer within {patience:g} s")
 
 
 @dataclass(frozen=True)
@@ -102,18 +123,21 @@ class _Sent:
     connected: str
 
 
-class _Delivery:
+class _Delivery(Generic[T]):
     """One order on its way to several sites.
 
     Attributes:
         waiting: sites whose answer was not yielded yet, in order of name.
     """
 
-    def __init__(self, grid: Grid, order: Order, sites: Iterable[ClientId]) -> None:
+    def __init__(
+        self, grid: Grid, order: Order, sites: Iterable[ClientId], read: Callable[[Answer], T]
+    ) -> None:
         self.waiting = sorted(sites)
         self._grid = grid
         self._order = order
-        self._answers: dict[ClientId, Answer] = {}
+        self._use = read
+        self._answers: dict[ClientId, T | Refusal] = {}
         self._sent: dict[ClientId, _Sent] = {}
         self._failures: Counter[ClientId] = Counter()
 
@@ -121,7 +145,7 @@ class _Delivery:
         """Return the sites that have not answered yet."""
         return [name for name in self.waiting if name not in self._answers]
 
-    def send(self) -> None:
+    def dispatch(self) -> None:
         """Send the order to each connected site that does not have it, or that has reconnected since."""
         nodes = {node.name: node for node in self._grid.get_nodes() if node.name}
         for name in self.missing():
@@ -140,39 +164,73 @@ class _Delivery:
 
     def collect(self) -> None:
         """Fetch the replies that have arrived; forget a message that failed, so that it is sent again."""
-        pending = {self._sent[name].message: name for name in self.missing() if name in self._sent}
-        for reply in self._grid.pull_messages(list(pending)) if pending else ():
-            name = pending[reply.metadata.reply_to_message_id]
-            if reply.has_error():
-                del self._sent[name]
-                self._failures[name] += reply.error.code not in LOST
-                log.info("site %s, %s: %s", name, self._order.step, one_line(str(reply.error.reason)))
-                if self._failures[name] < TRIES:
-                    continue
-            self._answers[name] = self._read(reply, name)
+        for name in self.missing():
+            if name not in self._sent:
+                continue
+            try:
+                # One by one, because a reply that cannot be unpacked would take the others with it.
+                replies = list(self._grid.pull_messages([self._sent[name].message]))
+            except HTTPError:
+                raise  # the SuperLink is gone, which is no site's fault
+            except Exception as cause:
+                self._answers[name] = _unusable(name, cause)
+                continue
+            for reply in replies:
+                self._take(name, reply)
 
-    def next_answers(self) -> Iterator[tuple[ClientId, Answer]]:
+    def _take(self, name: ClientId, reply: Message) -> None:
+        if not reply.has_error():
+            self._answers[name] = self._read(name, reply)
+            return
+        del self._sent[name]
+        reason = one_line(str(reply.error.reason))
+        self._failures[name] += reply.error.code not in LOST
+        log.info("site %s, %s: %s", name, self._order.step, reason)
+        if self._failures[name] >= TRIES:
+            self._answers[name] = Refusal(one_line(f"its process failed {TRIES} times: {reason}"))
+
+    def next_answers(self) -> Iterator[tuple[ClientId, T | Refusal]]:
         """Yield the answers that are next in order of name."""
         while self.waiting and self.waiting[0] in self._answers:
             name = self.waiting.pop(0)
             yield name, self._answers.pop(name)
 
-    def remaining(self, error: str) -> Iterator[tuple[ClientId, Answer]]:
-        """Yield an answer of every site that is left, with an error for those that sent none."""
+    def remaining(self, error: str) -> Iterator[tuple[ClientId, T | Refusal]]:
+        """Yield the answers that are left, and the given reason for each site that sent none."""
         for name in self.waiting:
-            yield name, self._answers.get(name, self._failed(name, error))
+            yield name, self._answers.get(name, Refusal(error))
 
-    def _read(self, reply: Message, name: ClientId) -> Answer:
-        """Return the answer in a reply, or one with an error if the reply is invalid."""
-        if reply.has_error():
-            return self._failed(name, f"its process failed {TRIES} times: {reply.error.reason}")
+    def _read(self, name: ClientId, reply: Message) -> T | Refusal:
+        """Return what is used of a reply, or why it is not used."""
         try:
             answer = from_records(Answer, reply.content)
-        except StateMismatchError as fault:
-            return self._failed(name, str(fault))
-        if answer.site != name:
-            return self._failed(name, f"it answers as site '{answer.site}', but its key belongs to {name}")
-        return answer
+            check_answer(answer, replace(self._order, site=name))
+            return self._use(answer)
+        except PRRFLError as fault:
+            return Refusal(str(fault))
+        # A site can send anything. Whatever its answer breaks here costs the site this round, and no other.
+        except Exception as cause:
+            return _unusable(name, cause)
 
-    def _failed(self, name: ClientId, error: str) -> Answer:
-        return Answer(self._order.experiment, name, self._order.round, error=error)
+
+def check_answer(answer: Answer, order: Order) -> None:
+    """Check that an answer holds no error and is the site's answer for this run and round.
+
+    Raises:
+        ParticipationError: if the site reports an error.
+        StateMismatchError: if the answer is for another run or round, or in the name of another site.
+    """
+    if answer.site != order.site:
+        raise StateMismatchError(f"it answers as site '{answer.site}', but its key belongs to {order.site}")
+    if answer.error:
+        raise ParticipationError(answer.error)
+    if answer.experiment != order.experiment or answer.round != order.round:
+        raise StateMismatchError(
+            f"its answer is for round {answer.round + 1} of experiment {answer.experiment}; "
+            f"expected round {order.round + 1} of {order.experiment}"
+        )
+
+
+def _unusable(name: ClientId, cause: Exception) -> Refusal:
+    log.debug("the answer of site %s cannot be used", name, exc_info=cause)
+    return Refusal(one_line(f"its answer cannot be used ({type(cause).__name__}: {cause})"))

@@ -21,15 +21,18 @@ from prrfl.errors import (
 )
 from prrfl.flower.consent import parse_methods
 from prrfl.flower.messages import STEPS, Answer, Order, OrderRefusedError, from_records, to_records
-from prrfl.flower.site.orders import SiteSettings, carry_out
+from prrfl.flower.site.orders import DataChangedError, SiteSettings, carry_out
+from prrfl.storage.atomic import only_for_this_user
 from prrfl.types import ClientId
 
 REASONS: Mapping[type[Exception], str] = {
+    DataChangedError: "its data has changed since the run began",
     DataError: "its data cannot be used",
     ConfigError: "a setting or key cannot be used there",
     StateMismatchError: "its saved state of the run cannot be used",
-    NonFiniteShareError: "its training gives NaN, infinity or numbers too large to share; lower the learning "
-    "rate, or ask the site to check for broken images",
+    NonFiniteShareError: "its network gives NaN, infinity or numbers too large to share. If only this site "
+    "has them, ask it to check for broken images; if all have them from the first round on, lower the "
+    "learning rate; if they began after a mean, a site may have sent a wrong share",
     OSError: "a file cannot be read or written there",
     MemoryError: "it has too little memory",
 }
@@ -51,6 +54,11 @@ def answer(message: Message, context: Context) -> Message:
     """
     logging.basicConfig(stream=sys.stdout, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("prrfl").setLevel(logging.INFO)
+    with only_for_this_user():
+        return _answer(message, context)
+
+
+def _answer(message: Message, context: Context) -> Message:
     name = str(context.node_config.get("name", "?"))
     try:
         local = settings_of(context.node_config)
@@ -92,7 +100,10 @@ def reason_for_server(why: Exception, name: ClientId) -> str:
     if isinstance(why, OrderRefusedError):
         return str(why)
     reason = next((text for kind, text in REASONS.items() if isinstance(why, kind)), "its process failed")
-    return f"site {name}: {reason}; the site's operator finds the reason in HOME/flower/supernode.log"
+    return (
+        f"site {name}: {reason}; the site's operator finds the reason in flower/supernode.log, in the folder "
+        "that the site has as --home"
+    )
 
 
 def _print_error(name: str, why: Exception) -> None:

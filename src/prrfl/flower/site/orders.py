@@ -4,24 +4,26 @@ Flower starts a new process for every order, so all that a site remembers is in 
 ``<home>/<experiment>``:
 
     settings.json                   the settings that the experiment was started with
+    data.json                       fingerprints of the data that it was started with
     state/<round>-<n>-<done>/       the site's state, its share and its records after training (n = 1) and
                                     after the mean (n = 2); the last three of them
     models/<site>/{best,last}.safetensors, predictions/<site>/{best,last}.csv
-    sum.key                         under secure summation, the private key for the experiment
-    masked.json, revealed.json      under secure summation, what the masks were used for
+    sum.key                         under secure summation, the private key for the experiment, until its end
+    received.json, masked.json, revealed.json
+                                    what is done only once, see prrfl.flower.site.ledger
 
 If an order comes again, the site answers it from this folder. So a message that arrives twice, or a node or
 server that was killed, never trains a round twice.
 """
 
-import fcntl
 import hashlib
 import json
 import logging
+import re
 import shutil
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -31,25 +33,34 @@ import torch
 
 from prrfl.algorithms import DEFAULT
 from prrfl.config import TrainConfig, checked
+from prrfl.data.fingerprint import difference, fingerprints
 from prrfl.data.sources import load_site
 from prrfl.engine import Visitor
-from prrfl.errors import ConfigError
+from prrfl.errors import ConfigError, DataError
 from prrfl.flower.consent import agreed_as
 from prrfl.flower.messages import Answer, Order, OrderRefusedError
 from prrfl.flower.secure_sum import Identity, masked, own_seed, read_cohort, read_roster
-from prrfl.flower.site.mask_ledger import MaskLedger
+from prrfl.flower.site.ledger import Ledger, exclusive
 from prrfl.flower.site.steps import StepStore, parse_object, read_saved
 from prrfl.machine import prepared
 from prrfl.runs.deployed import DeployedWriter, network_path, predictions_path, read_about
+from prrfl.runs.folder import RunFolder
 from prrfl.runs.setup import make_recipe, resolved, share_dtype
-from prrfl.storage.atomic import remove_partial, replacing, write_json, write_text
+from prrfl.storage.atomic import remove, remove_partial, replacing, write_json, write_text
 from prrfl.storage.records import to_line
 from prrfl.storage.tensor_files import read_state, to_bytes
-from prrfl.tensors import check_same_layout, norm_keys
+from prrfl.tensors import check_same_layout, non_finite, norm_keys
 from prrfl.training import Recipe, Site
-from prrfl.types import ClientId, RoundContext, RoundRecord, Share, TrainRecord
+from prrfl.types import ClientId, RoundContext, RoundRecord, Share, SiteData, TrainRecord
 
 log = logging.getLogger("prrfl")
+
+EXPERIMENT = r"(?!flower$)[A-Za-z0-9][A-Za-z0-9_-]{0,239}"
+"""What an experiment may be called: a folder of this name is below the site's home, beside Flower's own."""
+
+
+class DataChangedError(DataError):
+    """The site's data is not that with which the experiment was started."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +113,8 @@ def carry_out(order: Order, local: SiteSettings) -> Answer:
                 return participant.receive()
             case "keep":
                 return participant.keep()
+            case "end":
+                return participant.end()
 
 
 def check_addressed(order: Order, local: SiteSettings) -> None:
@@ -137,7 +150,8 @@ class Participant:
 
         Raises:
             ConfigError: if the settings are invalid at this site.
-            OrderRefusedError: if the site does not agree to the method.
+            OrderRefusedError: if the site does not agree to the method, or a name or number is not one that a
+                server sends.
         """
         self.given = parse_object(order.settings, "the server's settings")
         own = {
@@ -157,16 +171,24 @@ class Participant:
             )
         self.config: TrainConfig = resolved(config, 1)
         self.algorithm = self.config.algorithm()
-        self.folder = local.home / _as_folder(order.experiment)
+        if not 0 <= order.round < config.rounds:
+            raise OrderRefusedError(
+                f"site {local.name} received an order for round {order.round + 1}; expected 1 to "
+                f"{config.rounds}"
+            )
+        if not re.fullmatch(EXPERIMENT, order.experiment, re.IGNORECASE | re.ASCII):
+            raise OrderRefusedError(
+                f"site {local.name} refuses the experiment name '{order.experiment}'; use at most 240 "
+                "letters, digits, - and _, starting with a letter or digit, and not 'flower'"
+            )
+        self.folder = local.home / order.experiment
         self._steps = StepStore(self.folder / "state", local.name, order.experiment)
-        self._ledger = MaskLedger(self.folder, local.name)
+        self._ledger = Ledger(self.folder, local.name)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Lock the experiment's folder, once no other process uses it, such as one of a killed node."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with exclusive(self.folder / "lock"):
             remove_partial(self.folder)
             self._check_settings()
             yield
@@ -175,6 +197,7 @@ class Participant:
         """Train for the round, unless that is done; answer with the records, and the share or the key."""
         done = self._steps.find(self.order.round, "trained")
         if done is None:
+            self._say("trains")
             before = self._steps.last_before(self.order.round)
             state = read_state(before / "state.safetensors", self._kind) if before else self._start()
             with prepared(self.config.threads):
@@ -186,37 +209,50 @@ class Participant:
         if self.order.secure:
             return self._answer(records=records, key=json.dumps(self._identity.signed_key()))
         share = read_state(done / "share.safetensors", Share)
+        self._say("sends its share, and waits for the mean of all")
         return self._answer(records=records, share=share.tensors, weight=share.weight)
 
     def share(self) -> Answer:
         """Answer with the masked share of the round."""
-        share = read_state(self._steps.trained(self.order.round) / "share.safetensors", Share)
+        share = self._trained_share()
         cohort = read_cohort(self.order.cohort, self.local.name)
         sums = masked(share, self._identity, cohort, self.order.round)
-        self._ledger.mask(share, cohort, self.order.round)
+        self._ledger.mask(share, self._identity, cohort, self.order.round)
+        self._say("sends its share under masks, and waits for the mean of all")
         return self._answer(share={"masked": torch.from_numpy(sums)})
 
     def reveal(self) -> Answer:
         """Answer with the seed of the site's own mask, for the one cohort of the round that gets it."""
+        share = self._trained_share()
         cohort = read_cohort(self.order.cohort, self.local.name)
-        seed = own_seed(self._identity, cohort, self.order.round)
-        self._ledger.reveal(cohort, self.order.round)
+        seed = own_seed(share, self._identity, cohort, self.order.round)
+        self._ledger.reveal(share, self._identity, cohort, self.order.round)
         return self._answer(seed=seed.hex())
 
     def receive(self) -> Answer:
-        """Take the round's mean, unless that is done; answer with the records."""
+        """Take the round's mean, which is the only one, unless that is done; answer with the records."""
         digest = hashlib.sha256(to_bytes(Share(self.order.mean))).hexdigest()
         done = self._steps.find(self.order.round, "received")
-        if done is None or read_saved(done / "mean.sha256") != digest:
+        if done is not None and read_saved(done / "mean.sha256") != digest:
+            self._ledger.receive(read_saved(done / "mean.sha256"), self.order.round)  # of an older version
+            self._ledger.receive(digest, self.order.round)
+        if done is None:
             trained = self._steps.trained(self.order.round)
             share = read_state(trained / "share.safetensors", Share)
             check_same_layout(share.tensors, self.order.mean, "the mean that the server sent")
+            if broken := non_finite(self.order.mean):
+                raise OrderRefusedError(
+                    f"site {self.local.name}: the mean that the server sent holds NaN or infinity "
+                    f"in tensor '{broken[0]}'"
+                )
+            self._ledger.receive(digest, self.order.round)
             state = read_state(trained / "state.safetensors", self._kind)
             with prepared(self.config.threads):
                 state, lines = self._run(self._visitor.receive(state, self.order.mean, self._ctx))
                 self._save_last(state)
             texts = {"records.jsonl": lines, "mean.sha256": digest}
             done = self._steps.commit(self.order.round, "received", {"state": state}, texts)
+            self._say("took the mean")
         return self._answer(records=read_saved(done / "records.jsonl"))
 
     def keep(self) -> Answer:
@@ -238,6 +274,26 @@ class Participant:
                 shutil.copyfile(path, temporary)
         return self._answer()
 
+    def end(self) -> Answer:
+        """Delete the private key, which opens all masks of the run: nobody needs it any more.
+
+        Raises:
+            OrderRefusedError: if the run is not complete at this site.
+        """
+        last = self.config.rounds - 1
+        if self.order.round != last or self._steps.find(last, "received") is None:
+            raise OrderRefusedError(f"site {self.local.name} has not taken the mean of the last round")
+        remove(self.folder / "sum.key")
+        log.info("site %s: the run is done; its networks are in %s", self.local.name, self.folder)
+        return self._answer()
+
+    def _say(self, what: str) -> None:
+        # `prrfl site` repeats these lines on its screen.
+        log.info("site %s: round %d/%d: %s", self.local.name, self.order.round + 1, self.config.rounds, what)
+
+    def _trained_share(self) -> Share:
+        return read_state(self._steps.trained(self.order.round) / "share.safetensors", Share)
+
     def _answer(self, **what: Any) -> Answer:
         return Answer(self.order.experiment, self.local.name, self.order.round, **what)
 
@@ -254,6 +310,7 @@ class Participant:
             classes=self.config.classes,
             allow_missing=self.config.allow_missing,
         )
+        self._check_data(data)
         site = Site(data.to(self.config.device), self._recipe)
         return Visitor(self.algorithm, site, share_dtype(self.config))
 
@@ -268,13 +325,14 @@ class Participant:
     def _identity(self) -> Identity:
         if self.local.roster is None or self.local.signing_key is None:
             raise ConfigError(f"site {self.local.name} has no signing key; start the site with --secure")
-        return Identity.load(
+        identity = Identity.load(
             self.local.name,
             self.order.experiment,
             self.local.signing_key,
             read_roster(self.local.roster),
             self.folder / "sum.key",
         )
+        return replace(identity, mean=self._ledger.last_mean(self.order.round))
 
     @property
     def _kind(self) -> type[Any]:
@@ -294,6 +352,18 @@ class Participant:
                 f"site {self.local.name} started experiment {self.order.experiment} with {key} = "
                 f"{started.get(key)!r}, but the server now sends {given.get(key)!r}; start a new run for "
                 "other settings"
+            )
+
+    def _check_data(self, data: SiteData) -> None:
+        """Save the fingerprints of an experiment's data, and refuse other data in later rounds."""
+        there, now = RunFolder(self.folder), fingerprints([data])
+        started = there.data()
+        if started is None:
+            there.write_data(now)
+        elif changed := difference(started, now):
+            raise DataChangedError(
+                f"the data {self.local.data} has changed since the run began ({changed}; see "
+                f"{self.folder / 'data.json'}); restore the data, or start a new run"
             )
 
     def _run(self, visit: Generator[RoundRecord, Any, Any]) -> tuple[Any, ...]:
@@ -322,9 +392,3 @@ class Participant:
         write_text(self.folder / "config.toml", self.config.to_toml())
         writer = DeployedWriter(self.folder, self.config, {data.name: data})
         writer.write(self._visitor.deployed(state), ["last"], self.order.round)
-
-
-def _as_folder(experiment: str) -> str:
-    if not experiment or not all(c.isalnum() or c in "-_." for c in experiment) or experiment[0] == ".":
-        raise ConfigError(f"invalid experiment name '{experiment}'; use letters, digits, - and _")
-    return experiment

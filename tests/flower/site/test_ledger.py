@@ -27,9 +27,15 @@ def test_a_mask_is_never_put_on_a_second_share(data, certs, tmp_path):
     local = settings_of(grid.configs["clientA"])
     # Asked again, the site sends the same masked share.
     assert torch.equal(carry_out(again, local).share["masked"], carry_out(again, local).share["masked"])
-    # After another mean of the previous round, it has another share.
+    # After another mean of the previous round, which it refuses unless its folder was restored from a copy
+    # without it, the site has another share.
     receive = next(o for o in grid.orders if o.site == "clientA" and o.step == "receive")
+    (received,) = (tmp_path / "clientA").glob("*/received.json")
+    noted = received.read_text()
+    received.unlink()
+    shutil.rmtree(next((tmp_path / "clientA").glob("*/state/*received")))
     carry_out(replace(receive, mean={key: 1.1 * t for key, t in receive.mean.items()}), local)
+    received.write_text(noted)
     carry_out(next(o for o in grid.orders if o.round == 1 and o.site == "clientA"), local)
     capitals = [key | {"key": key["key"].upper(), "more": "x"} for key in json.loads(again.cohort)]
     for cohort in (again.cohort, json.dumps(capitals)):
