@@ -1,5 +1,7 @@
 """How the command line starts: what it imports, and its list of commands."""
 
+import re
+import runpy
 import subprocess
 import sys
 from importlib import metadata
@@ -90,3 +92,16 @@ def test_the_published_script_says_what_to_run_if_the_package_is_not_installed()
         "error: this Python does not have the package prrfl; run `make setup` once, then "
         "`.venv/bin/python main.py`\n"
     )
+
+
+def test_the_published_script_takes_its_command_twice(monkeypatch):
+    """It trains with seed 1, into a folder named by time and theme under ./experiment."""
+    script = runpy.run_path(str(MAIN))
+    called = []
+    monkeypatch.setitem(script["main"].__globals__, "run_training", lambda *given: called.append(given))
+    monkeypatch.setattr(sys, "argv", ["main.py", "--theme", "mine"])
+    script["main"]()
+    ((settings, folder),) = called
+    assert settings.seed == 1
+    assert folder.parent == Path("experiment")
+    assert re.fullmatch(r"\d{8}-\d{6}_mine", folder.name)

@@ -1,6 +1,8 @@
 import csv
 import dataclasses
+import os
 import re
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from prrfl.data.synthetic import (
     site_style,
     write_generated,
 )
+from prrfl.data.synthetic.cache import cache_folder
 from prrfl.errors import DataError
 from prrfl.types import Examples, SiteData, Split
 
@@ -331,3 +334,13 @@ def test_keratoses_carry_bright_and_dark_dots() -> None:
         return float(np.abs(grey - around)[:, 20:44, 20:44].mean())
 
     assert contrast(1) > 1.3 * contrast(0)
+
+
+def test_a_user_without_home_and_passwd_entry_gets_a_temporary_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 54321)  # no such user
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    assert cache_folder() == tmp_path / "prrfl-54321"
