@@ -153,7 +153,7 @@ def test_what_is_no_npz_is_said_to_be_none(tmp_path):
     path.write_bytes(write_arrays(tmp_path / "whole.npz").read_bytes()[:-30])
     assert "is not a complete .npz" in refused(path)
     path.unlink()
-    assert "No such file" in refused(path)
+    assert "does not exist" in refused(path)
 
 
 def test_a_damaged_array_is_named(tmp_path):

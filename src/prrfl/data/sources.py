@@ -21,7 +21,7 @@ from prrfl.data.images import FORMATS, SPLITS, Entry, check_memory, check_traini
 from prrfl.data.manifest import read_manifest
 from prrfl.data.tables import TABLE_SUFFIXES, is_plain_name
 from prrfl.errors import DataError
-from prrfl.storage.reading import opened
+from prrfl.storage.reading import opened, why_unreadable
 from prrfl.types import ClientId, Examples, SiteData, Split
 
 log = logging.getLogger("prrfl")
@@ -199,7 +199,7 @@ def _check_zip(path: Path) -> None:
         with opened(path) as file:
             whole = zipfile.is_zipfile(file)
     except OSError as cause:
-        raise DataError(f"{path} cannot be read: {cause}") from None
+        raise DataError(f"{path} {why_unreadable(cause)}") from None
     if not whole:
         raise DataError(
             f"{path} is not a complete .npz file; expected a zip of arrays, as written by numpy.savez"

@@ -11,7 +11,7 @@ from typing import TextIO
 
 from prrfl.data.columns import NumberedRow, is_one_hot, with_labels
 from prrfl.errors import DataError, nearest
-from prrfl.storage.reading import opened
+from prrfl.storage.reading import opened, why_unreadable
 
 LONGEST_LINE = 1_000_000
 """Characters. Longer lines are not from a table, and parsing them takes many times their length in memory."""
@@ -106,7 +106,7 @@ def _text(path: Path, what: str) -> Iterator[TextIO]:
             with io.TextIOWrapper(file, encoding, newline="") as text:
                 yield text
     except OSError as cause:
-        raise DataError(f"{what} {path} cannot be read: {cause}") from None
+        raise DataError(f"{what} {path} {why_unreadable(cause)}") from None
     except UnicodeError as cause:
         raise DataError(_undecodable(path, encoding, cause)) from None
 

@@ -35,6 +35,11 @@ def opened(path: Path) -> BufferedReader:
     return os.fdopen(handle, "rb")
 
 
+def why_unreadable(cause: OSError) -> str:
+    """Return why a file cannot be read, for a message that begins with its name."""
+    return "does not exist" if isinstance(cause, FileNotFoundError) else f"cannot be read: {cause}"
+
+
 def read_bytes(path: Path, most: int | None = None) -> bytes:
     """Return a file's bytes.
 
