@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -233,7 +234,9 @@ def test_the_published_quickstart(tmp_path):
         check=False,
     )
     assert process.returncode == 0, process.stderr
-    config = tomllib.loads((tmp_path / "kept" / "prrfl" / "config.toml").read_text())
+    (run,) = (tmp_path / "kept").iterdir()
+    assert re.fullmatch(r"\d{8}-\d{6}_prrfl", run.name)
+    config = tomllib.loads((run / "config.toml").read_text())
     assert (config["r0"], config["network"], config["optimizer"]) == (0.6, "vgg_b", "adam")
 
 

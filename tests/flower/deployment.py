@@ -80,9 +80,9 @@ class Deployment:
             output="server.txt",
         )
 
-    def site(self, name, *arguments, certs=None, data=None):
+    def site(self, name, *arguments, certs=None, data=None, known_as=None):
         return self.start(
-            *("site", "--name", name, "--data", data or self.data, "--superlink", self.address),
+            *("site", "--name", known_as or name, "--data", data or self.data, "--superlink", self.address),
             *("--certs", certs or self.folder / "certs" / "sites" / name, "--home", self.home(name)),
             *("--port", free_port(), "--threads", 1, *self.secure, *arguments),
             output=f"{name}.txt",

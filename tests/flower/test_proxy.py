@@ -122,12 +122,12 @@ def test_behind_the_proxy_strangers_are_refused_and_killed_sites_and_servers_res
         shutil.copy(certs / "ca.crt", unknown)
         shutil.copy(theirs / "node.key", unknown)
         strangers = {"unknown": unknown, "wrong-ca": theirs}
-        running = [deployed.site(name, certs=folder) for name, folder in strangers.items()]
+        running = [deployed.site(who, certs=keys, known_as="clientA") for who, keys in strangers.items()]
         for flags in (["--root-certificates", certs / "ca.crt"], ["--insecure", "--max-retries", "1"]):
             node = deployed.start_flower("flower-supernode", "--superlink", outside, *flags)
             assert node.wait(timeout=100) != 0, flags
         for name in strangers:
-            until(lambda name=name: "the node ended" in deployed.said(name), 60, f"{name} being refused")
+            until(lambda name=name: "the node ended" in deployed.said(name), 150, f"{name} being refused")
         for process in running:
             deployed.kill(process)
 

@@ -136,9 +136,8 @@ def zip_whose_image_inflates(folder):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("x.png", "w") as member:
         for _ in range(300):
             member.write(b"\0" * 10**6)
-    source = index_images([path])
-    with source.open("x") as file:
-        return read_image(path, 32, file)
+    _, file = index_images([path]).read("x")
+    return read_image(path, 32, file)
 
 
 def safetensors_with_a_long_header(folder):
