@@ -263,7 +263,7 @@ def test_a_site_more_stops_a_run_and_loses_no_round(half, settings, place, prrfl
     states = listing(folder / "state")
     code, _, err = prrfl("resume", folder)
     assert code == 2
-    assert "clientC.safetensors is missing" in err
+    assert "site clientC is new" in err
     assert listing(folder / "state") == states
 
 
