@@ -11,7 +11,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from prrfl.algorithms import ALGORITHMS
-from prrfl.cli.flags import TimeLimit, with_flags
+from prrfl.cli.flags import with_flags
+from prrfl.cli.options import TimeLimit
 from prrfl.cli.screen import console, going_on, print_table
 from prrfl.errors import ConfigError, PRRFLError
 from prrfl.reports.comparison import Row

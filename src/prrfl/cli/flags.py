@@ -12,21 +12,6 @@ from rich.markup import escape
 
 from prrfl.config import TrainConfig
 
-TimeLimit = Annotated[
-    float | None,
-    typer.Option(
-        min=0,
-        metavar="MINUTES",
-        help="stop after the last complete round that fits into so many minutes; continue later",
-        show_default=False,
-    ),
-]
-
-MovedData = Annotated[
-    Path | None,
-    typer.Option(metavar="DIR", help="where the run's data is now, if it was moved", show_default=False),
-]
-
 _Command = TypeVar("_Command", bound=Callable[..., None])
 
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from prrfl.cli.flags import MovedData
 from prrfl.cli.onboarding import evaluate_new_sites
+from prrfl.cli.options import MovedData
 from prrfl.cli.screen import console, print_table, score_cells, score_table
 from prrfl.errors import ConfigError
 from prrfl.storage.atomic import write_json, write_text

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from prrfl.cli.comparing import print_comparison
-from prrfl.cli.flags import MovedData, TimeLimit, with_flags
+from prrfl.cli.flags import with_flags
+from prrfl.cli.options import MovedData, TimeLimit
 from prrfl.cli.screen import console, going_on, print_summary, show_progress
 from prrfl.config import TrainConfig, load_config
 from prrfl.errors import ConfigError

@@ -1,0 +1,21 @@
+"""Options that several commands share. Importing them is quick; flags made from settings are not here."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+TimeLimit = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        metavar="MINUTES",
+        help="stop after the last complete round that fits into so many minutes; continue later",
+        show_default=False,
+    ),
+]
+
+MovedData = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="where the run's data is now, if it was moved", show_default=False),
+]
