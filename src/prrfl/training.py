@@ -101,13 +101,18 @@ class Recipe:
 
     def build(self, weights: Tensors) -> nn.Module:
         """Return a new network with the given weights, on the device."""
+        network = self._make_network()
+        # Only now that the type is set: a network of a narrower type would round the weights.
+        network.load_state_dict(dict(weights))
+        return network
+
+    def _make_network(self) -> nn.Module:
+        """Return a new network on the device, in its type; weights are still to be loaded."""
         dtype = torch.float64 if self.precision == "float64" else torch.float32
         network = copy.deepcopy(self.network).to(device=self.device, dtype=dtype)
         for parameter in network.parameters():
             if parameter.ndim == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-        # Only now that the type is set: a network of a narrower type would round the weights.
-        network.load_state_dict(dict(weights))
         return network
 
     def build_for_scoring(self, weights: Tensors) -> nn.Module:
@@ -313,8 +318,7 @@ class _Trainer:
 
     def __init__(self, recipe: Recipe, networks: int, objective: Objective | None) -> None:
         self._recipe, self._objective = recipe, objective
-        start = recipe.network.state_dict()
-        self._networks = tuple(recipe.build(start).train() for _ in range(networks))
+        self._networks = tuple(recipe._make_network().train() for _ in range(networks))
         self._optimisers = [_optimiser(network, recipe) for network in self._networks]
         self._given: dict[str, Tensor] = {}
         self.step = Captured(self._step, recipe.device)
@@ -331,7 +335,7 @@ class _Trainer:
                 optimiser.param_groups[0]["lr"] = lr
         if self._given.keys() != given.keys():
             self.step.forget()
-            self._given = {key: t.detach().to(self._recipe.device, copy=True) for key, t in given.items()}
+            self._given = {key: torch.empty_like(t, device=self._recipe.device) for key, t in given.items()}
         for key, tensor in given.items():
             self._given[key].copy_(tensor, non_blocking=True)
 
@@ -392,10 +396,9 @@ def _scorer(recipe: Recipe, models: Sequence[Tensors]) -> "_Scorer":
     """Return networks in evaluation mode: new ones, or on a GPU those of this thread with new weights."""
     if not on_gpu(recipe.device):
         return _Scorer(recipe, [recipe.build_for_scoring(weights) for weights in models])
-    start = recipe.network.state_dict()
     # Not folded: on a GPU that is hardly faster, and folding takes longer than copying weights.
     scorer = recipe._scorers.get(
-        len(models), lambda: _Scorer(recipe, [recipe.build(start).eval() for _ in models])
+        len(models), lambda: _Scorer(recipe, [recipe._make_network().eval() for _ in models])
     )
     for network, weights in zip(scorer.networks, models, strict=True):
         _refill(network, weights, recipe)

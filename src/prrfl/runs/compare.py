@@ -19,6 +19,7 @@ from tempfile import TemporaryFile
 from typing import IO
 
 from prrfl.algorithms import ALGORITHMS, DEFAULT, traits_of
+from prrfl.capture import on_gpu
 from prrfl.config import TrainConfig, load_config
 from prrfl.data.fingerprint import difference, fingerprints
 from prrfl.data.synthetic import GeneratedData, cached
@@ -195,8 +196,8 @@ def run_all(
         The progress, a few times per second.
     """
     cores = usable_cores()
-    on_gpu = any(one.config.device.startswith("cuda") for one in planned)
-    workers = min(workers or (1 if on_gpu else cores), len(planned))
+    any_on_gpu = any(on_gpu(one.config.device) for one in planned)
+    workers = min(workers or (1 if any_on_gpu else cores), len(planned))
     # Threads depend on the whole plan, not on the runs that remain: results depend on the number of threads.
     threads = max(1, cores // workers)
     ends = math.inf if time_limit is None else time.monotonic() + 60 * time_limit

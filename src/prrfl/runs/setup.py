@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from prrfl.algorithms import ALGORITHMS, Algorithm, traits_of
+from prrfl.capture import on_gpu
 from prrfl.config import TrainConfig
 from prrfl.data.augment import Augmentation
 from prrfl.data.images import SPLITS
@@ -151,16 +152,16 @@ def resolved(config: TrainConfig, sites: int) -> TrainConfig:
     """
     cores = usable_cores()
     pooled = traits_of(ALGORITHMS[config.method]).scope == "pooled"
-    on_gpu = config.device.startswith("cuda")
+    gpu_run = on_gpu(config.device)
     single = {
         f"{config.method} training has one network": pooled,
-        "this process already uses the GPU and cannot be forked": on_gpu and torch.cuda.is_initialized(),  # type: ignore[no-untyped-call]
+        "this process already uses the GPU and cannot be forked": gpu_run and torch.cuda.is_initialized(),  # type: ignore[no-untyped-call]
     }
     for reason, holds in single.items():
         if holds and config.workers > 1:
             raise ConfigError(f"workers is {config.workers}, but {reason}; omit it, or set it to 1")
     most = 1 if pooled else sites
-    picked = 1 if on_gpu else max(1, cores // (config.threads or 1))
+    picked = 1 if gpu_run else max(1, cores // (config.threads or 1))
     workers = min(most, config.workers or picked)
     threads = config.threads or max(1, cores // most)
     # Absolute, so that a run can be resumed from any working directory.
