@@ -22,7 +22,7 @@ def first_step(started: float, folder: str, threads: str) -> float:
     """Return the seconds from the start of this process to the first loss of training."""
     import torch
 
-    from prrfl import PRRFL, InProcess, Recipe, norm_keys, run_rounds, vgg16_slim
+    from prrfl import PRRFL, InProcess, Recipe, run_rounds, vgg16_slim
     from prrfl.data.augment import Augmentation
     from prrfl.data.layout import CLASSES
     from prrfl.data.sources import load_sites
@@ -38,7 +38,7 @@ def first_step(started: float, folder: str, threads: str) -> float:
     sites = load_sites(Path(folder), image_size=64, classes=CLASSES)
     try:
         engine = InProcess(PRRFL(), sites, recipe)
-        list(run_rounds(PRRFL(), engine, rounds=1, epochs=2, norm_keys=norm_keys(recipe.network)))
+        list(run_rounds(PRRFL(), engine, rounds=1, epochs=2, network=recipe.network))
     except FirstStepError:
         return time.time() - started
     raise RuntimeError("training never took a step")
@@ -71,14 +71,14 @@ def simulation(_: float, sites: str, resting: str, threads: str) -> float:
     import torch
 
     from benchmarks.workload import paper_recipe, tiny_sites
-    from prrfl import PRRFL, InProcess, norm_keys, run_rounds
+    from prrfl import PRRFL, InProcess, run_rounds
 
     torch.set_num_threads(int(threads))
     recipe = paper_recipe()
     with TemporaryDirectory() as scratch:
         place = Path(scratch) if resting == "on disk" else None
         engine = InProcess(PRRFL(), tiny_sites(int(sites)), recipe, rest_in=place)
-        for _ in run_rounds(PRRFL(), engine, rounds=1, epochs=1, norm_keys=norm_keys(recipe.network)):
+        for _ in run_rounds(PRRFL(), engine, rounds=1, epochs=1, network=recipe.network):
             pass
         return held_mib("VmHWM")
 

@@ -55,7 +55,6 @@ def package(folder: Path, size: int, rounds: int, epochs: int, precision: str) -
     from prrfl.engine import run_rounds
     from prrfl.runs.run import open_engine
     from prrfl.runs.setup import Run, load_data, resolved
-    from prrfl.tensors import norm_keys
     from prrfl.types import ExchangeRecord
 
     flags = {"data": folder, "image_size": size, "rounds": rounds, "epochs": epochs, "precision": precision}
@@ -66,8 +65,7 @@ def package(folder: Path, size: int, rounds: int, epochs: int, precision: str) -
         TemporaryDirectory() as scratch,
         open_engine(run, sites, Path(scratch)) as engine,
     ):
-        keys = norm_keys(run.recipe.network)
-        records = run_rounds(run.method, engine, rounds=rounds, epochs=epochs, norm_keys=keys)
+        records = run_rounds(run.method, engine, rounds=rounds, epochs=epochs, network=run.recipe.network)
         yield (record for record in records if isinstance(record, ExchangeRecord))
 
 

@@ -69,7 +69,7 @@ def measure_engine(settings: Settings) -> Iterator[Figure]:
 def per_round(algorithm: Nothing, engine: InProcess, settings: Settings) -> float:
     """Return the median seconds of a round."""
     rounds = settings.pick(50, 5)
-    records = run_rounds(algorithm, engine, rounds=rounds + 1, epochs=5, norm_keys=frozenset())
+    records = run_rounds(algorithm, engine, rounds=rounds + 1, epochs=5, network=paper_recipe().network)
     ends = (record for record in records if isinstance(record, ExchangeRecord))
     next(ends)
     return statistics.median(settings.stopwatch(partial(next, ends)) for _ in range(rounds))

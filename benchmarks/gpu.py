@@ -26,7 +26,6 @@ from prrfl.engine.workers import Workers
 from prrfl.evaluation import macro_f1
 from prrfl.machine import arithmetic, gpu
 from prrfl.models import vgg16_slim
-from prrfl.tensors import norm_keys
 from prrfl.training import Learner, Recipe, Site, batches, generator, predict, train_epoch
 from prrfl.types import ExchangeRecord, RoundContext, RoundRecord, SiteData, TrainRecord
 
@@ -153,7 +152,7 @@ def eagerly() -> Iterator[None]:
 def one_by_one() -> Iterator[None]:
     """Visit one site at a time."""
     before = InProcess._visit
-    InProcess._visit = lambda _, visits: (event for visit in visits.values() for event in visit())
+    InProcess._visit = lambda self, visit, ctx: (e for name in self.names for e in visit(name, ctx))
     try:
         yield
     finally:
@@ -168,8 +167,7 @@ def fingerprint(engine: InProcess | Workers, recipe: Recipe) -> str:
 
 def rounds(engine: InProcess | Workers, recipe: Recipe, number: int, epochs: int) -> Iterator[RoundRecord]:
     """Run rounds of PRR-FL."""
-    keys = norm_keys(recipe.network)
-    return run_rounds(PRRFL(), engine, rounds=number, epochs=epochs, norm_keys=keys)
+    return run_rounds(PRRFL(), engine, rounds=number, epochs=epochs, network=recipe.network)
 
 
 def epochs(site: SiteData, recipe: Recipe) -> list[bytes]:

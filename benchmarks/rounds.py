@@ -16,7 +16,6 @@ from prrfl.data.images import Entry, load_entries
 from prrfl.data.layout import CLASSES
 from prrfl.engine import InProcess, run_rounds
 from prrfl.evaluation import score
-from prrfl.tensors import norm_keys
 from prrfl.training import predict
 from prrfl.types import ExchangeRecord, SiteData, Tensors
 
@@ -53,7 +52,7 @@ def package(sites: Sequence[SiteData], plan: Plan) -> Form:
         rounds=plan.rounds,
         epochs=plan.epochs,
         seed=plan.seed,
-        norm_keys=norm_keys(plan.recipe.network),
+        network=plan.recipe.network,
     )
     ends = (record for record in records if isinstance(record, ExchangeRecord))
 

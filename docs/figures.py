@@ -62,7 +62,7 @@ def run(method: str) -> Run:
     local = norm_keys(recipe.network)
     records: list[RoundRecord] = []
     before: list[Tensors] = []
-    for record in run_rounds(algorithm, engine, rounds=ROUNDS, epochs=EPOCHS, norm_keys=local):
+    for record in run_rounds(algorithm, engine, rounds=ROUNDS, epochs=EPOCHS, network=recipe.network):
         last = isinstance(record, ScoreRecord) and record.round == ROUNDS - 1 and record.moment == "after"
         if last and not before:
             # The engine takes a state over when a visit has ended; no site's has the mean in it yet.

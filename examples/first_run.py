@@ -6,7 +6,7 @@ python examples/first_run.py    # under a minute on two cores; draws retrogress-
 from pathlib import Path
 from statistics import fmean
 
-from prrfl import PRRFL, InProcess, Recipe, build_network, norm_keys, run_rounds
+from prrfl import PRRFL, InProcess, Recipe, build_network, run_rounds
 from prrfl.algorithms import FedAvg
 from prrfl.data.synthetic import GeneratedData, generate, site_name
 from prrfl.reports.meter import measure
@@ -22,9 +22,7 @@ def main() -> None:
     network = build_network("vgg16_slim", num_classes=3, seed=0)
     for name, method in (("fedavg", FedAvg()), ("prrfl", PRRFL())):
         engine = InProcess(method, sites, Recipe(network, lr=0.03))
-        records = list(
-            run_rounds(method, engine, rounds=ROUNDS, epochs=EPOCHS, seed=0, norm_keys=norm_keys(network))
-        )
+        records = list(run_rounds(method, engine, rounds=ROUNDS, epochs=EPOCHS, seed=0, network=network))
         draw_retrogress(records, Path(f"retrogress-{name}.png"), EPOCHS)
         drops = [drop.f1 for drop in measure(records) if drop.deployed]
         print(f"{name}: a communication costs {100 * fmean(drops):.1f} points of macro-F1 on average")

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from prrfl import PRRFL, InProcess, Recipe, build_network, norm_keys, run_rounds
+from prrfl import PRRFL, InProcess, Recipe, build_network, run_rounds
 from prrfl.data.augment import Augmentation
 from prrfl.data.sources import load_sites
 from prrfl.training import normalise
@@ -30,7 +30,7 @@ def main(data: Path, classes: tuple[str, ...]) -> None:
     network = build_network("vgg16_slim", num_classes=len(classes), seed=0)
     method = PRRFL()
     engine = InProcess(method, sites, Recipe(network, augment=Augmentation()))
-    for record in run_rounds(method, engine, rounds=ROUNDS, epochs=EPOCHS, norm_keys=norm_keys(network)):
+    for record in run_rounds(method, engine, rounds=ROUNDS, epochs=EPOCHS, network=network):
         if isinstance(record, ScoreRecord) and record.deployed and record.moment == "after":
             f1 = 100 * record.scores.macro_f1
             print(f"round {record.round + 1}, {record.client}, {record.split}: macro-F1 {f1:.1f} %")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean
 
-from prrfl import InProcess, Recipe, build_network, norm_keys, run_rounds
+from prrfl import InProcess, Recipe, build_network, run_rounds
 from prrfl.algorithms import FedAvg
 from prrfl.algorithms.base import MeanOfShares
 from prrfl.algorithms.single import train_one
@@ -64,9 +64,7 @@ def main() -> None:
     network = build_network("vgg16_slim", num_classes=3, seed=0)
     for method in (FedAvg(), OwnHead()):
         engine = InProcess(method, sites, Recipe(network, lr=0.03))
-        records = list(
-            run_rounds(method, engine, rounds=ROUNDS, epochs=EPOCHS, seed=0, norm_keys=norm_keys(network))
-        )
+        records = list(run_rounds(method, engine, rounds=ROUNDS, epochs=EPOCHS, seed=0, network=network))
         drop = 100 * fmean(drop.f1 for drop in measure(records) if drop.deployed)
         sent = [size for r in records if r.kind == "exchange" for size in r.bytes_up.values()]
         name = type(method).__name__

@@ -12,7 +12,7 @@ import pytest
 import torch
 from typer.main import get_command
 
-from prrfl import InProcess, Recipe, build_network, cli, config, norm_keys, run_rounds
+from prrfl import InProcess, Recipe, build_network, cli, config, run_rounds
 from prrfl.algorithms import ALGORITHMS, FedBN, Local
 from prrfl.data.images import SPLITS
 from tests.sites_on_disk import write_layout
@@ -195,7 +195,7 @@ def test_extending_declares_a_setting():
 def records_of(method, names):
     network = names["network"]
     engine = InProcess(method, names["sites"], Recipe(network, batch=8))
-    return list(run_rounds(method, engine, rounds=2, epochs=2, seed=0, norm_keys=norm_keys(network)))
+    return list(run_rounds(method, engine, rounds=2, epochs=2, seed=0, network=network))
 
 
 def test_the_figure_at_the_papers_size_is_drawn_from_run_folders(walk, monkeypatch):

@@ -163,8 +163,15 @@ def side_by_side(calls: Sequence[Callable[[], Tensor]], device: str) -> list[Ten
             outputs.append(call())
     for output, stream in zip(outputs, beside, strict=True):
         here.wait_stream(stream)
-        output.record_stream(here)  # keeps its memory until later work on this stream has read it
+        used_here(output, device)
     return outputs
+
+
+def used_here(tensor: Tensor, device: str) -> Tensor:
+    """Return a tensor of another stream, whose memory is kept until later work on this stream has read it."""
+    if on_gpu(device):
+        tensor.record_stream(torch.cuda.current_stream(device))
+    return tensor
 
 
 class ThreadCache(threading.local, Generic[K, V]):

@@ -11,13 +11,22 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-from prrfl.algorithms import ALGORITHMS, DEFAULT, FML, PRRFL, Algorithm, FedProx
+from prrfl.algorithms import ALGORITHMS, DEFAULT, FML, PRRFL, Algorithm, FedProx, traits_of
 from prrfl.algorithms.prrfl import Aggregation, TransferMode
 from prrfl.errors import ConfigError, nearest
+from prrfl.losses import CPA, LOSSES, Focal, LogitAdjusted, Loss
 from prrfl.machine import best_device, gpu, multiplies_bfloat16
-from prrfl.models import NETWORKS
+from prrfl.models import NETWORKS, Init
 from prrfl.storage.reading import read_text
 
 LARGEST_FILE = 2**14
@@ -103,7 +112,8 @@ class TrainConfig(BaseModel):
         PRRFL.alpha2, description="DET: both networks exchange below this fraction of the personalised F1"
     )
     aggregation: Annotated[Aggregation, METHOD] = Field(
-        PRRFL.aggregation, description="prrfl ablation: plain mean instead of PFA"
+        PRRFL.aggregation,
+        description="prrfl: pfa-phase averages phases too, as prrfl-imbalance does; mean is an ablation",
     )
     transfer: Annotated[TransferMode, METHOD] = Field(
         PRRFL.transfer, description="prrfl ablation: a single DET stage, or no transfer"
@@ -118,6 +128,41 @@ class TrainConfig(BaseModel):
         FML.meme_weight, description="fml: weight of the labels in the meme's loss"
     )
 
+    loss: Annotated[str, METHOD] = Field(
+        "auto",
+        description=f"loss of every network: {', '.join(LOSSES)}; auto is cpa for prrfl-imbalance, "
+        "cross-entropy for all other methods",
+    )
+    counts: Annotated[Literal["site", "federation"], METHOD] = Field(
+        "site",
+        description="weighted, logit-adjusted: class counts of the site, or of all sites, which send them",
+    )
+    focusing: Annotated[Factor, METHOD] = Field(
+        Focal.focusing, description="focal: how much less easy images count (gamma)"
+    )
+    adjustment: Annotated[Factor, METHOD] = Field(
+        LogitAdjusted.adjustment, description="logit-adjusted: strength; 1 is the balanced softmax"
+    )
+    beta: Annotated[Factor, METHOD] = Field(CPA.beta, description="cpa: strength of the rarity weights")
+    tau: Annotated[Factor, METHOD] = Field(
+        CPA.tau, ge=1, description="cpa: softens the factors of the prototypes"
+    )
+    init_iter: Annotated[int, METHOD] = Field(
+        CPA.init_iter, ge=0, le=10_000, description="cpa: number of rounds before those with prototypes"
+    )
+    proto_type: Annotated[Literal["fc", "logit"], METHOD] = Field(
+        CPA.proto_type, description="cpa: prototypes of the last layer's inputs, or of its outputs"
+    )
+    global_proto: Annotated[Literal["gaussian", "avg"], METHOD] = Field(
+        CPA.global_proto,
+        description="cpa: global prototypes are drawn around the mean of the sites', or are the mean",
+    )
+    prototypes: Annotated[Literal["per-epoch", "per-round"], METHOD] = Field(
+        CPA.prototypes,
+        description="cpa: exchange prototypes after every local epoch, which is exact but impossible over real "
+        "sites, or once a round",
+    )
+
     network: Annotated[str, METHOD] = Field(
         "vgg16_slim", description=f"network by name: {', '.join(NETWORKS)}"
     )
@@ -127,6 +172,11 @@ class TrainConfig(BaseModel):
     )
     new_head: Annotated[bool | None, METHOD] = Field(
         None, description="with weights: leave out the last layer of the file; it starts at random"
+    )
+    init: Annotated[Init, METHOD] = Field(
+        "pytorch",
+        description="initial weights: as PyTorch draws them, like the published code; or He-normal, as in "
+        "version 0.1.0",
     )
     rounds: Annotated[int, METHOD] = Field(50, ge=1, le=10_000, description="communication rounds (T)")
     epochs: Annotated[int, METHOD] = Field(5, ge=1, le=10_000, description="local epochs per round (E)")
@@ -214,6 +264,20 @@ class TrainConfig(BaseModel):
     def _known_method(cls, value: str) -> str:
         return _one_of(value, ALGORITHMS)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_method(cls, settings: Any) -> Any:
+        """Give the hyper-parameters the defaults of the chosen method, where it shares them with others."""
+        kind = ALGORITHMS.get(settings.get("method", DEFAULT))
+        return {**{part.name: part.default for part in fields(kind)}, **settings} if kind else settings
+
+    @field_validator("loss")
+    @classmethod
+    def _known_loss(cls, value: str, info: ValidationInfo) -> str:
+        if value == "auto":
+            return traits_of(ALGORITHMS.get(info.data.get("method", DEFAULT))).loss
+        return _one_of(value, LOSSES)
+
     @field_validator("network")
     @classmethod
     def _known_network(cls, value: str) -> str:
@@ -275,10 +339,18 @@ class TrainConfig(BaseModel):
         method: Algorithm[Any] = kind(**{field.name: getattr(self, field.name) for field in fields(kind)})
         return method
 
+    def loss_function(self) -> Loss:
+        """Return the loss with its settings."""
+        kind = LOSSES[self.loss]
+        loss: Loss = kind(**{field.name: getattr(self, field.name) for field in fields(kind)})
+        return loss
+
     def without_effect(self) -> list[str]:
         """Return the names of settings that differ from their defaults but have no effect in this run."""
-        of_methods = {field.name for kind in ALGORITHMS.values() for field in fields(kind)}
-        idle = of_methods - {field.name for field in fields(ALGORITHMS[self.method])}
+        idle = set()
+        for kinds, chosen in ((ALGORITHMS, self.method), (LOSSES, self.loss)):
+            idle |= {field.name for kind in kinds.values() for field in fields(kind)}
+            idle -= {field.name for field in fields(kinds[chosen])}
         if self.data is not None:
             idle |= self.where(of_generator=True)
         known = type(self).model_fields
@@ -304,13 +376,23 @@ def load_config(path: Path | None, overrides: Mapping[str, object]) -> TrainConf
     Raises:
         ConfigError: with the key and what was expected; for an unknown key, with the nearest known one.
     """
+    source, settings = given_settings(path, overrides)
+    return checked(settings, source, overrides)
+
+
+def given_settings(path: Path | None, overrides: Mapping[str, object]) -> tuple[str, dict[str, Any]]:
+    """Return the settings that are given, by key, before defaults and checks; see :func:`load_config`.
+
+    Returns:
+        The name of their source, for messages, and the settings.
+    """
     if path is not None:
         source, text = str(path), _read_text(path)
     elif overrides.get("data") is None:
         source, text = "quickstart", resources.files("prrfl").joinpath("quickstart.toml").read_text("utf-8")
     else:
         source, text = "flags", ""
-    return checked({**parse_toml(text, source), **overrides}, source, overrides)
+    return source, {**parse_toml(text, source), **overrides}
 
 
 def checked(

@@ -1,6 +1,6 @@
 """Arithmetic on named tensors: which ones belong to norm layers, their sizes, their weighted mean."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -16,22 +16,45 @@ NORM_TYPES: tuple[type[nn.Module], ...] = (
 )
 
 
-def norm_keys(network: nn.Module, types: Sequence[type[nn.Module]] = NORM_TYPES) -> frozenset[str]:
+def norm_keys(network: nn.Module) -> frozenset[str]:
     """Return the state_dict names of all tensors that belong to normalisation layers.
 
-    Layers are found by type, not by name, so that nested and oddly named ones are found as well.
-
-    Args:
-        network: any module.
-        types: the module types that count as normalisation; extend it for layers of your own.
+    Layers are found by type, not by name, so that nested and oddly named ones are found as well. A layer of
+    your own counts as one if its class has the attribute ``is_norm = True``.
     """
-    kinds: tuple[type, ...] = tuple(types)
     # A module under two names has its tensors under both in a state_dict.
     named = network.named_modules(remove_duplicate=False)
-    norms = {name: module for name, module in named if issubclass(type(module), kinds)}
+    return _keys({name: module for name, module in named if _is_norm(type(module))})
+
+
+def _is_norm(kind: type[nn.Module]) -> bool:
+    return issubclass(kind, NORM_TYPES) or getattr(kind, "is_norm", False) is True
+
+
+def head_of(network: nn.Module) -> tuple[str, nn.Linear]:
+    """Return name and module of a network's last linear layer, whose outputs are the logits.
+
+    Raises:
+        StateMismatchError: if it has no linear layer.
+    """
+    linear = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Linear)]
+    if not linear:
+        raise StateMismatchError("the network has no linear layer; expected one that computes the logits")
+    return linear[-1]
+
+
+def head_keys(network: nn.Module) -> frozenset[str]:
+    """Return the state_dict names of the tensors of the network's last linear layer; none without one."""
+    try:
+        return _keys(dict([head_of(network)]))
+    except StateMismatchError:
+        return frozenset()
+
+
+def _keys(modules: Mapping[str, nn.Module]) -> frozenset[str]:
     return frozenset(
         f"{prefix}.{name}" if prefix else name
-        for prefix, module in norms.items()
+        for prefix, module in modules.items()
         for name in module.state_dict()
     )
 

@@ -11,13 +11,13 @@ from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from prrfl.capture import Captured, ThreadCache, on_gpu, side_by_side
-from prrfl.errors import StateMismatchError
+from prrfl.capture import Captured, ThreadCache, on_gpu, side_by_side, used_here
+from prrfl.errors import ConfigError, StateMismatchError
 from prrfl.folding import Pairs, fold, foldable
+from prrfl.losses import CrossEntropy, Loss
 from prrfl.machine import arithmetic
-from prrfl.tensors import name_of
+from prrfl.tensors import head_of, name_of
 from prrfl.types import ClientId, Examples, RoundContext, SiteData, Tensors
 
 D = TypeVar("D")
@@ -39,7 +39,6 @@ class Augment(Protocol[D]):
         """
 
 
-Loss = Callable[[Tensor, Tensor], Tensor]
 Precision = Literal["float32", "bfloat16", "float64"]
 
 
@@ -60,7 +59,7 @@ class Recipe:
         weight_decay: L2 penalty of the optimiser.
         augment: changes training inputs at random; ``None`` leaves them as they are.
         normalise: prepares raw inputs for the network.
-        loss: (N, C) logits and (N,) labels to a scalar.
+        loss: what networks minimise, unless the method adds to it.
         shuffle: whether each epoch draws its own order.
         device: where networks run: ``cpu``, ``cuda``, ``cuda:1``.
         precision: ``bfloat16`` computes the network under autocast; weights stay float32.
@@ -75,7 +74,7 @@ class Recipe:
     weight_decay: float = 1e-6
     augment: Augment[Any] | None = None
     normalise: Callable[[Tensor], Tensor] = normalise
-    loss: Loss = functional.cross_entropy
+    loss: Loss = field(default_factory=CrossEntropy)
     shuffle: bool = True
     device: str = "cpu"
     precision: Precision = "float32"
@@ -134,10 +133,21 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Site:
-    """What an algorithm is given to train on: a site's data, and the recipe."""
+    """What an algorithm is given to train on: a site's data, and the recipe.
+
+    A method around another one, such as :class:`prrfl.algorithms.prototyped.Prototyped`, sets the rest.
+
+    Attributes:
+        data: the site's images.
+        recipe: how to train.
+        constants: tensors for the loss, besides those that it computes from class counts.
+        watch: takes each epoch that is trained, with the features of its first network.
+    """
 
     data: SiteData
     recipe: Recipe
+    constants: Tensors = field(default_factory=dict)
+    watch: "Callable[[Epoch], None] | None" = None
 
     @property
     def name(self) -> ClientId:
@@ -225,15 +235,18 @@ class Epoch:
 
     Attributes:
         learners: the networks after it, in the order given.
-        losses: mean over batches of each network's own loss (cross-entropy), without extra terms.
+        losses: mean over batches of each network's own loss, the recipe's, without extra terms.
         logits: per network, (N, C) outputs in training mode, each batch's from just before its update.
         labels: (N,) in the order of the logits.
+        features: (N, D) inputs of the first network's last linear layer, when the logits were computed;
+            ``None`` if the site does not watch the epoch.
     """
 
     learners: tuple[Learner, ...]
     losses: tuple[float, ...]
     logits: tuple[Tensor, ...]
     labels: Tensor
+    features: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -283,47 +296,79 @@ def train_epoch(
         given: tensors that the objective reads, by name; of the same shapes in every epoch.
     """
     recipe = site.recipe
-    trainer = _trainer(recipe, len(learners), objective)
+    trainer = _trainer(recipe, len(learners), objective, site.watch is not None)
     draw = site_generator(site, ctx, "train")
-    losses, logits, truth = [], [], []
+    losses, logits, features, truth = [], [], [], []
     with (
         arithmetic(recipe.device, recipe.precision),
         _global_seed(ctx.seed, site.name, ctx.round, ctx.epoch, device=recipe.device),
     ):
-        trainer.begin(learners, ctx, given or {})
+        trainer.begin(learners, ctx, given or {}, {**_constants(site, ctx), **site.constants})
         for inputs, labels in batches(site.data.train, recipe, recipe.batch, draw, shuffle=recipe.shuffle):
-            own, outputs = trainer.step(inputs, labels)
+            own, outputs, *watched = trainer.step(inputs, labels)
             losses.append(own)
             logits.append(outputs)
+            features += watched
             truth.append(labels)
-    return Epoch(
+    epoch = Epoch(
         learners=trainer.learners(),
         losses=tuple(torch.stack(losses).double().mean(0).tolist()),
         logits=tuple(torch.cat(logits, dim=1).cpu().unbind()),
         labels=torch.cat(truth).cpu(),
+        features=torch.cat(features).cpu() if features else None,
+    )
+    if site.watch is not None:
+        site.watch(epoch)
+    return epoch
+
+
+def _constants(site: Site, ctx: RoundContext) -> Tensors:
+    """Return the constants of the loss at a site.
+
+    Raises:
+        ConfigError: if the loss needs the class counts of all sites, and nobody counted.
+    """
+    loss = site.recipe.loss
+    match loss.counts:
+        case "none":
+            return loss.constants(torch.empty(0))
+        case "site":
+            _, head = head_of(site.recipe.network)
+            return loss.constants(torch.bincount(site.data.train.labels.cpu(), minlength=head.out_features))
+        case "federation" if ctx.class_counts:
+            return loss.constants(torch.tensor(ctx.class_counts))
+    raise ConfigError(
+        f"loss {type(loss).__name__} needs the class counts of all sites; set RoundContext.class_counts"
     )
 
 
-def _trainer(recipe: Recipe, networks: int, objective: Objective | None) -> "_Trainer":
+def _trainer(recipe: Recipe, networks: int, objective: Objective | None, watched: bool) -> "_Trainer":
     """Return networks to train: new ones, or on a GPU those of this thread with their recordings."""
 
     def make() -> _Trainer:
-        return _Trainer(recipe, networks, objective)
+        return _Trainer(recipe, networks, objective, watched)
 
-    return recipe._trainers.get((networks, objective), make) if on_gpu(recipe.device) else make()
+    return recipe._trainers.get((networks, objective, watched), make) if on_gpu(recipe.device) else make()
 
 
 class _Trainer:
     """Networks that train on the same batches, their optimisers, and the step that they take together."""
 
-    def __init__(self, recipe: Recipe, networks: int, objective: Objective | None) -> None:
+    def __init__(self, recipe: Recipe, networks: int, objective: Objective | None, watched: bool) -> None:
         self._recipe, self._objective = recipe, objective
         self._networks = tuple(recipe._make_network().train() for _ in range(networks))
         self._optimisers = [_optimiser(network, recipe) for network in self._networks]
         self._given: dict[str, Tensor] = {}
+        self._constants: dict[str, Tensor] = {}
+        self._features: list[Tensor] = []
+        if watched:
+            _, head = head_of(self._networks[0])
+            head.register_forward_pre_hook(lambda _, inputs: self._features.append(inputs[0]))
         self.step = Captured(self._step, recipe.device)
 
-    def begin(self, learners: Sequence[Learner], ctx: RoundContext, given: Tensors) -> None:
+    def begin(
+        self, learners: Sequence[Learner], ctx: RoundContext, given: Tensors, constants: Tensors
+    ) -> None:
         """Copy the start of an epoch into the memory that a recorded step reads."""
         for network, optimiser, learner in zip(self._networks, self._optimisers, learners, strict=True):
             _refill(network, learner.weights, self._recipe)
@@ -333,17 +378,24 @@ class _Trainer:
             self.step.forget()  # a recording contains the old number
             for optimiser in self._optimisers:
                 optimiser.param_groups[0]["lr"] = lr
-        if self._given.keys() != given.keys():
-            self.step.forget()
-            self._given = {key: torch.empty_like(t, device=self._recipe.device) for key, t in given.items()}
-        for key, tensor in given.items():
-            self._given[key].copy_(tensor, non_blocking=True)
+        for held, now in ((self._given, given), (self._constants, constants)):
+            if held.keys() != now.keys():
+                self.step.forget()
+                held.clear()
+                held.update({key: torch.empty_like(t, device=self._recipe.device) for key, t in now.items()})
+            for key, tensor in now.items():
+                held[key].copy_(tensor, non_blocking=True)
 
-    def _step(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Train on one batch; return the losses (K,) and the logits (K, N, C) before the update."""
+    def _step(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        """Train on one batch; return the losses (K,) and the logits (K, N, C) before the update.
+
+        If the epoch is watched, also return the features of the first network, (N, D).
+        """
         networks, recipe = self._networks, self._recipe
+        self._features.clear()
         logits = forward(networks, inputs, recipe)
-        own = tuple(recipe.loss(output, labels) for output in logits)
+        features = [used_here(inputs.detach(), recipe.device) for inputs in self._features[-1:]]
+        own = tuple(recipe.loss(output, labels, self._constants) for output in logits)
         step = Step(networks, inputs, labels, logits, own, self._given)
         goals = self._objective(step) if self._objective else own
         for optimiser in self._optimisers:
@@ -352,7 +404,7 @@ class _Trainer:
         torch.stack(list(goals)).sum().backward()  # type: ignore[no-untyped-call]
         for optimiser in self._optimisers:
             optimiser.step()
-        return torch.stack(own).detach(), torch.stack(logits).detach()
+        return torch.stack(own).detach(), torch.stack(logits).detach(), *features
 
     def learners(self) -> tuple[Learner, ...]:
         """Return the networks as they are now."""

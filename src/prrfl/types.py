@@ -83,6 +83,8 @@ class RoundContext:
         epochs: number E of local epochs in a round.
         seed: the run's seed; all randomness derives from it.
         norm_keys: full names of the tensors of normalisation layers.
+        head_keys: full names of the tensors of the last linear layer.
+        class_counts: number of training images of each class at all sites together; empty if nobody counted.
     """
 
     round: int
@@ -91,6 +93,8 @@ class RoundContext:
     epochs: int
     seed: int
     norm_keys: frozenset[str] = frozenset()
+    head_keys: frozenset[str] = frozenset()
+    class_counts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def run(method, sites, *, present=None, seed=3, **recipe):
     network = tiny_network()
     engine = InProcess(method, sites, Recipe(network, batch=8, **recipe), present)
-    records = list(run_rounds(method, engine, rounds=2, epochs=2, seed=seed, norm_keys=norm_keys(network)))
+    records = list(run_rounds(method, engine, rounds=2, epochs=2, seed=seed, network=network))
     return records, engine.models()
 
 
@@ -97,7 +97,7 @@ def test_a_batch_of_one_a_large_batch_and_one_epoch_are_no_trouble(method):
     for n, batch, epochs in ((17, 8, 1), (9, 64, 1), (17, 16, 2)):
         network = tiny_network()
         engine = InProcess(method, tiny_sites(2, n), Recipe(network, batch=batch))
-        records = list(run_rounds(method, engine, rounds=1, epochs=epochs, norm_keys=norm_keys(network)))
+        records = list(run_rounds(method, engine, rounds=1, epochs=epochs, network=network))
         assert sum(r.kind == "train" for r in records) == 2 * epochs
 
 
@@ -168,7 +168,7 @@ def test_a_state_that_cannot_be_stored_says_which_field_and_what_could(tmp_path)
 def test_centralised_trains_on_all_images_and_is_scored_at_each_site():
     method, sites, network = ALGORITHMS["centralised"](), tiny_sites(3), tiny_network()
     engine = Pooled(method, sites, Recipe(network, batch=8))
-    records = list(run_rounds(method, engine, rounds=2, epochs=1, norm_keys=norm_keys(network)))
+    records = list(run_rounds(method, engine, rounds=2, epochs=1, network=network))
     pooled = SiteData(
         "all sites",
         *(
@@ -180,7 +180,7 @@ def test_centralised_trains_on_all_images_and_is_scored_at_each_site():
         ),
     )
     alone = InProcess(ALGORITHMS["local"](), [pooled], Recipe(network, batch=8))
-    list(run_rounds(ALGORITHMS["local"](), alone, rounds=2, epochs=1, norm_keys=norm_keys(network)))
+    list(run_rounds(ALGORITHMS["local"](), alone, rounds=2, epochs=1, network=network))
     assert same_bits(engine.models(), alone.models())
     last = [r for r in records if isinstance(r, ScoreRecord) and (r.round, r.moment) == (1, "after")]
     assert {(r.client, r.split) for r in last} == {(s.name, k) for s in sites for k in ("test", "valid")}

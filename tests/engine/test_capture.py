@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from prrfl import Recipe, capture, norm_keys, run_rounds, training
+from prrfl import Recipe, capture, run_rounds, training
 from prrfl.algorithms import ALGORITHMS, PRRFL
 from prrfl.engine import InProcess
 from prrfl.training import Learner, Site, predict, train_epoch
@@ -99,8 +99,7 @@ def recipe(**changes):
 def outcome(algorithm, made):
     """Return all records of three rounds over two learning rates, and the tensors after them."""
     engine = InProcess(algorithm, tiny_sites(2), made)
-    keys = norm_keys(made.network)
-    records = list(run_rounds(algorithm, engine, rounds=3, epochs=3, norm_keys=keys))
+    records = list(run_rounds(algorithm, engine, rounds=3, epochs=3, network=made.network))
     models = engine.models()
     return records, {(s, m, k): t for s in models for m in models[s] for k, t in models[s][m].items()}
 

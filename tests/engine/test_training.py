@@ -197,7 +197,7 @@ def test_inputs_need_not_be_images(make, shape, precision):
     network = make()
     recipe = Recipe(network, batch=4, normalise=lambda x: x, precision=precision)
     engine = InProcess(PRRFL(), sites, recipe)
-    list(run_rounds(PRRFL(), engine, rounds=1, epochs=2, norm_keys=norm_keys(network)))
+    list(run_rounds(PRRFL(), engine, rounds=1, epochs=2, network=network))
     for models in engine.models().values():
         assert models["personalised"].keys() == network.state_dict().keys()
         assert not torch.equal(models["personalised"]["0.weight"].float(), network[0].weight)

@@ -14,7 +14,6 @@ from prrfl.engine.workers import Workers, shared_out
 from prrfl.errors import StateMismatchError
 from prrfl.evaluation import score
 from prrfl.storage.tensor_files import StatesOnDisk, from_bytes, to_bytes
-from prrfl.tensors import norm_keys
 from prrfl.training import predict
 from prrfl.types import ExchangeRecord, RoundContext, ScoreRecord, Share, SiteData
 from tests.contract.test_algorithms import every_method
@@ -22,8 +21,7 @@ from tests.sites import tiny_examples, tiny_network, tiny_sites
 
 
 def run(engine, method, folder, rounds=2):
-    keys = norm_keys(tiny_network())
-    records = list(run_rounds(method, engine, rounds=rounds, epochs=2, seed=3, norm_keys=keys))
+    records = list(run_rounds(method, engine, rounds=rounds, epochs=2, seed=3, network=tiny_network()))
     engine.save(folder)
     outputs = [(one.client, one.model, one.valid, one.test, one.weights) for one in engine.deployed()]
     return records, {path.name: path.read_bytes() for path in folder.iterdir()}, outputs
@@ -57,7 +55,7 @@ def test_scores_are_those_of_the_networks_at_that_moment(method):
     recipe = Recipe(tiny_network(), batch=8)
     engine = InProcess(method, tiny_sites(), recipe)
     latest = {}
-    for record in run_rounds(method, engine, rounds=3, epochs=2, norm_keys=norm_keys(recipe.network)):
+    for record in run_rounds(method, engine, rounds=3, epochs=2, network=recipe.network):
         if isinstance(record, ScoreRecord) and record.moment == "after":
             latest[record.client, record.model, record.split] = record.scores
         if isinstance(record, ExchangeRecord):
@@ -96,7 +94,7 @@ def test_absent_sites_are_not_visited():
     present = lambda ctx: {"s0", "s2"} if ctx.round == 0 else {"s1"}  # noqa: E731
     make = partial(InProcess, FedAvg(), recipe=Recipe(tiny_network(), batch=8))
     with Workers(make, tiny_sites(), 2, present=present) as engine:
-        records = list(run_rounds(FedAvg(), engine, rounds=2, epochs=1, norm_keys=frozenset()))
+        records = list(run_rounds(FedAvg(), engine, rounds=2, epochs=1, network=tiny_network()))
     assert [set(r.bytes_up) for r in records if isinstance(r, ExchangeRecord)] == [{"s0", "s2"}, {"s1"}]
 
 
@@ -110,9 +108,9 @@ def test_sites_are_shared_out_by_their_images():
 def test_what_a_site_runs_into_is_said_as_in_one_process():
     make = partial(InProcess, FedAvg(), recipe=Recipe(tiny_network(), batch=8, lr=1e30))
     with pytest.raises(NonFiniteShareError) as alone:
-        list(run_rounds(FedAvg(), make(tiny_sites()), rounds=2, epochs=2, norm_keys=frozenset()))
+        list(run_rounds(FedAvg(), make(tiny_sites()), rounds=2, epochs=2, network=tiny_network()))
     with Workers(make, tiny_sites(), 2) as engine, pytest.raises(NonFiniteShareError) as apart:
-        list(run_rounds(FedAvg(), engine, rounds=2, epochs=2, norm_keys=frozenset()))
+        list(run_rounds(FedAvg(), engine, rounds=2, epochs=2, network=tiny_network()))
     assert str(apart.value) == str(alone.value)
 
 
@@ -134,7 +132,7 @@ def test_a_process_that_dies_is_named_and_a_fault_of_ours_keeps_its_traceback():
         recipe = Recipe(tiny_network(), batch=8)
         make = partial(InProcess, method, recipe=recipe)
         with Workers(make, tiny_sites(), 3) as engine, pytest.raises(kind, match=words):
-            list(run_rounds(method, engine, rounds=1, epochs=1, norm_keys=frozenset()))
+            list(run_rounds(method, engine, rounds=1, epochs=1, network=tiny_network()))
 
 
 def test_threads_work_in_a_process_forked_from_one_that_used_them():
@@ -148,7 +146,7 @@ def test_threads_work_in_a_process_forked_from_one_that_used_them():
 
         def work():
             with Workers(make, tiny_sites(), 2, threads=2) as engine:
-                found.extend(run_rounds(FedAvg(), engine, rounds=1, epochs=1, norm_keys=frozenset()))
+                found.extend(run_rounds(FedAvg(), engine, rounds=1, epochs=1, network=tiny_network()))
 
         thread = threading.Thread(target=work, daemon=True)
         thread.start()

@@ -20,7 +20,6 @@ from prrfl.storage.records import (
     read_records,
     to_line,
 )
-from prrfl.tensors import norm_keys
 from prrfl.training import Recipe
 from prrfl.types import ExchangeRecord, Predictions
 from tests.fuzz.cases import cases, tried
@@ -34,7 +33,7 @@ CLASSES = ("a", "b, c", "d")
 def records():
     network = tiny_network()
     engine = InProcess(FedAvg(), tiny_sites(2, 9), Recipe(network, batch=8))
-    return list(run_rounds(FedAvg(), engine, rounds=2, epochs=1, norm_keys=norm_keys(network)))
+    return list(run_rounds(FedAvg(), engine, rounds=2, epochs=1, network=network))
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from prrfl import PRRFL, InProcess, Recipe, norm_keys, run_rounds, vgg16_slim
+from prrfl import PRRFL, InProcess, Recipe, run_rounds, vgg16_slim
 from prrfl.types import ScoreRecord, TrainRecord
 from tests.reference import VECTORS, reference_sites, reference_weights
 
@@ -20,7 +20,7 @@ def outcome():
     recipe = Recipe(network, shuffle=False, normalise=lambda x: x, precision="float64")
     algorithm = PRRFL()
     engine = InProcess(algorithm, reversed(reference_sites()), recipe)
-    records = list(run_rounds(algorithm, engine, rounds=3, epochs=5, seed=0, norm_keys=norm_keys(network)))
+    records = list(run_rounds(algorithm, engine, rounds=3, epochs=5, seed=0, network=network))
     return records, engine.models()
 
 

@@ -9,6 +9,7 @@ from prrfl.algorithms.fml import FML
 from prrfl.algorithms.ida import IDA
 from prrfl.algorithms.local import Local
 from prrfl.algorithms.prrfl import PRRFL
+from prrfl.algorithms.prrfl_imbalance import PRRFLImbalance
 from prrfl.algorithms.silobn import SiloBN
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Local",
     "MeanOfShares",
     "PRRFL",
+    "PRRFLImbalance",
     "SiloBN",
     "Traits",
     "traits_of",
@@ -34,6 +36,7 @@ __all__ = [
 
 ALGORITHMS: dict[str, type] = {
     "prrfl": PRRFL,
+    "prrfl-imbalance": PRRFLImbalance,
     "fedavg": FedAvg,
     "fedprox": FedProx,
     "fedbn": FedBN,

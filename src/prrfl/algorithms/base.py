@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, cast
 
 from torch import Tensor
 
@@ -20,7 +20,9 @@ class Aggregator(Protocol):
         only_adds: whether the sum of the shares is enough, which is all that secure summation reveals.
     """
 
-    only_adds: ClassVar[bool]
+    @property
+    def only_adds(self) -> bool:
+        """Whether the sum of the shares is enough."""
 
     def add(self, client: ClientId, share: Share) -> None:
         """Take one site's share."""
@@ -59,11 +61,13 @@ class Traits:
         variants: names of the settings of the method that a site must agree to separately, because they
             send more than the method does by default; see :func:`variant_of`.
         stages: names of the training stages 1, 2, ... that its metric ``stage`` counts; empty without stages.
+        loss: name of the loss that it is published with.
     """
 
     scope: Literal["federated", "alone", "pooled"] = "federated"
     variants: tuple[str, ...] = ()
     stages: tuple[str, ...] = ()
+    loss: str = "cross-entropy"
 
 
 def traits_of(method: object) -> Traits:
@@ -79,6 +83,36 @@ def variant_of(method: object) -> str:
     """
     variant: str = getattr(method, "variant", "")
     return variant
+
+
+class Meeting(Protocol[C]):
+    """What a method provides besides :class:`Algorithm` if its sites also meet after each local epoch.
+
+    The simulation can bring sites together so often. Over real sites, where a round is one visit, such a
+    method cannot run.
+    """
+
+    def meets(self, ctx: RoundContext) -> bool:
+        """Return whether the sites meet after each local epoch of a round."""
+
+    def epoch_share(self, client: C, ctx: RoundContext) -> Share:
+        """Return what the site sends after the local epoch ``ctx.epoch``."""
+
+    def epoch_aggregator(self, ctx: RoundContext) -> Aggregator:
+        """Return a new aggregator for what the sites send after an epoch."""
+
+    def epoch_receive(self, client: C, mean: Tensors, ctx: RoundContext) -> C:
+        """Return the site's state after the aggregate has come back."""
+
+
+def meets(method: object, ctx: RoundContext) -> bool:
+    """Return whether a method's sites meet after each local epoch of a round; most never do."""
+    return hasattr(method, "meets") and meeting(method).meets(ctx)
+
+
+def meeting(method: object) -> Meeting[Any]:
+    """Return a method whose sites meet after each local epoch, as one."""
+    return cast(Meeting[Any], method)
 
 
 class Algorithm(Protocol[C]):

@@ -7,12 +7,20 @@ from typing import ClassVar, Literal
 from prrfl.algorithms.base import MeanOfShares, Traits
 from prrfl.algorithms.single import train_one, without
 from prrfl.det import ALPHA1, ALPHA2, Schedule, Stage, det_epoch
-from prrfl.pfa import R0, R1, low_band_amplitudes, low_frequency_ratio, rebuild
+from prrfl.pfa import (
+    R0,
+    R1,
+    low_band_amplitudes,
+    low_band_spectra,
+    low_frequency_ratio,
+    rebuild,
+    rebuild_with_phases,
+)
 from prrfl.tensors import detached
 from prrfl.training import Learner, Site
 from prrfl.types import RoundContext, Share, Tensors
 
-Aggregation = Literal["pfa", "mean"]
+Aggregation = Literal["pfa", "pfa-phase", "mean"]
 """How deputies are combined."""
 
 TransferMode = Literal["staged", "recover", "exchange", "sublimate", "off"]
@@ -37,8 +45,8 @@ class PRRFL:
         r1: low-frequency ratio approached in the last round; equal to ``r0`` for the fixed-ratio ablation.
         alpha1: the deputy recovers while its F1 is below this fraction of the personalised network's.
         alpha2: both networks exchange while the deputy's F1 is below this fraction.
-        aggregation: ``pfa``; or ``mean``, an ablation: the plain mean of the deputies' weights outside norm
-            layers.
+        aggregation: ``pfa``; ``pfa-phase``, which averages phases too (Chen et al., IEEE TMI 2022); or
+            ``mean``, an ablation: the plain mean of the deputies' weights outside norm layers.
         transfer: ``staged``; or an ablation: a single DET stage in every epoch, or ``off``: one network per
             site, which each communication changes.
     """
@@ -51,13 +59,18 @@ class PRRFL:
     transfer: TransferMode = "staged"
 
     traits: ClassVar[Traits] = Traits(
-        variants=("ablated",), stages=tuple(stage.name.lower() for stage in Stage)
+        variants=("phases", "ablated"), stages=tuple(stage.name.lower() for stage in Stage)
     )
 
     @property
     def variant(self) -> str:
-        """``ablated`` if it sends weights instead of amplitudes, or has a single network, which it sends."""
-        return "ablated" if self.aggregation != "pfa" or self.transfer == "off" else ""
+        """What it sends more than amplitudes of a deputy.
+
+        ``ablated``: weights, or those of the network that the site uses; ``phases``: phases too.
+        """
+        if self.aggregation == "mean" or self.transfer == "off":
+            return "ablated"
+        return "phases" if self.aggregation == "pfa-phase" else ""
 
     def start(self, initial: Tensors) -> PRRFLState:
         """Start both networks from the common initial weights."""
@@ -77,21 +90,30 @@ class PRRFL:
 
     def share(self, client: PRRFLState, ctx: RoundContext) -> Share:
         """Share the low-frequency amplitudes of the deputy; the personalised network stays at the site."""
-        if self.aggregation == "mean":
-            return Share(without(client.deputy.weights, ctx.norm_keys))
-        return Share(low_band_amplitudes(client.deputy.weights, self._ratio(ctx), ctx.norm_keys))
+        weights = client.deputy.weights
+        match self.aggregation:
+            case "pfa":
+                return Share(low_band_amplitudes(weights, self._ratio(ctx), ctx.norm_keys))
+            case "pfa-phase":
+                return Share(low_band_spectra(weights, self._ratio(ctx), ctx.norm_keys, ctx.head_keys))
+            case "mean":
+                return Share(without(weights, ctx.norm_keys))
 
     def aggregator(self, ctx: RoundContext) -> MeanOfShares:
-        """Average the amplitudes, all sites with the same weight."""
+        """Average what is shared, all sites with the same weight."""
         return MeanOfShares()
 
     def receive(self, client: PRRFLState, mean: Tensors, ctx: RoundContext) -> PRRFLState:
         """Rebuild the deputy from the mean amplitudes; the personalised network stays unchanged."""
-        weights = client.deputy.weights
-        if self.aggregation == "mean":
-            rebuilt = Learner({**weights, **detached(mean)})
-        else:
-            rebuilt = Learner(rebuild(weights, mean, self._ratio(ctx), ctx.norm_keys))
+        weights, ratio = client.deputy.weights, self._ratio(ctx)
+        match self.aggregation:
+            case "pfa":
+                weights = rebuild(weights, mean, ratio, ctx.norm_keys)
+            case "pfa-phase":
+                weights = rebuild_with_phases(weights, mean, ratio, ctx.norm_keys, ctx.head_keys)
+            case "mean":
+                weights = {**weights, **detached(mean)}
+        rebuilt = Learner(weights)
         if self.transfer == "off":
             return PRRFLState(rebuilt, rebuilt)
         return replace(client, deputy=rebuilt, stage=None)

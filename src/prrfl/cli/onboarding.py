@@ -33,13 +33,13 @@ def evaluate_new_sites(run_folder: Path, data: Path, which: "Which") -> dict[str
     """Score all networks, their ensemble and their mean on sites that took no part; print and return that."""
     from prrfl.inference.onboarding import evaluate_at_new_site, read_deployed, read_last_round
 
-    run = read_last_round(run_folder)
-    deployed = read_deployed(run_folder, which, run.config.device)
+    last = read_last_round(run_folder)
+    deployed = read_deployed(run_folder, which, last.run.settings.device)
     found = {}
-    for site in _sites(data, run, ("test",)):
-        found[site.name] = evaluate_at_new_site(run, deployed, site)
+    for site in _sites(data, last, ("test",)):
+        found[site.name] = evaluate_at_new_site(last, deployed, site)
         title = f"{which} networks on the {len(site.test)} test images of {site.name}"
-        table = score_table(title, ("network",), run.config.classes)
+        table = score_table(title, ("network",), last.run.settings.classes)
         for name, assessment in found[site.name].items():
             table.add_row(name, *score_cells(assessment))
         print_table(table)
@@ -64,16 +64,16 @@ def onboard(
     from prrfl.storage.tensor_files import write_tensors
 
     RunFolder(out).check_free()
-    run = read_last_round(run_folder)
-    for site in _sites(data, run, ("train", "test")):
+    last = read_last_round(run_folder)
+    for site in _sites(data, last, ("train", "test")):
         with console.status(Text(f"{site.name}: training on {len(site.train)} images, twice")):
-            result = make_network(run, site, epochs, seed)
+            result = make_network(last, site, epochs, seed)
         write_tensors(out / site.name / "model.safetensors", result.network, {"run": str(run_folder)})
         write_json(out / site.name / "scores.json", {k: asdict(v) for k, v in result.scores.items()})
-        _print(f"{site.name}: {len(site.test)} test images (%)", result.scores, run.config.classes)
+        _print(f"{site.name}: {len(site.test)} test images (%)", result.scores, last.run.settings.classes)
         start, _, own, alone = (scores.macro_f1 for scores in result.scores.values())
         console.print(
-            f"{site.name} {change(own, start)} of macro-F1 against the {run.mean_name}, "
+            f"{site.name} {change(own, start)} of macro-F1 against the {last.mean_name}, "
             f"{change(own, alone)} of macro-F1 against training alone; "
             f"network: {out / site.name / 'model.safetensors'}",
             soft_wrap=True,
@@ -86,11 +86,11 @@ def change(after: float, before: float) -> str:
     return f"{'lost' if points < 0 else 'gained'} {abs(points):.2f} points"
 
 
-def _sites(data: Path, run: "LastRound", needed: "Sequence[Split]") -> "list[SiteData]":
+def _sites(data: Path, last: "LastRound", needed: "Sequence[Split]") -> "list[SiteData]":
     from prrfl.data.sources import load_sites
     from prrfl.engine.in_process import POOL
 
-    config = run.config
+    config = last.run.settings
     sites = load_sites(
         data,
         image_size=config.image_size,
@@ -99,7 +99,7 @@ def _sites(data: Path, run: "LastRound", needed: "Sequence[Split]") -> "list[Sit
         needed=needed,
     )
     own = config.data is not None and os.path.realpath(config.data) == os.path.realpath(data)
-    known = [site.name for site in sites if own and run.states.keys() & {site.name, POOL}]
+    known = [site.name for site in sites if own and last.states.keys() & {site.name, POOL}]
     if known:
         log.warning(
             "%s took part in the run with this data; the scores are not those of a new site",

@@ -94,8 +94,7 @@ class InProcess:
 
     def train(self, ctx: RoundContext) -> Iterator[RoundRecord | Arrival]:
         """Visit the present sites one by one."""
-        names = taking_part(self.names, self._present, ctx)
-        yield from self._visit({name: partial(self.train_at, name, ctx) for name in names})
+        yield from self._visit(self.train_at, ctx)
 
     def train_at(self, name: ClientId, ctx: RoundContext) -> Iterator[RoundRecord | Arrival]:
         """Train one site for one round."""
@@ -104,19 +103,49 @@ class InProcess:
 
     def receive(self, mean: Tensors, ctx: RoundContext) -> Iterator[RoundRecord]:
         """Hand the mean to the present sites."""
-        names = taking_part(self.names, self._present, ctx)
-        yield from self._visit({name: partial(self.receive_at, name, mean, ctx) for name in names})
+        yield from self._visit(partial(self.receive_at, mean=mean), ctx)
 
-    def receive_at(self, name: ClientId, mean: Tensors, ctx: RoundContext) -> Iterator[RoundRecord]:
+    def receive_at(self, name: ClientId, ctx: RoundContext, mean: Tensors) -> Iterator[RoundRecord]:
         """Give the mean to one site."""
         self._states[name] = yield from self._visitors[name].receive(self._state(name), mean, ctx)
 
-    def _visit(self, visits: Mapping[ClientId, Callable[[], Iterator[E]]]) -> Iterator[E]:
-        if self._lanes is not None and len(visits) > 1:
-            yield from self._lanes.run(visits)
+    def train_epoch(self, ctx: RoundContext) -> Iterator[RoundRecord | Arrival]:
+        """Visit the present sites for one local epoch."""
+        yield from self._visit(self.train_epoch_at, ctx)
+
+    def train_epoch_at(self, name: ClientId, ctx: RoundContext) -> Iterator[RoundRecord | Arrival]:
+        """Train one site for one local epoch."""
+        self._states[name], sent = yield from self._visitors[name].epoch(self._state(name), ctx)
+        yield Arrival(sent, {name: count_bytes(sent.tensors)})
+
+    def meet(self, mean: Tensors, ctx: RoundContext) -> None:
+        """Hand an epoch's mean to the present sites."""
+        for name in taking_part(self.names, self._present, ctx):
+            self.meet_at(name, ctx, mean)
+
+    def meet_at(self, name: ClientId, ctx: RoundContext, mean: Tensors) -> None:
+        """Give an epoch's mean to one site."""
+        self._states[name] = self._visitors[name].meet(self._state(name), mean, ctx)
+
+    def share(self, ctx: RoundContext) -> Iterator[RoundRecord | Arrival]:
+        """Let the present sites end their round."""
+        yield from self._visit(self.share_at, ctx)
+
+    def share_at(self, name: ClientId, ctx: RoundContext) -> Iterator[RoundRecord | Arrival]:
+        """Let one site end its round."""
+        share = yield from self._visitors[name].share(self._state(name), ctx)
+        yield Arrival(share, {name: count_bytes(share.tensors)})
+
+    def _visit(
+        self, visit: Callable[[ClientId, RoundContext], Iterator[E]], ctx: RoundContext
+    ) -> Iterator[E]:
+        """Visit the present sites; yield the events of the first, then of the second, and so on."""
+        names = taking_part(self.names, self._present, ctx)
+        if self._lanes is not None and len(names) > 1:
+            yield from self._lanes.run({name: partial(visit, name, ctx) for name in names})
         else:
-            for visit in visits.values():
-                yield from visit()
+            for name in names:
+                yield from visit(name, ctx)
 
     def models(self) -> dict[ClientId, Mapping[str, Tensors]]:
         """Return the current networks of every site; the first of each is the deployed one."""

@@ -3,11 +3,13 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
-from prrfl.algorithms.base import Algorithm
+from torch import nn
+
+from prrfl.algorithms.base import Algorithm, meeting, meets
 from prrfl.errors import ParticipationError
-from prrfl.tensors import count_bytes
+from prrfl.tensors import count_bytes, head_keys, norm_keys
 from prrfl.types import ClientId, ExchangeRecord, RoundContext, RoundRecord, Share, Tensors
 
 
@@ -76,7 +78,20 @@ class Keeper(Protocol):
         """Yield the network that each site would deploy now."""
 
 
-class Engine(Exchange, Keeper, Protocol):
+class InStep(Protocol):
+    """Brings sites together after each local epoch, for a method that asks for it (``Meeting``)."""
+
+    def train_epoch(self, ctx: RoundContext) -> Iterator[RoundRecord | Arrival]:
+        """Train every present site for one local epoch; yield each site's records, then what it sends."""
+
+    def meet(self, mean: Tensors, ctx: RoundContext) -> None:
+        """Give the epoch's aggregate to every site that sent something."""
+
+    def share(self, ctx: RoundContext) -> Iterator[RoundRecord | Arrival]:
+        """Let every present site end its round; yield each site's records, then its share."""
+
+
+class Engine(Exchange, InStep, Keeper, Protocol):
     """A simulation engine: an exchange that also holds the states of its sites."""
 
 
@@ -86,7 +101,7 @@ def run_rounds(
     *,
     rounds: int,
     epochs: int,
-    norm_keys: frozenset[str],
+    network: nn.Module,
     seed: int = 0,
 ) -> Iterator[RoundRecord]:
     """Run a federation from its first round; yield the records as they arise.
@@ -96,14 +111,15 @@ def run_rounds(
         exchange: the engine.
         rounds: number T of communication rounds.
         epochs: number E of local epochs per round.
-        norm_keys: names of the network's normalisation tensors, from :func:`prrfl.tensors.norm_keys`. There
-            is no default: without them, PRR-FL and FedBN would silently average what must stay at the site.
+        network: the network that is trained. Its layers tell the method which tensors belong to norm layers
+            and to the last layer. Its weights do not matter here.
         seed: seed of all randomness.
 
     Raises:
         ParticipationError: if no site shares anything in a round.
     """
-    return rounds_from(RoundContext(0, rounds, 0, epochs, seed, norm_keys), algorithm, exchange)
+    start = RoundContext(0, rounds, 0, epochs, seed, norm_keys(network), head_keys(network))
+    return rounds_from(start, algorithm, exchange)
 
 
 def rounds_from(start: RoundContext, algorithm: Algorithm[Any], exchange: Exchange) -> Iterator[RoundRecord]:
@@ -121,7 +137,7 @@ def rounds_from(start: RoundContext, algorithm: Algorithm[Any], exchange: Exchan
         ctx = replace(start, round=index)
         aggregator = algorithm.aggregator(ctx)
         bytes_up: dict[ClientId, int] = {}
-        for event in exchange.train(ctx):
+        for event in _trained(algorithm, exchange, ctx):
             if isinstance(event, Arrival):
                 aggregator.add(event.whose, event.share)
                 bytes_up |= event.bytes_up
@@ -132,3 +148,23 @@ def rounds_from(start: RoundContext, algorithm: Algorithm[Any], exchange: Exchan
         mean = aggregator.result()
         yield from exchange.receive(mean, ctx)
         yield ExchangeRecord(index, bytes_up, count_bytes(mean))
+
+
+def _trained(
+    algorithm: Algorithm[Any], exchange: Exchange, ctx: RoundContext
+) -> Iterator[RoundRecord | Arrival]:
+    """Train every present site for one round, in one visit; or in one per epoch, if the sites meet after it."""
+    if not meets(algorithm, ctx):
+        yield from exchange.train(ctx)
+        return
+    in_step = cast(InStep, exchange)
+    for epoch in range(ctx.epochs):
+        now = replace(ctx, epoch=epoch)
+        aggregator = meeting(algorithm).epoch_aggregator(now)
+        for event in in_step.train_epoch(now):
+            if isinstance(event, Arrival):
+                aggregator.add(event.whose, event.share)
+            else:
+                yield event
+        in_step.meet(aggregator.result(), now)
+    yield from in_step.share(ctx)

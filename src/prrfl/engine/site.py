@@ -8,7 +8,7 @@ from typing import Any, Generic
 import torch
 from torch import Tensor
 
-from prrfl.algorithms.base import Algorithm, C
+from prrfl.algorithms.base import Algorithm, C, meeting
 from prrfl.engine.rounds import Deployed
 from prrfl.errors import NonFiniteShareError
 from prrfl.evaluation import score
@@ -72,32 +72,71 @@ class Visitor(Generic[C]):
         """
         self._recognise(client)
         for epoch in range(ctx.epochs):
-            now = replace(ctx, epoch=epoch)
-            client, metrics = self.algorithm.train(client, self.site, now)
-            for name, value in metrics.items():
-                if not math.isfinite(value):
-                    raise NonFiniteShareError(
-                        f"site {self.site.name}, {_when(now)}: {name} is {value}; "
-                        "lower the learning rate, or check the images of this site"
-                    )
-            yield TrainRecord(ctx.round, epoch, self.site.name, dict(metrics))
-            yield from self._scores(client, now, "test", "epoch", deployed_only=True)
-        last = replace(ctx, epoch=ctx.epochs - 1)
-        yield from self._scores(client, last, "test", "before")
-        share = packed(self.algorithm.share(client, ctx), self.share_dtype)
-        if broken := non_finite(share.tensors):
-            raise NonFiniteShareError(
-                f"site {self.site.name}, {_when(last)}: '{broken[0]}' of its share holds NaN or "
-                "infinity; the share is not sent"
-            )
+            client = yield from self._epoch(client, replace(ctx, epoch=epoch))
+        share = yield from self._share(client, ctx)
         self._rest(client)
         return client, share
+
+    def epoch(self, client: C, ctx: RoundContext) -> Generator[RoundRecord, Any, tuple[C, Share]]:
+        """Run one local epoch, for a method whose sites meet after each; return the state and what it sends.
+
+        Raises:
+            NonFiniteShareError: if a loss or a tensor to be sent is NaN or infinite.
+        """
+        self._recognise(client)
+        client = yield from self._epoch(client, ctx)
+        self._rest(client)
+        return client, self._checked(meeting(self.algorithm).epoch_share(client, ctx), ctx)
+
+    def meet(self, client: C, mean: Tensors, ctx: RoundContext) -> C:
+        """Give the site the mean of what all sites sent after an epoch; return the new state."""
+        after: C = meeting(self.algorithm).epoch_receive(client, self._unpacked(mean), ctx)
+        return after
+
+    def share(self, client: C, ctx: RoundContext) -> Generator[RoundRecord, Any, Share]:
+        """End a round's training of which :meth:`epoch` ran the epochs; return the share.
+
+        Raises:
+            NonFiniteShareError: if a tensor to be sent is NaN or infinite.
+        """
+        self._recognise(client)
+        share = yield from self._share(client, ctx)
+        self._rest(client)
+        return share
+
+    def _epoch(self, client: C, ctx: RoundContext) -> Generator[RoundRecord, Any, C]:
+        client, metrics = self.algorithm.train(client, self.site, ctx)
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise NonFiniteShareError(
+                    f"site {self.site.name}, {_when(ctx)}: {name} is {value}; "
+                    "lower the learning rate, or check the images of this site"
+                )
+        yield TrainRecord(ctx.round, ctx.epoch, self.site.name, dict(metrics))
+        yield from self._scores(client, ctx, "test", "epoch", deployed_only=True)
+        return client
+
+    def _share(self, client: C, ctx: RoundContext) -> Generator[RoundRecord, Any, Share]:
+        last = replace(ctx, epoch=ctx.epochs - 1)
+        yield from self._scores(client, last, "test", "before")
+        return self._checked(self.algorithm.share(client, ctx), last)
+
+    def _checked(self, share: Share, ctx: RoundContext) -> Share:
+        share = packed(share, self.share_dtype)
+        if broken := non_finite(share.tensors):
+            raise NonFiniteShareError(
+                f"site {self.site.name}, {_when(ctx)}: '{broken[0]}' of its share holds NaN or "
+                "infinity; the share is not sent"
+            )
+        return share
+
+    def _unpacked(self, mean: Tensors) -> Tensors:
+        return mean if self.share_dtype is None else _cast(mean, torch.float32)
 
     def receive(self, client: C, mean: Tensors, ctx: RoundContext) -> Generator[RoundRecord, Any, C]:
         """Give the round's mean to the site; yield the scores afterwards, return the new state."""
         self._recognise(client)
-        mean = mean if self.share_dtype is None else _cast(mean, torch.float32)
-        client = self.algorithm.receive(client, mean, ctx)
+        client = self.algorithm.receive(client, self._unpacked(mean), ctx)
         last = replace(ctx, epoch=ctx.epochs - 1)
         yield from self._scores(client, last, "test", "after")
         yield from self._scores(client, last, "valid", "after", deployed_only=True)

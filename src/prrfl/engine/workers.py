@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
+from types import MappingProxyType
 from typing import Literal, Self, cast
 
 import torch
@@ -30,12 +31,14 @@ from prrfl.types import (
     TrainRecord,
 )
 
+_Visit = Literal["train", "receive", "train epoch", "meet", "share"]
+
 
 @dataclass(frozen=True)
 class _Order:
     """An order to a worker about one of its sites."""
 
-    do: Literal["train", "receive", "deployed", "save", "load"]
+    do: _Visit | Literal["deployed", "save", "load"]
     client: ClientId
     ctx: RoundContext | None = None
     mean: Tensors = field(default_factory=dict)
@@ -104,15 +107,23 @@ class Workers:
 
     def train(self, ctx: RoundContext) -> Iterator[RoundRecord | Arrival]:
         """Train all present sites; records and shares come in order of site name."""
-        names = taking_part(self._names, self._present, ctx)
-        events = self._carry_out([_Order("train", name, ctx) for name in names])
-        return cast(Iterator[RoundRecord | Arrival], events)
+        return cast(Iterator[RoundRecord | Arrival], self._visit("train", ctx))
 
     def receive(self, mean: Tensors, ctx: RoundContext) -> Iterator[RoundRecord]:
         """Give the mean to the present sites."""
-        names = taking_part(self._names, self._present, ctx)
-        events = self._carry_out([_Order("receive", name, ctx, mean) for name in names])
-        return cast(Iterator[RoundRecord], events)
+        return cast(Iterator[RoundRecord], self._visit("receive", ctx, mean))
+
+    def train_epoch(self, ctx: RoundContext) -> Iterator[RoundRecord | Arrival]:
+        """Train all present sites for one local epoch."""
+        return cast(Iterator[RoundRecord | Arrival], self._visit("train epoch", ctx))
+
+    def meet(self, mean: Tensors, ctx: RoundContext) -> None:
+        """Give an epoch's mean to the present sites."""
+        list(self._visit("meet", ctx, mean))
+
+    def share(self, ctx: RoundContext) -> Iterator[RoundRecord | Arrival]:
+        """Let the present sites end their round."""
+        return cast(Iterator[RoundRecord | Arrival], self._visit("share", ctx))
 
     def deployed(self) -> Iterator[Deployed]:
         """Yield each site's deployed network as it is now."""
@@ -127,6 +138,12 @@ class Workers:
     def load(self, folder: Path) -> None:
         """Resume from saved states."""
         list(self._carry_out([_Order("load", name, folder=folder) for name in self._names]))
+
+    def _visit(
+        self, do: _Visit, ctx: RoundContext, mean: Tensors = MappingProxyType({})
+    ) -> "Iterator[_Event]":
+        names = taking_part(self._names, self._present, ctx)
+        return self._carry_out([_Order(do, name, ctx, mean) for name in names])
 
     def _carry_out(self, orders: Sequence[_Order]) -> Iterator[_Event]:
         """Send all orders at once; yield the results in the order given."""
@@ -250,7 +267,13 @@ def _events(engine: InProcess, order: _Order) -> Iterator[_Event]:
         case _Order(do="train", ctx=RoundContext() as ctx):
             yield from engine.train_at(order.client, ctx)
         case _Order(do="receive", ctx=RoundContext() as ctx):
-            yield from engine.receive_at(order.client, order.mean, ctx)
+            yield from engine.receive_at(order.client, ctx, order.mean)
+        case _Order(do="train epoch", ctx=RoundContext() as ctx):
+            yield from engine.train_epoch_at(order.client, ctx)
+        case _Order(do="meet", ctx=RoundContext() as ctx):
+            engine.meet_at(order.client, ctx, order.mean)
+        case _Order(do="share", ctx=RoundContext() as ctx):
+            yield from engine.share_at(order.client, ctx)
         case _Order(do="deployed"):
             yield engine.deployed_at(order.client)
         case _Order(do="save"):

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from prrfl.algorithms import ALGORITHMS, BASELINE, Algorithm
-from prrfl.config import TrainConfig
 from prrfl.engine.in_process import read_client
 from prrfl.errors import ConfigError, StateMismatchError
 from prrfl.evaluation import predictions, score
@@ -16,19 +15,17 @@ from prrfl.reports.assessment import Assessment, assess
 from prrfl.runs.checkpoint import read_progress
 from prrfl.runs.deployed import SavedNetwork, Which, predict_examples, read_network, sites_of
 from prrfl.runs.folder import RunFolder
-from prrfl.runs.setup import make_recipe
-from prrfl.tensors import WeightedMean, norm_keys
-from prrfl.training import Recipe, Site, predict, reestimate_norms
+from prrfl.runs.setup import Run, make_method, make_recipe
+from prrfl.tensors import WeightedMean
+from prrfl.training import Site, predict, reestimate_norms
 from prrfl.types import ClientId, RoundContext, Scores, SiteData, Tensors
 
 
 @dataclass(frozen=True, eq=False)
 class LastRound:
-    """The settings of a run, and the state of each site after its last complete round."""
+    """A run, and the state of each site after its last complete round."""
 
-    config: TrainConfig
-    algorithm: Algorithm[Any]
-    recipe: Recipe
+    run: Run
     states: Mapping[ClientId, Any]
 
     @property
@@ -49,11 +46,11 @@ class LastRound:
         """The name of :attr:`mean` in a table, such as ``mean of deputies``."""
         if self.one_each:
             return "mean of networks"
-        shared = list(self.algorithm.models(next(iter(self.states.values()))))[-1]
+        shared = list(self.run.method.models(next(iter(self.states.values()))))[-1]
         return f"mean of {shared[:-1]}ies" if shared.endswith("y") else f"mean of {shared}s"
 
     def _networks(self, state: Any) -> Sequence[Tensors]:
-        return list(self.algorithm.models(state).values())
+        return list(self.run.method.models(state).values())
 
 
 def read_last_round(folder: Path) -> LastRound:
@@ -67,15 +64,16 @@ def read_last_round(folder: Path) -> LastRound:
     config = there.settings(device="auto")
     if there.is_federation:
         raise ConfigError(f"{folder} is a federation over real sites; the networks are in the sites' folders")
-    algorithm, recipe = config.algorithm(), make_recipe(config.model_copy(update={"weights": None}))
+    recipe = make_recipe(config.model_copy(update={"weights": None}))
+    run = Run(config, make_method(config, recipe), recipe, there.class_counts())
     rounds = there.checkpoints()
     if not rounds:
         raise StateMismatchError(f"{folder} has no complete round; continue the run with `prrfl resume`")
     read_progress(rounds[-1])
-    start = algorithm.start(recipe.network.state_dict())
+    start = run.method.start(recipe.network.state_dict())
     paths = sorted(rounds[-1].glob("*.safetensors"))
-    states = {path.stem: read_client(path, algorithm, start) for path in paths}
-    return LastRound(config, algorithm, recipe, states)
+    states = {path.stem: read_client(path, run.method, start) for path in paths}
+    return LastRound(run, states)
 
 
 def read_deployed(folder: Path, which: Which, device: str) -> dict[ClientId, SavedNetwork]:
@@ -89,7 +87,7 @@ def read_deployed(folder: Path, which: Which, device: str) -> dict[ClientId, Sav
 
 
 def evaluate_at_new_site(
-    run: LastRound, deployed: Mapping[ClientId, SavedNetwork], site: SiteData
+    last: LastRound, deployed: Mapping[ClientId, SavedNetwork], site: SiteData
 ) -> dict[str, Assessment]:
     """Score all deployed networks, their ensemble, and the mean of the last round, on a site's test images.
 
@@ -97,13 +95,13 @@ def evaluate_at_new_site(
     FedAvg, it is scored once. Scoring uses float32.
     """
     first, *others = deployed.values()
-    if run.one_each and all(_same(first.weights, other.weights) for other in others):
+    if last.one_each and all(_same(first.weights, other.weights) for other in others):
         return {"network of all sites": assess(predict_examples(first, site.test))}
     found = {f"network of {name}": predict_examples(network, site.test) for name, network in deployed.items()}
     ensemble = torch.stack([one.probabilities for one in found.values()]).mean(0)
-    (mean,) = predict([run.mean], site.test, replace(run.recipe, precision="float32"))
+    (mean,) = predict([last.mean], site.test, replace(last.run.recipe, precision="float32"))
     found["ensemble of all"] = replace(next(iter(found.values())), probabilities=ensemble)
-    found[f"{run.mean_name}, last round"] = predictions(mean, site.test)
+    found[f"{last.mean_name}, last round"] = predictions(mean, site.test)
     return {name: assess(one) for name, one in found.items()}
 
 
@@ -124,7 +122,7 @@ class Onboarding:
     scores: dict[str, Scores]
 
 
-def onboard(run: LastRound, site: SiteData, epochs: int = 5, seed: int = 0) -> Onboarding:
+def onboard(last: LastRound, site: SiteData, epochs: int = 5, seed: int = 0) -> Onboarding:
     """Make a network for a new site from the mean of a run.
 
     The statistics of batch norm are re-estimated on the site's training images. Then the site trains by the
@@ -132,20 +130,21 @@ def onboard(run: LastRound, site: SiteData, epochs: int = 5, seed: int = 0) -> O
     comparison, the site also trains alone for as many epochs, from the run's initial weights.
 
     Args:
-        run: the run.
+        last: the run.
         site: the new site.
         epochs: local epochs of training.
         seed: source of all randomness.
     """
-    recipe = run.recipe
+    run, recipe = last.run, last.run.recipe
     place = Site(site, recipe)
-    adapted = reestimate_norms(run.mean, site.train, recipe)
-    ours = _train(run.algorithm, adapted, place, epochs, seed)
-    start = make_recipe(run.config).network.state_dict()
-    alone = _train(ALGORITHMS[BASELINE](), start, place, epochs, seed)
+    moment = replace(run.moment(0), rounds=1, epochs=epochs, seed=seed)
+    adapted = reestimate_norms(last.mean, site.train, recipe)
+    ours = _train(run.method, adapted, place, moment)
+    start = make_recipe(run.settings).network.state_dict()
+    alone = _train(ALGORITHMS[BASELINE](), start, place, moment)
     length = f"{epochs} epoch" if epochs == 1 else f"{epochs} epochs"
     steps = {
-        run.mean_name: run.mean,
+        last.mean_name: last.mean,
         "with its own batch norm": adapted,
         f"after {length}: its own network": ours,
         f"for comparison: {length} alone": alone,
@@ -157,9 +156,8 @@ def onboard(run: LastRound, site: SiteData, epochs: int = 5, seed: int = 0) -> O
     )
 
 
-def _train(algorithm: Algorithm[Any], weights: Tensors, site: Site, epochs: int, seed: int) -> Tensors:
+def _train(algorithm: Algorithm[Any], weights: Tensors, site: Site, moment: RoundContext) -> Tensors:
     state = algorithm.start(weights)
-    keys = norm_keys(site.recipe.network)
-    for epoch in range(epochs):
-        state, _ = algorithm.train(state, site, RoundContext(0, 1, epoch, epochs, seed, keys))
+    for epoch in range(moment.epochs):
+        state, _ = algorithm.train(state, site, replace(moment, epoch=epoch))
     return next(iter(algorithm.models(state).values()))

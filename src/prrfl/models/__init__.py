@@ -1,6 +1,7 @@
 """Networks by name: VGG16-slim, and two-dimensional classifiers of MONAI."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import nn
@@ -8,7 +9,7 @@ from torch import nn
 from prrfl.errors import ConfigError, nearest
 from prrfl.models.vgg16_slim import VGG16Slim, vgg16_slim
 
-__all__ = ["NETWORKS", "VGG16Slim", "build_network", "vgg16_slim"]
+__all__ = ["NETWORKS", "Init", "VGG16Slim", "build_network", "vgg16_slim"]
 
 
 def _monai(name: str, **settings: object) -> Callable[[int], nn.Module]:
@@ -41,8 +42,12 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
 }
 
 
-def build_network(name: str, num_classes: int = 3, seed: int = 0) -> nn.Module:
-    """Return a network with random weights, which depend on the seed only.
+Init = Literal["pytorch", "he"]
+"""Initial weights: as PyTorch and MONAI draw them, or He-normal in all convolutions and linear layers."""
+
+
+def build_network(name: str, num_classes: int = 3, seed: int = 0, init: Init = "pytorch") -> nn.Module:
+    """Return a network with random weights, which depend on seed and ``init`` only.
 
     PyTorch's global generator is not changed.
 
@@ -55,4 +60,9 @@ def build_network(name: str, num_classes: int = 3, seed: int = 0) -> nn.Module:
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return NETWORKS[name](num_classes)
+        network = NETWORKS[name](num_classes)
+        if init == "he":
+            for module in network.modules():
+                if isinstance(module, nn.Conv2d | nn.Linear):
+                    nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        return network

@@ -10,9 +10,9 @@ from prrfl.config import TrainConfig
 from prrfl.machine import prepared
 from prrfl.preflight.data import DataSet
 from prrfl.preflight.findings import Finding, counted, duration, size
-from prrfl.tensors import norm_keys
+from prrfl.runs.setup import Run, make_method
 from prrfl.training import Recipe, Site
-from prrfl.types import Examples, RoundContext, SiteData
+from prrfl.types import Examples, SiteData
 
 LEAST_MEMORY = 600 * 2**20
 """Bytes below which no step is tried. Training at the smallest image size took 549 MiB."""
@@ -93,9 +93,8 @@ def seconds_per_image(config: TrainConfig, recipe: Recipe, at_least: float = 0.5
         at_least: seconds to measure for, after a first batch that is not counted, in which memory is
             allocated and kernels are chosen.
     """
-    method = config.algorithm()
-    state = method.start(recipe.network.state_dict())
-    moment = RoundContext(0, config.rounds, 0, config.epochs, config.seed, norm_keys(recipe.network))
+    run = Run(config, make_method(config, recipe), recipe, class_counts=(1,) * len(config.classes))
+    state = run.method.start(recipe.network.state_dict())
 
     def seconds(count: int) -> float:
         examples = Examples(
@@ -104,7 +103,7 @@ def seconds_per_image(config: TrainConfig, recipe: Recipe, at_least: float = 0.5
         )
         site = Site(SiteData("random", examples, examples, examples).to(recipe.device), recipe)
         started = time.perf_counter()
-        method.train(state, site, moment)
+        run.method.train(state, site, run.moment(0))
         return time.perf_counter() - started
 
     with prepared(config.threads):

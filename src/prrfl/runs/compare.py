@@ -18,9 +18,9 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
 
-from prrfl.algorithms import ALGORITHMS, DEFAULT, traits_of
+from prrfl.algorithms import ALGORITHMS, DEFAULT, Traits, traits_of
 from prrfl.capture import on_gpu
-from prrfl.config import TrainConfig, load_config
+from prrfl.config import TrainConfig, checked, given_settings
 from prrfl.data.fingerprint import difference, fingerprints
 from prrfl.data.synthetic import GeneratedData, cached
 from prrfl.engine.in_process import POOL
@@ -74,7 +74,8 @@ def plan(
         ConfigError: with the method, setting or run folder at fault.
         DataError: if the data is missing, or has changed since runs in the folder were started.
     """
-    base = load_config(config, {**flags, "workers": 1})
+    source, given = given_settings(config, {**flags, "workers": 1})
+    base = checked(given, source, flags)
     if base.data and not base.data.exists():  # reported once, instead of by every run
         raise DataError(f"--data {base.data} does not exist; expected a folder, a manifest .csv or an .npz")
     data = (
@@ -92,9 +93,9 @@ def plan(
         for method in methods:
             settings = {**flags, **_settings(method), "seed": seed, "data": data}
             folder = out / "runs" / f"{method.replace(':', '-').replace('=', '-')}-seed{seed}"
-            # All settings of the base, so that those of the file or the quickstart apply to every run.
-            whole = {**base.model_dump(exclude_none=True), **settings}
-            planned.append(Planned(method, seed, load_config(None, whole), folder))
+            # What the file or the quickstart gives applies to every run; other settings are its method's.
+            resolved = checked({**given, **settings}, f"method '{method}'", flags)
+            planned.append(Planned(method, seed, resolved, folder))
     before = {folder: RunFolder(folder).settings() for folder in _run_folders(out)}
     started = {folder: _at(folder, config, data) for folder, config in before.items()}
     _check_alike({one.folder: one.config for one in planned} | started)
@@ -159,7 +160,7 @@ def _check_alike(runs: Mapping[Path, TrainConfig]) -> None:
     """Raise unless all runs have the same settings, apart from those that their methods name."""
     found: dict[str, tuple[Path, object]] = {}
     for folder, config in runs.items():
-        named = _settings(_method(folder)).keys() | {"seed"} | FREE
+        named = _settings(_method(folder)).keys() | _of_method(config) | {"seed"} | FREE
         for key, value in config.model_dump(exclude=set(named)).items():
             first, expected = found.setdefault(key, (folder, value))
             if _place(value) != _place(expected):
@@ -167,6 +168,14 @@ def _check_alike(runs: Mapping[Path, TrainConfig]) -> None:
                     f"{first} has {key} = {expected}, but {folder} has {value}, so they cannot be compared; "
                     "choose another --out, or remove one of the folders"
                 )
+
+
+def _of_method(config: TrainConfig) -> set[str]:
+    """Return the settings for which the method of a run has a default of its own."""
+    kind = ALGORITHMS[config.method]
+    known = TrainConfig.model_fields
+    own = {part.name for part in fields(kind) if part.default != known[part.name].default}
+    return own | ({"loss"} if traits_of(kind).loss != Traits.loss else set())
 
 
 @dataclass(frozen=True)

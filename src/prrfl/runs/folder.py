@@ -2,6 +2,7 @@
 
 config.toml         all settings
 data.json           fingerprints of the data, see prrfl.data.fingerprint
+class_counts.json   training images of each class at all sites, if the loss needs them
 environment.json    time, machine, versions and command, of the start and of each resumption
 metrics.jsonl       the records, one per line
 models/<site>/{best,last}.safetensors
@@ -15,23 +16,27 @@ log.txt
 import fcntl
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 
-from prrfl.config import LARGEST_FILE, TrainConfig, load_config, parse_toml
+from prrfl.config import TrainConfig, checked, given_settings
 from prrfl.data.fingerprint import Fingerprint, Fingerprints, difference, to_json
 from prrfl.errors import ConfigError, DataError
 from prrfl.storage.atomic import write_json, write_text
-from prrfl.storage.reading import parse_json, read_bytes, read_text
+from prrfl.storage.reading import parse_json, read_bytes
 from prrfl.storage.records import parse_summary
 from prrfl.types import ClientId, Split
 
 log = logging.getLogger("prrfl")
+
+NEWER = {"loss": "cross-entropy", "init": "he"}
+"""Settings that runs of version 0.1.0 lack, with the values that they had then. Other new settings had no
+effect."""
 
 RETRY_SECONDS = 0.5
 """Time between two attempts to lock a run's folder."""
@@ -94,11 +99,13 @@ class RunFolder:
         path = self.path / "config.toml"
         if not path.is_file():
             raise ConfigError(f"{self.path} is not a run folder: it has no config.toml")
-        config = load_config(path, {"device": "cpu", **changed})
+        _, written = given_settings(path, {})
+        implied = {} if NEWER.keys() & written.keys() else NEWER
+        changed_too = {"device": "cpu", **changed}
+        config = checked({**implied, **written, **changed_too}, str(path), changed_too)
         # A run writes every setting. A missing one was lost, and its default might be another value.
         optional = {name for name, setting in TrainConfig.model_fields.items() if setting.default is None}
-        written = parse_toml(read_text(path, LARGEST_FILE), str(path))
-        if lost := TrainConfig.model_fields.keys() - optional - written.keys():
+        if lost := TrainConfig.model_fields.keys() - optional - written.keys() - implied.keys():
             raise ConfigError(
                 f"{path} is incomplete: key '{min(lost)}' is missing; restore the file from a copy, or add "
                 "the key"
@@ -186,6 +193,27 @@ class RunFolder:
             return parse_summary(read_bytes(path))
         except (OSError, ValueError) as cause:
             raise DataError(f"{path} cannot be read: {cause}; run `prrfl resume`") from None
+
+    def write_class_counts(self, counts: Sequence[int]) -> None:
+        """Write the number of training images of each class at all sites as ``class_counts.json``."""
+        write_json(self.path / "class_counts.json", list(counts))
+
+    def class_counts(self) -> tuple[int, ...]:
+        """Return the class counts that the run was started with; empty if its loss needs none.
+
+        Raises:
+            ConfigError: if ``class_counts.json`` is damaged.
+        """
+        path = self.path / "class_counts.json"
+        if not path.exists():
+            return ()
+        try:
+            return TypeAdapter(tuple[NonNegativeInt, ...]).validate_json(read_bytes(path))
+        except (OSError, ValidationError) as cause:
+            raise ConfigError(
+                f"{path} cannot be read: {' '.join(str(cause).split())}; restore it from a copy, or start a "
+                "new run"
+            ) from None
 
     def write_data(self, data: Fingerprints) -> None:
         """Write the fingerprints of the run's data as ``data.json``."""

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -26,12 +27,11 @@ from prrfl.runs.checkpoint import commit, records_until, restore
 from prrfl.runs.deployed import DeployedWriter, Which
 from prrfl.runs.folder import RunFolder, first_candidate
 from prrfl.runs.report import finish
-from prrfl.runs.setup import Run, make_recipe, resolved, share_dtype
+from prrfl.runs.setup import Run, count_classes, make_method, make_recipe, resolved, share_dtype
 from prrfl.storage.atomic import remove_partial
 from prrfl.storage.records import append_records
 from prrfl.storage.tensor_files import to_bytes
-from prrfl.tensors import norm_keys
-from prrfl.types import ExchangeRecord, RoundContext, RoundRecord, SiteData
+from prrfl.types import ExchangeRecord, RoundRecord, SiteData
 
 log = logging.getLogger("prrfl")
 
@@ -61,10 +61,14 @@ def train(
     # A run with a checkpoint does not need the weights that it started from, which may be gone.
     has_checkpoint = resume and there.rounds_done > 0
     recipe = make_recipe(config.model_copy(update={"weights": None}) if has_checkpoint else config)
-    run = Run(config, config.algorithm(), recipe)
+    run = Run(config, make_method(config, recipe), recipe)
+    if recipe.loss.counts == "federation":
+        run = replace(run, class_counts=count_classes(sites, len(config.classes)))
     if not resume:
         there.check_free()
         there.begin(config)
+        if run.class_counts:
+            there.write_class_counts(run.class_counts)
     writer = DeployedWriter(folder, config, {site.name: site for site in sites})
     with open_engine(run, sites, folder) as engine, open_folder(there):
 
@@ -152,9 +156,8 @@ def remaining_rounds(
     folder.write_environment(environment(config.device, data), start)
     history = records_until(folder, done)
     unsaved: list[RoundRecord] = []
-    first = RoundContext(start, config.rounds, 0, config.epochs, config.seed, norm_keys(run.recipe.network))
     with _events(config, folder.path) as add_event:
-        for record in rounds_from(first, run.method, exchange):
+        for record in rounds_from(run.moment(start), run.method, exchange):
             history.append(record)
             unsaved.append(record)
             if isinstance(record, ExchangeRecord):

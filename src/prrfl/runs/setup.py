@@ -8,17 +8,20 @@ import torch
 from torch import nn
 
 from prrfl.algorithms import ALGORITHMS, Algorithm, traits_of
+from prrfl.algorithms.prototyped import Prototyped
 from prrfl.capture import on_gpu
 from prrfl.config import TrainConfig
 from prrfl.data.augment import Augmentation
 from prrfl.data.images import SPLITS
 from prrfl.data.sources import load_sites
 from prrfl.errors import ConfigError, ParticipationError, StateMismatchError
+from prrfl.losses import CPA
 from prrfl.machine import usable_cores
 from prrfl.models import build_network
 from prrfl.models.weights import load_weights
+from prrfl.tensors import head_keys, head_of, norm_keys
 from prrfl.training import Precision, Recipe
-from prrfl.types import SiteData, Split
+from prrfl.types import RoundContext, SiteData, Split
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,11 +32,13 @@ class Run:
         settings: all settings, resolved.
         method: the method that they describe.
         recipe: the recipe of local training that they describe; its network holds the initial weights.
+        class_counts: training images of each class at all sites, if the loss needs them.
     """
 
     settings: TrainConfig
     method: Algorithm[Any]
     recipe: Recipe
+    class_counts: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, settings: TrainConfig) -> Self:
@@ -42,7 +47,22 @@ class Run:
         Raises:
             StateMismatchError: if the weights to start from cannot be used.
         """
-        return cls(settings, settings.algorithm(), make_recipe(settings))
+        recipe = make_recipe(settings)
+        return cls(settings, make_method(settings, recipe), recipe)
+
+    def moment(self, index: int) -> RoundContext:
+        """Return the start of round ``index``, from 0."""
+        settings, network = self.settings, self.recipe.network
+        return RoundContext(
+            round=index,
+            rounds=settings.rounds,
+            epoch=0,
+            epochs=settings.epochs,
+            seed=settings.seed,
+            norm_keys=norm_keys(network),
+            head_keys=head_keys(network),
+            class_counts=self.class_counts,
+        )
 
 
 def load_data(config: TrainConfig) -> list[SiteData]:
@@ -88,13 +108,28 @@ def read_sites(config: TrainConfig, needed: Sequence[Split] = SPLITS) -> list[Si
     )
 
 
+def make_method(config: TrainConfig, recipe: Recipe) -> Algorithm[Any]:
+    """Return the method that the settings describe; it exchanges prototypes if the loss needs them."""
+    method = config.algorithm()
+    if not isinstance(recipe.loss, CPA):
+        return method
+    name, _ = head_of(recipe.network)
+    return Prototyped(method, recipe.loss, f"{name}.weight")
+
+
+def count_classes(sites: Sequence[SiteData], classes: int) -> tuple[int, ...]:
+    """Return the number of training images of each class at all sites together."""
+    labels = torch.cat([site.train.labels for site in sites])
+    return tuple(torch.bincount(labels, minlength=classes).tolist())
+
+
 def make_recipe(config: TrainConfig) -> Recipe:
     """Return the recipe of local training that the settings describe.
 
     Raises:
         StateMismatchError: if the weights to start from cannot be used.
     """
-    network = build_network(config.network, len(config.classes), config.seed)
+    network = build_network(config.network, len(config.classes), config.seed, config.init)
     if config.precision == "float64":
         network.double()  # the initial weights get the type of all later ones
     if config.weights is not None:
@@ -107,6 +142,7 @@ def make_recipe(config: TrainConfig) -> Recipe:
         lr_step=config.lr_step,
         lr_gamma=config.lr_gamma,
         weight_decay=config.weight_decay,
+        loss=config.loss_function(),
         augment=Augmentation() if config.augment else None,
         device=config.device,
         precision=cast(Precision, config.precision),  # the settings have replaced auto
@@ -115,23 +151,16 @@ def make_recipe(config: TrainConfig) -> Recipe:
 
 def _start_from(config: TrainConfig, network: nn.Module) -> None:
     if config.new_head:
-        load_weights(network, str(config.weights), head_of(config))
+        load_weights(network, str(config.weights), head_keys(network))
         return
     try:
         load_weights(network, str(config.weights))
     except StateMismatchError as cause:
-        if any(f"tensor '{key}' has shape" in str(cause) for key in head_of(config)):
+        if any(f"tensor '{key}' has shape" in str(cause) for key in head_keys(network)):
             raise StateMismatchError(
                 f"{cause}; if they were trained for other classes, leave their last layer out with --new-head"
             ) from None
         raise
-
-
-def head_of(config: TrainConfig) -> list[str]:
-    """Return the names of the tensors whose shape depends on the number of classes."""
-    classes = len(config.classes)
-    fewer, more = (build_network(config.network, n).state_dict() for n in (classes, classes + 1))
-    return [key for key, tensor in fewer.items() if tensor.shape != more[key].shape]
 
 
 def share_dtype(config: TrainConfig) -> torch.dtype | None:

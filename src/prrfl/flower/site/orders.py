@@ -45,12 +45,12 @@ from prrfl.flower.site.steps import StepStore, parse_object, read_saved
 from prrfl.machine import prepared
 from prrfl.runs.deployed import DeployedWriter, network_path, predictions_path, read_about
 from prrfl.runs.folder import RunFolder
-from prrfl.runs.setup import make_recipe, resolved, share_dtype
+from prrfl.runs.setup import Run, resolved, share_dtype
 from prrfl.storage.atomic import remove, remove_partial, replacing, write_json, write_text
 from prrfl.storage.records import to_line
 from prrfl.storage.tensor_files import read_state, to_bytes
-from prrfl.tensors import check_same_layout, non_finite, norm_keys
-from prrfl.training import Recipe, Site
+from prrfl.tensors import check_same_layout, non_finite
+from prrfl.training import Site
 from prrfl.types import ClientId, RoundContext, RoundRecord, Share, SiteData, TrainRecord
 
 log = logging.getLogger("prrfl")
@@ -170,7 +170,6 @@ class Participant:
                 f"to agree, start the site with --methods {asked}"
             )
         self.config: TrainConfig = resolved(config, 1)
-        self.algorithm = self.config.algorithm()
         if not 0 <= order.round < config.rounds:
             raise OrderRefusedError(
                 f"site {local.name} received an order for round {order.round + 1}; expected 1 to "
@@ -298,8 +297,8 @@ class Participant:
         return Answer(self.order.experiment, self.local.name, self.order.round, **what)
 
     @cached_property
-    def _recipe(self) -> Recipe:
-        return make_recipe(self.config)
+    def _training(self) -> Run:
+        return Run.of(self.config)
 
     @cached_property
     def _visitor(self) -> Visitor[Any]:
@@ -311,15 +310,12 @@ class Participant:
             allow_missing=self.config.allow_missing,
         )
         self._check_data(data)
-        site = Site(data.to(self.config.device), self._recipe)
-        return Visitor(self.algorithm, site, share_dtype(self.config))
+        site = Site(data.to(self.config.device), self._training.recipe)
+        return Visitor(self._training.method, site, share_dtype(self.config))
 
     @property
     def _ctx(self) -> RoundContext:
-        config = self.config
-        return RoundContext(
-            self.order.round, config.rounds, 0, config.epochs, config.seed, norm_keys(self._recipe.network)
-        )
+        return self._training.moment(self.order.round)
 
     @cached_property
     def _identity(self) -> Identity:
@@ -339,7 +335,7 @@ class Participant:
         return type(self._start())
 
     def _start(self) -> Any:
-        return self.algorithm.start(self._recipe.network.state_dict())
+        return self._training.method.start(self._training.recipe.network.state_dict())
 
     def _check_settings(self) -> None:
         """Save an experiment's settings, and refuse others under the same name."""
