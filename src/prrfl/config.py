@@ -159,8 +159,8 @@ class TrainConfig(BaseModel):
     )
     prototypes: Annotated[Literal["per-epoch", "per-round"], METHOD] = Field(
         CPA.prototypes,
-        description="cpa: exchange prototypes after every local epoch, which is exact but impossible over real "
-        "sites, or once a round",
+        description="cpa: exchange prototypes after every local epoch, which is exact but impossible over "
+        "real sites, or once a round",
     )
 
     network: Annotated[str, METHOD] = Field(

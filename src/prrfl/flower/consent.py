@@ -5,6 +5,11 @@ from collections.abc import Iterator
 from prrfl.algorithms import ALGORITHMS, DEFAULT, traits_of, variant_of
 from prrfl.config import TrainConfig
 from prrfl.errors import ConfigError, nearest
+from prrfl.losses import CPA
+
+CLASS_COUNTS, PROTOTYPES = "class-counts", "prototypes"
+"""What a loss may send besides: the number of training images of each class; and also the means, over these
+images, of what the network computes."""
 
 
 def _methods() -> Iterator[str]:
@@ -19,13 +24,18 @@ def _named(method: str, variant: str) -> str:
     return f"{method}-{variant}" if variant else method
 
 
-METHODS = tuple(_methods())
-"""What a site can agree to: the federated methods, each followed by its variants that send more than it."""
+METHODS = (*_methods(), CLASS_COUNTS, PROTOTYPES)
+"""What a site can agree to: the federated methods, each followed by its variants that send more than it; and
+what losses send. Who agrees to a method agrees to what the loss sends that it is published with."""
 
 
-def agreed_as(config: TrainConfig) -> str:
-    """Return the name in :data:`METHODS` to which a site must agree for these settings."""
-    return _named(config.method, variant_of(config.algorithm()))
+def needed(config: TrainConfig) -> tuple[str, ...]:
+    """Return the names in :data:`METHODS` to which a site must agree for these settings."""
+    method, loss = config.algorithm(), config.loss_function()
+    names = [_named(config.method, variant_of(method))]
+    if config.loss != traits_of(method).loss and loss.counts == "federation":
+        names.append(PROTOTYPES if isinstance(loss, CPA) else CLASS_COUNTS)
+    return tuple(names)
 
 
 def parse_methods(text: str) -> tuple[str, ...]:

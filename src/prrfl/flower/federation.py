@@ -16,6 +16,7 @@ from prrfl.config import LARGEST_FILE, TrainConfig, checked, parse_toml
 from prrfl.errors import ConfigError, ParticipationError
 from prrfl.flower.certs import check_names
 from prrfl.flower.secure_sum import FEWEST
+from prrfl.losses import CPA
 from prrfl.runs.folder import RunFolder
 from prrfl.storage.atomic import write_json
 from prrfl.storage.reading import read_bytes, read_text
@@ -162,6 +163,12 @@ def check_method(config: TrainConfig, secure: bool) -> None:
             raise ConfigError(f"method {config.method} shares nothing; run it at each site with prrfl train")
     if config.weights is not None:
         raise ConfigError("weights is a file of one machine, which the sites do not have; leave it out")
+    loss = config.loss_function()
+    if isinstance(loss, CPA) and loss.prototypes == "per-epoch":
+        raise ConfigError(
+            "prototypes are exchanged after every local epoch, which real sites cannot do; exchange them "
+            "once a round with --prototypes per-round"
+        )
     one_round = RoundContext(0, 1, 0, 1, 0)
     if secure and not algorithm.aggregator(one_round).only_adds:
         raise ConfigError(

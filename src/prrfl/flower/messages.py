@@ -15,11 +15,15 @@ from prrfl.errors import ParticipationError, StateMismatchError
 from prrfl.storage.tensor_files import adapter
 from prrfl.types import ClientId, Tensors
 
-OrderStep = Literal["train", "share", "reveal", "receive", "keep", "end"]
+OrderStep = Literal["count", "train", "share", "reveal", "receive", "keep", "end"]
 STEPS: tuple[OrderStep, ...] = get_args(OrderStep)
-"""``train``: train and answer with the share. ``share``, ``reveal``: under secure summation, send the masked
-share, then the seed of the site's own mask. ``receive``: take the mean. ``keep``: save the network as the
-best. ``end``: the run is complete."""
+"""``count``: count training images by class, once before the first round, if the loss needs the counts of
+all sites. ``train``: train and answer with the share. ``share``, ``reveal``: under secure summation, send the
+masked share, then the seed of the site's own mask. ``receive``: take the mean. ``keep``: save the network as
+the best. ``end``: the run is complete."""
+
+COUNTING = -1
+"""The index of the round in which the sites' class counts are added."""
 
 T = TypeVar("T")
 _LAYOUT: TypeAdapter[list[tuple[str, str, list[Annotated[int, Field(ge=0)]]]]] = TypeAdapter(
@@ -43,12 +47,14 @@ class Order:
         step: what the site is to do.
         experiment: name of the run; it does not change when the run is resumed.
         site: the site's name.
-        round: the round, from 0.
+        round: the round, from 0; or :data:`COUNTING`.
         settings: the settings of the training that the consortium gave, as JSON.
         version: version of prrfl at the server; the site's must be the same.
         secure: whether shares are summed under masks.
         cohort: for ``share`` and ``reveal``: the signed keys of all sites in the sum, as JSON.
         mean: for ``receive``: the round's mean.
+        class_counts: training images of each class at all sites, as JSON, if the loss needs them; empty
+            before they are known.
     """
 
     step: OrderStep
@@ -60,6 +66,7 @@ class Order:
     secure: bool = False
     cohort: str = ""
     mean: Tensors = field(default_factory=dict)
+    class_counts: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,8 +80,8 @@ class Answer:
         error: why the order was not carried out, without any content of the site's files. The fields below
             are empty then.
         records: losses and scores, one JSON record a line; no images, image names or predictions.
-        share: what the method shares, such as the low-band amplitudes of PRR-FL's deputy. Under secure
-            summation, the masked share, which cannot be told from noise.
+        share: what the method shares, such as the low-band amplitudes of PRR-FL's deputy; or class counts.
+            Under secure summation, the masked share, which cannot be told from noise.
         weight: the share's weight.
         key: under secure summation, the site's signed public key for the experiment.
         seed: for ``reveal``: the seed of the site's own mask, in hex.

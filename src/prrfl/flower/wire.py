@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 from flwr.app import RecordDict
 
-from prrfl.config import checked
+from prrfl.config import TrainConfig, checked
 from prrfl.data.synthetic import GeneratedData, write_generated
 from prrfl.flower.certs import make_certs
 from prrfl.flower.consent import METHODS
 from prrfl.flower.federation import as_json, check_method
-from prrfl.flower.messages import Answer, Order, OrderStep, to_records
+from prrfl.flower.messages import COUNTING, Answer, Order, OrderStep, to_records
 from prrfl.flower.site.orders import SiteSettings, carry_out
 from prrfl.storage.tensor_files import read_state
 from prrfl.types import ClientId, Share
@@ -47,23 +47,27 @@ def measure_wire(settings: Mapping[str, Any], secure: bool = False) -> list[Item
 
     Args:
         settings: settings of the training. Images are 32 px here, which does not change what is sent, and
-            there is one local epoch; each further epoch adds its records.
+            there is one local epoch; each further epoch adds its records. Prototypes, if the loss has them,
+            are sent from the first round on.
         secure: whether shares are summed under masks.
 
     Raises:
         ConfigError: if a setting is invalid, or the method cannot run over real sites.
     """
-    settings = {**settings, "image_size": 32, "epochs": 1, "precision": "float32"}
-    check_method(checked(settings, "the settings"), secure)
+    settings = {**settings, "image_size": 32, "epochs": 1, "precision": "float32", "init_iter": 0}
+    config = checked(settings, "the settings")
+    check_method(config, secure)
     with TemporaryDirectory() as folder:
-        return list(_round(Path(folder), as_json(settings), secure))
+        return list(_round(Path(folder), as_json(settings), secure, config))
 
 
-def _round(folder: Path, settings: str, secure: bool) -> Iterator[Item]:
+def _round(folder: Path, settings: str, secure: bool, config: TrainConfig) -> Iterator[Item]:
     write_generated(GeneratedData(len(NAMES), 18, 32, 0), folder / "data")
     make_certs(folder / "certs", NAMES, ["localhost"])
 
-    def ask(step: OrderStep, name: ClientId, **more: Any) -> tuple[Order, Answer]:
+    counts = json.dumps([6] * len(config.classes)) if config.loss_function().counts == "federation" else ""
+
+    def ask(step: OrderStep, name: ClientId, index: int = 0, **more: Any) -> tuple[Order, Answer]:
         own = folder / "certs" / "sites" / name
         local = SiteSettings(
             name,
@@ -75,15 +79,23 @@ def _round(folder: Path, settings: str, secure: bool) -> Iterator[Item]:
             signing_key=own / "sign.key" if secure else None,
             methods=METHODS,
         )
-        order = Order(step, "wire", name, 0, settings, version("prrfl"), secure, **more)
+        more["class_counts"] = "" if index == COUNTING else counts
+        order = Order(step, "wire", name, index, settings, version("prrfl"), secure, **more)
         return order, carry_out(order, local)
 
     first, *others = NAMES
-    talks = [ask("train", first)]
-    if secure:
-        answers = [talks[0][1], *(ask("train", name)[1] for name in others)]
-        cohort = json.dumps([json.loads(a.key) for a in answers])
-        talks += [ask(step, first, cohort=cohort) for step in SECURE_STEPS]
+    talks = []
+
+    def gather(step: OrderStep, index: int) -> None:
+        talks.append(ask(step, first, index))
+        if secure:
+            answers = [talks[-1][1], *(ask(step, name, index)[1] for name in others)]
+            cohort = json.dumps([json.loads(a.key) for a in answers])
+            talks.extend(ask(step, first, index, cohort=cohort) for step in SECURE_STEPS)
+
+    if counts:
+        gather("count", COUNTING)
+    gather("train", 0)
     # One site's share is as large as the mean.
     (path,) = (folder / first).glob("wire/state/*-trained/share.safetensors")
     talks.append(ask("receive", first, mean=read_state(path, Share).tensors))

@@ -109,8 +109,17 @@ def read_sites(config: TrainConfig, needed: Sequence[Split] = SPLITS) -> list[Si
 
 
 def make_method(config: TrainConfig, recipe: Recipe) -> Algorithm[Any]:
-    """Return the method that the settings describe; it exchanges prototypes if the loss needs them."""
+    """Return the method that the settings describe; it exchanges prototypes if the loss needs them.
+
+    Raises:
+        ConfigError: if the loss needs the class counts of all sites, but the method sends nothing.
+    """
     method = config.algorithm()
+    if recipe.loss.counts == "federation" and traits_of(method).scope == "alone":
+        raise ConfigError(
+            f"method {config.method} sends nothing, but loss {config.loss} needs the class counts of all "
+            "sites; choose another loss or method, or --counts site"
+        )
     if not isinstance(recipe.loss, CPA):
         return method
     name, _ = head_of(recipe.network)

@@ -103,7 +103,7 @@ def expected_records(
     """Return what identifies each record of a step, in the order in which a site's visitor yields them.
 
     Args:
-        step: ``train`` or ``receive``.
+        step: ``train``, ``receive``, or ``count``, which has none.
         ctx: the round.
         site: the site that sends them.
         models: names of the method's networks, the deployed one first.
@@ -113,6 +113,8 @@ def expected_records(
     def scores(epoch: int, names: Sequence[str], split: Split, moment: Moment) -> list[tuple[object, ...]]:
         return [("score", site, ctx.round, epoch, name, name == models[0], split, moment) for name in names]
 
+    if step == "count":
+        return []
     if step == "receive":
         return [*scores(last, models, "test", "after"), *scores(last, models[:1], "valid", "after")]
     epochs = [

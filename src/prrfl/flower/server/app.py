@@ -3,9 +3,11 @@
 import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
@@ -13,7 +15,7 @@ from prrfl.algorithms import traits_of
 from prrfl.engine import Arrival
 from prrfl.engine.site import packed
 from prrfl.flower.federation import Federation, federate, read_federation, read_settings
-from prrfl.flower.messages import Answer, OrderStep
+from prrfl.flower.messages import COUNTING, Answer, OrderStep
 from prrfl.flower.secure_sum import SignedKey
 from prrfl.flower.server.admission import (
     Attendance,
@@ -79,6 +81,12 @@ def run_federation(grid: Grid, federation: Federation, folder: Path) -> Iterator
     fleet = Fleet(grid, federation, run, folder)
     with open_folder(there, patience=LINGERS):
         log.info("sites: %s", ", ".join(federation.sites))
+        if run.recipe.loss.counts == "federation":
+            counts = there.class_counts() or fleet.count_classes()
+            there.write_class_counts(counts)
+            log.info("class counts of all sites: %s", ", ".join(map(str, counts)))
+            fleet.announce(counts)
+            run = replace(run, class_counts=counts)
         yield from remaining_rounds(run, fleet, there, fleet.save_deployed)
         fleet.end()
 
@@ -100,6 +108,7 @@ class Fleet:
             folder: the run's folder.
         """
         self._federation = federation
+        self._run = run
         self._method = run.method
         self._start = run.method.start(run.recipe.network.state_dict())
         self._models = list(run.method.models(self._start))
@@ -115,12 +124,32 @@ class Fleet:
         Raises:
             ParticipationError: if they are fewer than the quorum.
         """
-        expected = self._expected_share(ctx)
+        yield from self._gather("train", ctx, self._expected_share(ctx))
+
+    def count_classes(self) -> tuple[int, ...]:
+        """Return the sum of the sites' class counts: of those that answer in time, if they are a quorum.
+
+        Raises:
+            ParticipationError: if they are fewer.
+        """
+        total = torch.zeros(len(self._federation.config.classes), dtype=torch.float64)
+        ctx = self._run.moment(COUNTING)
+        for event in self._gather("count", ctx, Share({"class_counts": total})):
+            if isinstance(event, Arrival):
+                total = total + event.share.weight * event.share.tensors["class_counts"]
+        return tuple(int(count) for count in total.round())
+
+    def announce(self, counts: tuple[int, ...]) -> None:
+        """Put the class counts of all sites into every order from now on."""
+        self._transport.class_counts = counts
+
+    def _gather(self, step: OrderStep, ctx: RoundContext, expected: Share) -> Iterator[RoundRecord | Arrival]:
+        """Yield what the sites answer to an order, and their shares or the sum of these."""
         keys: list[SignedKey] = []
         attendance, secure = self._attendance, self._federation.secure
 
         def read(answer: Answer) -> tuple[list[RoundRecord], Share | SignedKey]:
-            records = self._records(answer, "train", ctx)
+            records = self._records(answer, step, ctx)
             if secure:
                 return records, parse_key(answer)
             check_share(answer, expected)
@@ -132,7 +161,7 @@ class Fleet:
             if name not in asked:
                 reason = "the masked sum of this round was started without it"
                 yield attendance.absent(ctx.round, name, reason)
-        for name, answer in self._transport.ask("train", ctx.round, asked, read):
+        for name, answer in self._transport.ask(step, ctx.round, asked, read):
             if isinstance(answer, Refusal):
                 yield attendance.absent(ctx.round, name, answer.reason)
                 continue

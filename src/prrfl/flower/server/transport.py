@@ -1,5 +1,6 @@
 """Transport of orders: each order reaches its site, and the answers come back in order of name."""
 
+import json
 import logging
 import time
 from collections import Counter
@@ -55,9 +56,13 @@ class Transport:
 
     This is the boundary between the server and what others send. A site's answer is parsed and checked here
     and nowhere else, and whatever goes wrong meanwhile is that site's refusal.
+
+    Attributes:
+        class_counts: training images of each class at all sites, once they are known. Every order holds them.
     """
 
     def __init__(self, grid: Grid, federation: Federation) -> None:
+        self.class_counts: tuple[int, ...] = ()
         self._grid = grid
         self._federation = federation
 
@@ -98,6 +103,7 @@ class Transport:
             federation.secure,
             cohort,
             mean,
+            json.dumps(self.class_counts) if self.class_counts else "",
         )
         delivery = _Delivery(self._grid, order, sites, read)
         started = reminded = time.monotonic()

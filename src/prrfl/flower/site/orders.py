@@ -8,6 +8,8 @@ Flower starts a new process for every order, so all that a site remembers is in 
     state/<round>-<n>-<done>/       the site's state, its share and its records after training (n = 1) and
                                     after the mean (n = 2); the last three of them
     models/<site>/{best,last}.safetensors, predictions/<site>/{best,last}.csv
+    own_counts.safetensors, class_counts.json
+                                    training images of each class here and at all sites, if the loss needs them
     sum.key                         under secure summation, the private key for the experiment, until its end
     received.json, masked.json, revealed.json
                                     what is done only once, see prrfl.flower.site.ledger
@@ -30,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 
 from prrfl.algorithms import DEFAULT
 from prrfl.config import TrainConfig, checked
@@ -37,8 +40,8 @@ from prrfl.data.fingerprint import difference, fingerprints
 from prrfl.data.sources import load_site
 from prrfl.engine import Visitor
 from prrfl.errors import ConfigError, DataError
-from prrfl.flower.consent import agreed_as
-from prrfl.flower.messages import Answer, Order, OrderRefusedError
+from prrfl.flower.consent import needed
+from prrfl.flower.messages import COUNTING, Answer, Order, OrderRefusedError, OrderStep
 from prrfl.flower.secure_sum import Identity, masked, own_seed, read_cohort, read_roster
 from prrfl.flower.site.ledger import Ledger, exclusive
 from prrfl.flower.site.steps import StepStore, parse_object, read_saved
@@ -48,12 +51,18 @@ from prrfl.runs.folder import RunFolder
 from prrfl.runs.setup import Run, resolved, share_dtype
 from prrfl.storage.atomic import remove, remove_partial, replacing, write_json, write_text
 from prrfl.storage.records import to_line
-from prrfl.storage.tensor_files import read_state, to_bytes
+from prrfl.storage.tensor_files import read_state, to_bytes, write_state
 from prrfl.tensors import check_same_layout, non_finite
 from prrfl.training import Site
 from prrfl.types import ClientId, RoundContext, RoundRecord, Share, SiteData, TrainRecord
 
 log = logging.getLogger("prrfl")
+
+COUNTING_STEPS: tuple[OrderStep, ...] = ("count", "share", "reveal")
+"""The steps in which class counts are added."""
+
+OWN_COUNTS = "own_counts.safetensors"
+"""The share of a site when class counts are added."""
 
 EXPERIMENT = r"(?!flower$)[A-Za-z0-9][A-Za-z0-9_-]{0,239}"
 """What an experiment may be called: a folder of this name is below the site's home, beside Flower's own."""
@@ -103,6 +112,8 @@ def carry_out(order: Order, local: SiteSettings) -> Answer:
     participant = Participant(order, local)
     with participant.locked():
         match order.step:
+            case "count":
+                return participant.count()
             case "train":
                 return participant.train()
             case "share":
@@ -164,13 +175,15 @@ class Participant:
             {**self.given, **own, "workers": 1, "threads": local.threads}, "the server's settings"
         )
         self.order, self.local = order, local
-        if (asked := agreed_as(config)) not in local.methods:
+        asked = needed(config)
+        if missing := [name for name in asked if name not in local.methods]:
             raise OrderRefusedError(
-                f"site {local.name} does not agree to method {asked}, only to {', '.join(local.methods)}; "
-                f"to agree, start the site with --methods {asked}"
+                f"site {local.name} does not agree to {', '.join(missing)}, only to "
+                f"{', '.join(local.methods)}; to agree, start the site with --methods {','.join(asked)}"
             )
         self.config: TrainConfig = resolved(config, 1)
-        if not 0 <= order.round < config.rounds:
+        counts = order.round == COUNTING and config.loss_function().counts == "federation"
+        if not 0 <= order.round < config.rounds and not (counts and order.step in COUNTING_STEPS):
             raise OrderRefusedError(
                 f"site {local.name} received an order for round {order.round + 1}; expected 1 to "
                 f"{config.rounds}"
@@ -191,6 +204,17 @@ class Participant:
             remove_partial(self.folder)
             self._check_settings()
             yield
+
+    def count(self) -> Answer:
+        """Count the site's training images by class; answer with the counts, or under masks with the key."""
+        path = self.folder / OWN_COUNTS
+        if not path.exists():
+            labels = self._visitor.site.data.train.labels.cpu()
+            counts = torch.bincount(labels, minlength=len(self.config.classes))
+            write_state(path, Share({"class_counts": counts.double()}))
+        if self.order.secure:
+            return self._answer(key=json.dumps(self._identity.signed_key()))
+        return self._answer(share=self._round_share().tensors)
 
     def train(self) -> Answer:
         """Train for the round, unless that is done; answer with the records, and the share or the key."""
@@ -213,7 +237,7 @@ class Participant:
 
     def share(self) -> Answer:
         """Answer with the masked share of the round."""
-        share = self._trained_share()
+        share = self._round_share()
         cohort = read_cohort(self.order.cohort, self.local.name)
         sums = masked(share, self._identity, cohort, self.order.round)
         self._ledger.mask(share, self._identity, cohort, self.order.round)
@@ -222,7 +246,7 @@ class Participant:
 
     def reveal(self) -> Answer:
         """Answer with the seed of the site's own mask, for the one cohort of the round that gets it."""
-        share = self._trained_share()
+        share = self._round_share()
         cohort = read_cohort(self.order.cohort, self.local.name)
         seed = own_seed(share, self._identity, cohort, self.order.round)
         self._ledger.reveal(share, self._identity, cohort, self.order.round)
@@ -290,7 +314,9 @@ class Participant:
         # `prrfl site` repeats these lines on its screen.
         log.info("site %s: round %d/%d: %s", self.local.name, self.order.round + 1, self.config.rounds, what)
 
-    def _trained_share(self) -> Share:
+    def _round_share(self) -> Share:
+        if self.order.round == COUNTING:
+            return read_state(self.folder / OWN_COUNTS, Share)
         return read_state(self._steps.trained(self.order.round) / "share.safetensors", Share)
 
     def _answer(self, **what: Any) -> Answer:
@@ -298,7 +324,33 @@ class Participant:
 
     @cached_property
     def _training(self) -> Run:
-        return Run.of(self.config)
+        return replace(Run.of(self.config), class_counts=self._class_counts())
+
+    def _class_counts(self) -> tuple[int, ...]:
+        """Return the class counts of all sites: those of the first order that held them.
+
+        Raises:
+            OrderRefusedError: if the order holds others, or invalid ones.
+        """
+        there = RunFolder(self.folder)
+        if self.config.loss_function().counts != "federation" or self.order.round == COUNTING:
+            return ()
+        try:
+            counts = TypeAdapter(tuple[NonNegativeInt, ...]).validate_json(self.order.class_counts)
+        except ValidationError:
+            counts = ()
+        if len(counts) != len(self.config.classes):
+            raise OrderRefusedError(
+                f"site {self.local.name} received no valid class counts of all sites; expected "
+                f"{len(self.config.classes)} whole numbers"
+            )
+        if not (known := there.class_counts()):
+            there.write_class_counts(counts)
+        elif known != counts:
+            raise OrderRefusedError(
+                f"site {self.local.name} received class counts {counts}, but {known} before; start a new run"
+            )
+        return counts
 
     @cached_property
     def _visitor(self) -> Visitor[Any]:
