@@ -123,7 +123,7 @@ class Recipe:
         return foldable(self.network)
 
     @cached_property
-    def _trainers(self) -> "ThreadCache[object, _Trainer]":
+    def _trainers(self) -> "ThreadCache[object, tuple[_Trainer, Captured]]":
         return ThreadCache()
 
     @cached_property
@@ -296,16 +296,17 @@ def train_epoch(
         given: tensors that the objective reads, by name; of the same shapes in every epoch.
     """
     recipe = site.recipe
-    trainer = _trainer(recipe, len(learners), objective, site.watch is not None)
+    trainer, step = _trainer(recipe, len(learners), objective, site.watch is not None)
     draw = site_generator(site, ctx, "train")
     losses, logits, features, truth = [], [], [], []
     with (
         arithmetic(recipe.device, recipe.precision),
         _global_seed(ctx.seed, site.name, ctx.round, ctx.epoch, device=recipe.device),
     ):
-        trainer.begin(learners, ctx, given or {}, {**_constants(site, ctx), **site.constants})
+        if not trainer.begin(learners, ctx, given or {}, {**_constants(site, ctx), **site.constants}):
+            step.forget()
         for inputs, labels in batches(site.data.train, recipe, recipe.batch, draw, shuffle=recipe.shuffle):
-            own, outputs, *watched = trainer.step(inputs, labels)
+            own, outputs, *watched = step(inputs, labels)
             losses.append(own)
             logits.append(outputs)
             features += watched
@@ -342,11 +343,14 @@ def _constants(site: Site, ctx: RoundContext) -> Tensors:
     )
 
 
-def _trainer(recipe: Recipe, networks: int, objective: Objective | None, watched: bool) -> "_Trainer":
-    """Return networks to train: new ones, or on a GPU those of this thread with their recordings."""
+def _trainer(
+    recipe: Recipe, networks: int, objective: Objective | None, watched: bool
+) -> tuple["_Trainer", Captured]:
+    """Return networks to train and their step: new ones, or on a GPU those of this thread with recordings."""
 
-    def make() -> _Trainer:
-        return _Trainer(recipe, networks, objective, watched)
+    def make() -> tuple[_Trainer, Captured]:
+        trainer = _Trainer(recipe, networks, objective, watched)
+        return trainer, Captured(trainer.step, recipe.device)
 
     return recipe._trainers.get((networks, objective, watched), make) if on_gpu(recipe.device) else make()
 
@@ -362,39 +366,45 @@ class _Trainer:
         self._constants: dict[str, Tensor] = {}
         self._features: list[Tensor] = []
         if watched:
-            _, head = head_of(self._networks[0])
-            head.register_forward_pre_hook(lambda _, inputs: self._features.append(inputs[0]))
-        self.step = Captured(self._step, recipe.device)
+            # Not self: a cycle of references would keep the memory of every epoch for a while.
+            features, (_, head) = self._features, head_of(self._networks[0])
+            head.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
 
     def begin(
         self, learners: Sequence[Learner], ctx: RoundContext, given: Tensors, constants: Tensors
-    ) -> None:
-        """Copy the start of an epoch into the memory that a recorded step reads."""
+    ) -> bool:
+        """Copy the start of an epoch into the memory that a recorded step reads.
+
+        Returns:
+            Whether a step that was recorded before still fits.
+        """
+        fits = True
         for network, optimiser, learner in zip(self._networks, self._optimisers, learners, strict=True):
             _refill(network, learner.weights, self._recipe)
             _recall(optimiser, learner.memory if ctx.epoch > 0 else {})
         lr = self._recipe.learning_rate(ctx.round)
         if any(group["lr"] != lr for optimiser in self._optimisers for group in optimiser.param_groups):
-            self.step.forget()  # a recording contains the old number
+            fits = False  # a recording contains the old number
             for optimiser in self._optimisers:
                 optimiser.param_groups[0]["lr"] = lr
         for held, now in ((self._given, given), (self._constants, constants)):
             if held.keys() != now.keys():
-                self.step.forget()
+                fits = False
                 held.clear()
                 held.update({key: torch.empty_like(t, device=self._recipe.device) for key, t in now.items()})
             for key, tensor in now.items():
                 held[key].copy_(tensor, non_blocking=True)
+        return fits
 
-    def _step(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    def step(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         """Train on one batch; return the losses (K,) and the logits (K, N, C) before the update.
 
         If the epoch is watched, also return the features of the first network, (N, D).
         """
         networks, recipe = self._networks, self._recipe
-        self._features.clear()
         logits = forward(networks, inputs, recipe)
-        features = [used_here(inputs.detach(), recipe.device) for inputs in self._features[-1:]]
+        features = [used_here(seen.detach(), recipe.device) for seen in self._features]
+        self._features.clear()
         own = tuple(recipe.loss(output, labels, self._constants) for output in logits)
         step = Step(networks, inputs, labels, logits, own, self._given)
         goals = self._objective(step) if self._objective else own

@@ -153,7 +153,7 @@ def rounds_from(start: RoundContext, algorithm: Algorithm[Any], exchange: Exchan
 def _trained(
     algorithm: Algorithm[Any], exchange: Exchange, ctx: RoundContext
 ) -> Iterator[RoundRecord | Arrival]:
-    """Train every present site for one round, in one visit; or in a visit per epoch, if sites meet after it."""
+    """Train every present site for one round, in one visit; or in one per epoch if sites meet after it."""
     if not meets(algorithm, ctx):
         yield from exchange.train(ctx)
         return

@@ -9,7 +9,7 @@ Flower starts a new process for every order, so all that a site remembers is in 
                                     after the mean (n = 2); the last three of them
     models/<site>/{best,last}.safetensors, predictions/<site>/{best,last}.csv
     own_counts.safetensors, class_counts.json
-                                    training images of each class here and at all sites, if the loss needs them
+                                    if the loss needs them: training images of each class, here and everywhere
     sum.key                         under secure summation, the private key for the experiment, until its end
     received.json, masked.json, revealed.json
                                     what is done only once, see prrfl.flower.site.ledger
