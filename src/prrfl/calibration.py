@@ -8,8 +8,6 @@ import logging
 from dataclasses import replace
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import logsumexp
 from torch import Tensor
 
 from prrfl.errors import DataError
@@ -38,6 +36,10 @@ def fit_temperature(predictions: Predictions, whose: str = "the predictions") ->
     """
     if not len(predictions.labels):
         raise DataError(f"{whose} hold no image; a temperature needs validation images")
+    # Takes half a second, and training fits no temperature.
+    from scipy.optimize import minimize_scalar
+    from scipy.special import logsumexp
+
     logits = _logits(predictions).numpy()
     truth = logits[np.arange(len(logits)), predictions.labels.numpy()]
 

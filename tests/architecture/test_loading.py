@@ -7,14 +7,19 @@ import pytest
 
 PROBE = """
 import importlib, sys
-importlib.import_module(sys.argv[1])
+for name in sys.argv[1:]:
+    importlib.import_module(name)
 print(*sys.modules)
 """
 
 
-def loaded_by(module):
-    """Return the modules that a fresh process holds after one import."""
-    done = subprocess.run([sys.executable, "-c", PROBE, module], capture_output=True, text=True, check=True)
+SLOW = ("sklearn", "scipy", "monai", "torch._dynamo")
+"""What takes half a second or more to import."""
+
+
+def loaded_by(*modules):
+    """Return the modules that a fresh process holds after it imported some."""
+    done = subprocess.run([sys.executable, "-c", PROBE, *modules], capture_output=True, text=True, check=True)
     return set(done.stdout.split())
 
 
@@ -28,10 +33,17 @@ def test_a_sites_process_loads_neither_drawing_nor_generated_data_nor_workers():
     loaded = loaded_by("prrfl.flower.site.app")
     assert "prrfl.runs.deployed" in loaded
     drawing = ("matplotlib", "jinja2", "prrfl.reports")
-    assert not of(loaded, *drawing, "prrfl.data.synthetic", "prrfl.engine.workers")
+    assert not of(loaded, *drawing, "prrfl.data.synthetic", "prrfl.engine.workers", *SLOW)
 
 
-@pytest.mark.parametrize("module", ["folder", "checkpoint", "deployed", "setup"])
-def test_saving_does_not_draw(module):
-    loaded = loaded_by(f"prrfl.runs.{module}")
+def test_saving_does_not_draw():
+    modules = [f"prrfl.runs.{name}" for name in ("folder", "checkpoint", "deployed", "setup")]
+    loaded = loaded_by(*modules)
+    assert loaded.issuperset(modules)
     assert not of(loaded, "matplotlib", "prrfl.reports", "prrfl.engine.workers", "prrfl.data.synthetic")
+
+
+def test_training_does_not_wait_for_what_few_commands_need():
+    loaded = loaded_by("prrfl.cli.training")
+    assert "prrfl.runs.run" in loaded
+    assert not of(loaded, *SLOW)

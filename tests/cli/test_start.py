@@ -78,6 +78,13 @@ def test_the_version_is_that_of_the_installed_package():
     assert output == f"prrfl {metadata.version('prrfl')}"
 
 
+def test_the_end_of_a_command_collects_no_garbage():
+    look = "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count() > 0)); "
+    code = f"{look}import sys; sys.argv = ['prrfl', '--version']; from prrfl.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "True"
+
+
 def test_every_command_is_listed_with_the_first_line_of_its_help():
     for name, one in get_command(app).commands.items():
         assert (one.help or "").partition("\n")[0] == SUMMARIES[name]

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from sklearn.metrics import f1_score, roc_auc_score
+from sklearn.metrics import confusion_matrix, f1_score, roc_auc_score
 from torch import nn
 
 from prrfl import PRRFL, Examples, InProcess, Recipe, SiteData, norm_keys, run_rounds
@@ -100,6 +100,24 @@ def test_scores_are_scikit_learns():
     assert scores.auc == pytest.approx(wanted, abs=1e-12)
     assert sum(map(sum, scores.confusion)) == scores.n == 60
     assert scores.loss == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+@pytest.mark.parametrize("n", [2, 7, 40])
+def test_scores_with_ties_and_absent_classes_are_scikit_learns(n, classes):
+    for seed in range(20):
+        draw = torch.Generator().manual_seed(seed)
+        logits = torch.randn(n, classes, generator=draw).double().round(decimals=1)
+        labels = torch.randint(classes, (n,), generator=draw)
+        scores, predicted = score(logits, labels), logits.argmax(1)
+        assert scores.macro_f1 == f1_score(labels, predicted, average="macro", zero_division=0.0)
+        wanted = confusion_matrix(labels, predicted, labels=range(classes)).tolist()
+        assert [list(row) for row in scores.confusion] == wanted
+        if len(shown := labels.unique()) == 1:
+            assert scores.auc is None
+            continue
+        areas = [roc_auc_score(labels == c, logits.softmax(1)[:, c]) for c in shown]
+        assert scores.auc == pytest.approx(sum(areas) / len(areas), abs=1e-14)
 
 
 def test_scores_of_a_split_that_lacks_classes():

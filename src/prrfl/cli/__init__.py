@@ -1,5 +1,7 @@
 """The command line. ``commands`` names every command and the module that holds it."""
 
+import atexit
+import gc
 import io
 import logging
 import signal
@@ -45,6 +47,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # the name of a folder need not be valid text
+    # The interpreter's last collection would visit every object of PyTorch's, which takes about a second.
+    atexit.register(gc.freeze)
     sys.exit(guarded(app))
 
 

@@ -4,9 +4,11 @@ Importing PyTorch takes seconds. ``prrfl --help`` and ``prrfl --version`` must n
 commands is kept here. For the same reason, commands import what does their work inside the function.
 """
 
+import gc
 import inspect
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -58,7 +60,8 @@ class _Commands(Mapping[str, click.Command]):
     """All commands by name; each is imported when it is looked up."""
 
     def __getitem__(self, name: str) -> click.Command:
-        found = getattr(import_module(f"prrfl.cli.{MODULES[name]}"), name)
+        with _nothing_collected():
+            found = getattr(import_module(f"prrfl.cli.{MODULES[name]}"), name)
         if isinstance(found, typer.Typer):
             return get_command(found)
         app = typer.Typer(add_completion=False)
@@ -70,6 +73,18 @@ class _Commands(Mapping[str, click.Command]):
 
     def __len__(self) -> int:
         return len(MODULES)
+
+
+@contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """Pause the collection of garbage: an import makes little, and the search for it takes half a second."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _unwrapped(text: str) -> str:

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import StratifiedGroupKFold
 
 from prrfl.data.images import SPLITS, Entry
 from prrfl.errors import DataError
@@ -106,6 +105,8 @@ def _hold_out(labels: _Ints, groups: NDArray[np.str_], share: float, leave: int,
         found = np.bincount(labels[held], minlength=len(wanted))
         # Relative, so that a rare class weighs as much as a frequent one.
         return float(np.abs(found - wanted)[wanted > 0] @ (1 / wanted[wanted > 0]))
+
+    from sklearn.model_selection import StratifiedGroupKFold  # takes over a second; few commands split
 
     count = max(2, min(round(1 / share), np.bincount(labels).max(), distinct))
     folds = StratifiedGroupKFold(count, shuffle=True, random_state=seed)

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
 from prrfl.reports.calibration import calibration_error, chance_error
 from prrfl.reports.statistics import (
@@ -94,6 +93,8 @@ def _share(right: NDArray[np.bool_]) -> Measured:
     """Return the proportion of images that are classified correctly."""
     if not len(right):
         return Measured(None, None)
+    from scipy.stats import binomtest  # takes half a second, which a run must not wait for
+
     ends = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
     return Measured(float(right.mean()), (float(ends.low), float(ends.high)))
 

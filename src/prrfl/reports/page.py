@@ -9,7 +9,6 @@ from importlib import resources
 from typing import Any
 
 import jinja2
-from sklearn.metrics import roc_curve
 
 from prrfl.reports.comparison import FinishedRun, Row
 from prrfl.reports.formatting import percent
@@ -339,6 +338,8 @@ def _curves(lines: Mapping[str, Mapping[str, Band]], styles: Mapping[str, Style]
 
 @default_style()
 def _roc(predictions: Predictions, classes: Sequence[str]) -> str:
+    from sklearn.metrics import roc_curve  # takes over a second, and training draws no page
+
     figure = Figure(figsize=(3.6, 3.4), layout="constrained")
     axis = figure.subplots()
     axis.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=0.8)

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
-from sklearn.metrics import confusion_matrix
 
 from prrfl.types import Predictions
 
@@ -18,8 +16,8 @@ ROUNDING = 1e-12
 
 def confusion(labels: Ints, predicted: Ints, classes: int) -> tuple[tuple[int, ...], ...]:
     """Return the confusion matrix: rows are true classes, columns predicted ones."""
-    counts = confusion_matrix(labels, predicted, labels=np.arange(classes))
-    return tuple(tuple(map(int, row)) for row in counts)
+    counts = np.bincount(labels * classes + predicted, minlength=classes**2)
+    return tuple(tuple(map(int, row)) for row in counts.reshape(classes, classes))
 
 
 def group_indices(predictions: Predictions) -> Ints:
@@ -103,6 +101,8 @@ def seed_interval(values: Sequence[float]) -> float | None:
     """Return half the width of the 95 % t-interval of a mean over seeds; ``None`` for fewer than two."""
     if len(values) < 2:
         return None
+    from scipy import stats  # takes half a second, and only a comparison over seeds needs it
+
     spread = float(np.std(values, ddof=1)) / len(values) ** 0.5
     return float(stats.t.ppf(0.975, len(values) - 1) * spread)
 
@@ -126,6 +126,8 @@ def seeds_p(differences: Floats) -> float | None:
         return 1.0
     if len(differences) < 2 or np.ptp(differences) < ROUNDING:
         return None
+    from scipy import stats
+
     return float(stats.ttest_1samp(differences, 0.0).pvalue)
 
 

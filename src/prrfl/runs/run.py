@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from prrfl.algorithms import traits_of
+from prrfl.capture import on_gpu
 from prrfl.config import TrainConfig
 from prrfl.data.fingerprint import Fingerprints, fingerprints, short
 from prrfl.engine import Engine, Exchange, InProcess, Keeper, Pooled, rounds_from
@@ -240,6 +241,10 @@ def open_engine(run: Run, sites: Sequence[SiteData], folder: Path) -> Iterator[E
             if config.workers == 1:
                 yield make(sites)
             else:
+                if not on_gpu(config.device):  # where nothing may touch the driver before the fork
+                    # PyTorch's first optimiser imports 800 modules, which takes 1.5 s and 70 MB: once here,
+                    # and not in each worker.
+                    torch.optim.SGD([torch.zeros(1)])
                 with Workers(make, sites, config.workers, config.threads) as engine:
                     yield engine
     finally:

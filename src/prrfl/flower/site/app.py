@@ -1,5 +1,7 @@
 """Flower's client app: an order comes in, its answer goes out."""
 
+import atexit
+import gc
 import logging
 import sys
 import traceback
@@ -39,6 +41,10 @@ REASONS: Mapping[type[Exception], str] = {
 """What the server is told of an error at a site, by the kind of error."""
 
 app = ClientApp()
+
+# Every message has a process of its own. At its end the interpreter's last collection would visit every
+# object of PyTorch's, which takes about a second.
+atexit.register(gc.freeze)
 
 
 class AtSiteError(Exception):
