@@ -7,10 +7,28 @@ import pytest
 import torch
 
 from prrfl import cli
+from prrfl.models import NETWORKS
+from prrfl.runs import compare
+from tests.forked import ForkedCommands
+from tests.networks import tiny
 
 # The number of threads decides the order of sums, hence the last bits: tests that compare engines need the
 # same number in both. Small networks also run slower with more threads.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tiny_by_name():
+    """Register the tests' network as ``tiny``."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(NETWORKS, "tiny", tiny)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ready_to_fork():
+    """Import what PyTorch's first optimiser imports, which every forked process would import otherwise."""
+    torch.optim.SGD([torch.zeros(1)])
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -40,3 +58,15 @@ def prrfl(monkeypatch, capsys):
         return code, out, err
 
     return call
+
+
+@pytest.fixture
+def forked(monkeypatch):
+    """Let the runs of a comparison be forked from this process, which has imported what they need."""
+    monkeypatch.setattr(compare, "subprocess", ForkedCommands)
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Draw no curves of a run, which takes longer than to train a small one."""
+    monkeypatch.setattr("prrfl.runs.report.draw_retrogress", lambda *_: None)

@@ -15,10 +15,13 @@ from typer.main import get_command
 from prrfl import InProcess, Recipe, build_network, cli, config, run_rounds
 from prrfl.algorithms import ALGORITHMS, FedBN, Local
 from prrfl.data.images import SPLITS
+from prrfl.runs import compare
+from tests.forked import ForkedCommands
 from tests.sites_on_disk import write_layout
 
 DOCS = Path(__file__).parents[1] / "docs"
 SMALL = ["--image-size", "32", "--rounds", "1", "--epochs", "1", "--batch", "8"]
+TINY = [*SMALL, "--network", "tiny"]
 
 
 def commands(name):
@@ -55,22 +58,22 @@ def test_data(call, tmp_path):
     for arguments in commands("data.md"):
         if arguments[:2] == ["data", "build"]:
             continue  # needs the archives; tests/data/test_trust.py makes small ones
-        call([*arguments, *(SMALL if arguments[0] == "train" else [])])
+        call([*arguments, *(TINY if arguments[0] == "train" else [])])
         ran.append(arguments[0])
     assert ran == ["data", "train", "data"]
     assert (tmp_path / "split.csv").is_file()
 
 
-def test_comparing(call, tmp_path):
+def test_comparing(call, tmp_path, forked):
     write_layout(tmp_path / "DIR")
     write_layout(tmp_path / "NEW", sites=1)
-    compare, evaluate, onboard = commands("comparing.md")
+    comparison, evaluate, onboard = commands("comparing.md")
     # Two of the methods and one seed, to be quick; the page's own names are checked by their plan.
-    methods = compare[compare.index("--methods") + 1].split(",")
+    methods = comparison[comparison.index("--methods") + 1].split(",")
     assert {m.partition(":")[0] for m in methods} <= set(ALGORITHMS)
-    compare[compare.index("--methods") + 1] = f"{methods[0]},{methods[-1]}"
-    compare[compare.index("--seeds") + 1] = "0"
-    call([*compare, *SMALL])
+    comparison[comparison.index("--methods") + 1] = f"{methods[0]},{methods[-1]}"
+    comparison[comparison.index("--seeds") + 1] = "0"
+    call([*comparison, *TINY])
     text = (DOCS / "comparing.md").read_text("utf-8")
     for name in re.findall(r"`(\w+\.\w+)`", text):
         assert (tmp_path / "runs/mine" / name).is_file(), name
@@ -106,10 +109,11 @@ def not_there(arguments):
 def walk(tmp_path_factory):
     """Run the tutorial up to the use of the networks, with small settings."""
     folder = tmp_path_factory.mktemp("walk")
-    small = {"generate": ["--images", "40"], "train": SMALL, "compare": [*SMALL, "--seeds", "0"]}
+    small = {"generate": ["--images", "40"], "train": SMALL, "compare": [*TINY, "--seeds", "0"]}
     done = []
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setattr(compare, "subprocess", ForkedCommands)
         for arguments in commands("tutorial.md"):
             if arguments[0] in USES:
                 continue

@@ -309,6 +309,7 @@ def test_an_exception_lets_nothing_else_through():
 
 
 SMALL = ["--image-size", 32, "--rounds", 2, "--epochs", 1, "--batch", 8, "--workers", 2]
+SHORT = ["--rounds", 1, "--method", "fedavg"]
 
 
 @pytest.mark.slow
@@ -333,7 +334,7 @@ def test_a_run_pickles_nothing_starts_nothing_and_talks_to_nobody(tmp_path):
 
 @pytest.mark.slow
 def test_a_network_of_monai_opens_no_connection(tmp_path):
-    command = ("train", "--data", write_layout(tmp_path / "data"), *SMALL, "--network", "resnet18")
+    command = ("train", "--data", write_layout(tmp_path / "data"), *SMALL, *SHORT, "--network", "resnet18")
     seen = watched(tmp_path / "log", PRRFL, *command, "--out", tmp_path / "run")
     assert not besides(seen, LDCONFIG, IPV6)
 
@@ -357,7 +358,7 @@ def test_there_is_no_network_in_an_empty_namespace():
 
 @pytest.mark.slow
 def test_training_needs_no_network(tmp_path):
-    command = ("train", "--sites", 2, "--images", 18, *SMALL, "--out", tmp_path / "run")
+    command = ("train", "--sites", 2, "--images", 18, *SMALL, *SHORT, "--out", tmp_path / "run")
     done = subprocess.run(
         [*in_no_network(), sys.executable, "-m", "prrfl", *map(str, command)],
         env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},  # so that the images are made there

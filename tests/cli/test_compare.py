@@ -16,6 +16,8 @@ from prrfl.errors import ConfigError
 from prrfl.runs import compare
 from tests.sites_on_disk import write_layout
 
+pytestmark = pytest.mark.usefixtures("forked", "undrawn")
+
 SMALL = ["--image-size", 32, "--rounds", 1, "--epochs", 1, "--batch", 8, "--seeds", 0]
 
 

@@ -4,6 +4,7 @@ import errno
 import json
 import re
 import resource
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -17,9 +18,13 @@ from prrfl.config import TrainConfig
 from prrfl.runs import deployed
 from prrfl.storage.records import read_records
 from prrfl.storage.tensor_files import read_tensors
+from tests.forked import ForkedCommands
 from tests.sites_on_disk import write_layout
 
 SMALL = ["--image-size", "32", "--rounds", "2", "--epochs", "2", "--batch", "8", "--precision", "float32"]
+
+
+TINY = [*SMALL, "--network", "tiny", "--workers", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +124,7 @@ def test_inspect_lists_every_treatment(capsys):
 
 def test_settings_from_file_and_flags(tmp_path, folder, capsys):
     (tmp_path / "c.toml").write_text(
-        f"data = '{folder}'\nrounds = 1\nepochs = 1\nimage_size = 32\nclasses = 'a,b,c'\n"
+        f"data = '{folder}'\nnetwork = 'tiny'\nrounds = 1\nepochs = 1\nimage_size = 32\nclasses = 'a,b,c'\n"
     )
     code, _, err = prrfl(
         "train", "--config", tmp_path / "c.toml", "--epochs", 2, "--out", tmp_path / "r", capsys=capsys
@@ -171,7 +176,7 @@ def test_bad_flags_and_folders(folder, tmp_path, capsys):
 
 def test_one_site_alone_is_refused(tmp_path, capsys):
     alone = write_layout(tmp_path / "alone", sites=1)
-    assert "at least 2" in refused(capsys, "train", "--data", alone, "--out", tmp_path / "r", *SMALL)
+    assert "at least 2" in refused(capsys, "train", "--data", alone, "--out", tmp_path / "r", *TINY)
 
 
 def test_a_full_disk_ends_in_one_line_and_loses_nothing(folder, tmp_path, capsys, monkeypatch):
@@ -185,7 +190,7 @@ def test_a_full_disk_ends_in_one_line_and_loses_nothing(folder, tmp_path, capsys
 
     monkeypatch.setattr(deployed, "write_tensors", full)
     out = tmp_path / "r"
-    assert "No space left" in refused(capsys, "train", "--data", folder, "--out", out, *SMALL)
+    assert "No space left" in refused(capsys, "train", "--data", folder, "--out", out, *TINY)
     assert {r.round for r in read_records(out / "metrics.jsonl")} == {0}
     assert not list(out.rglob(".*"))
     for path in out.rglob("*.safetensors"):
@@ -195,17 +200,19 @@ def test_a_full_disk_ends_in_one_line_and_loses_nothing(folder, tmp_path, capsys
 def test_a_file_that_cannot_be_written_whole_is_not_left_half(folder, tmp_path):
     # The system refuses files above 4 MB, as a full disk would: a network's weights need 9.5 MB.
     out = tmp_path / "r"
-    command = [sys.executable, "-m", "prrfl", "train", "--data", folder, "--out", out, *SMALL]
-    process = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000, 4_000_000)),
-    )
+    command = ["train", "--data", folder, "--out", out, *SMALL, "--method", "local", "--epochs", "1"]
+    with (tmp_path / "stderr").open("w+") as stderr:
+        process = ForkedCommands.Popen(
+            [sys.executable, "-m", "prrfl", *map(str, command)],
+            stderr=stderr,
+            before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000, 4_000_000)),
+        )
+        process.wait()
+        stderr.seek(0)
+        said = stderr.read()
     assert process.returncode == 2
-    assert process.stderr.splitlines()[-1].startswith("error: ")
-    assert "Traceback" not in process.stderr
+    assert said.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in said
     assert not list(out.rglob("*.safetensors"))
     assert not list(out.rglob(".*"))
 
@@ -219,21 +226,16 @@ def test_damaged_records_are_named(finished, tmp_path, capsys):
     assert "metrics.jsonl:" in refused(capsys, "report", tmp_path)
 
 
-def test_the_published_quickstart(tmp_path):
-    write_layout(tmp_path, sites=3, size=128)
-    root = Path(__file__).parents[2]
+def test_the_published_quickstart(tmp_path, monkeypatch, undrawn):
+    write_layout(tmp_path, train=6, other=3, size=128)
+    script = runpy.run_path(str(Path(__file__).parents[2] / "main.py"))
     flags = (
         "--theme prrfl --network vgg_b --optim adam --lr 0.001 --lr_step 1 --lr_gamma 0.5 --wd 1e-6 "
         "--batch 8 --iters 1 --wk_iters 1 --l_rate 0.6 --alpha1 0.6 --alpha2 0.8 --seed 1 --save_path kept"
     )
-    process = subprocess.run(
-        [sys.executable, root / "main.py", *flags.split()],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["main.py", *flags.split()])
+    assert cli.guarded(script["main"]) == 0
     (run,) = (tmp_path / "kept").iterdir()
     assert re.fullmatch(r"\d{8}-\d{6}_prrfl", run.name)
     config = tomllib.loads((run / "config.toml").read_text())
@@ -263,24 +265,34 @@ def test_help_says_what_arguments_are(capsys):
     assert "folder of a run" in printed
 
 
-def test_settings_without_effect_are_said_and_contradictions_refused(folder, tmp_path):
-    command = [sys.executable, "-m", "prrfl", "train", "--data", folder, "--out", tmp_path / "r", *SMALL]
+def test_settings_without_effect_are_said_and_contradictions_refused(
+    folder, tmp_path, capsys, caplog, undrawn
+):
+    command = ["train", "--data", folder, "--out", tmp_path / "r", *TINY]
     odd = ["--method", "local", "--rounds", 1, "--mu", 5, "--transfer", "off", "--sites", 9]
-    done = subprocess.run([*map(str, command + odd)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert f"warning: sites, transfer, mu: no effect on a run of local on {folder}" in " ".join(
-        done.stderr.split()
-    )
-    crossed = subprocess.run(
-        [*map(str, [*command, "--alpha1", 0.9, "--alpha2", 0.8])], capture_output=True, text=True, check=False
-    )
-    assert crossed.returncode == 2
-    assert "error: --alpha2: expected at least alpha1, which is 0.9, got 0.8" in crossed.stderr
+    code, _, err = prrfl(*command, *odd, capsys=capsys)
+    assert code == 0, err
+    assert caplog.messages == [f"sites, transfer, mu: no effect on a run of local on {folder}"]
+    crossed = refused(capsys, *command, "--alpha1", 0.9, "--alpha2", 0.8)
+    assert "error: --alpha2: expected at least alpha1, which is 0.9, got 0.8" in crossed
 
 
 def test_a_time_limit_leaves_a_run_that_can_be_resumed(prrfl, tmp_path):
     out = tmp_path / "run"
-    small = ["--image-size", 32, "--images", 18, "--sites", 2, "--rounds", 3, "--epochs", 1]
+    small = [
+        "--network",
+        "tiny",
+        "--image-size",
+        32,
+        "--images",
+        18,
+        "--sites",
+        2,
+        "--rounds",
+        3,
+        "--epochs",
+        1,
+    ]
     code, said, _ = prrfl("train", "--method", "fedavg", *small, "--out", out, "--time-limit", 0)
     assert code == 0
     assert f"Time limit: 1 of 3 rounds are saved; continue with `prrfl resume {out}`" in said

@@ -21,26 +21,16 @@ NAMES = ["clientA", "clientB", "clientC", "clientD"]
 SHORT = ["--rounds", "2", "--epochs", "2"]
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_layout(tmp_path_factory.mktemp("all sites"), sites=4)
-
-
-@pytest.fixture(scope="module")
-def simulated(data, tmp_path_factory):
-    """The same run in one process."""
-    folder = tmp_path_factory.mktemp("simulated") / "run"
-    simulate(data, folder, *SHORT)
-    return folder
-
-
-def test_four_real_sites_give_the_tensors_of_one_process(data, simulated, tmp_path):
-    with Deployment(tmp_path, data, NAMES) as deployed:
+def test_real_sites_give_the_tensors_of_one_process(tmp_path):
+    data, names = write_layout(tmp_path / "both sites"), NAMES[:2]
+    simulated = tmp_path / "simulated"
+    simulate(data, simulated, *SHORT)
+    with Deployment(tmp_path, data, names) as deployed:
         server = deployed.server(*SHORT)
-        for name in NAMES:
+        for name in names:
             deployed.site(name)
         assert server.wait(timeout=240) == 0, deployed.said()
-        for name in NAMES:
+        for name in names:
             for which in ("last", "best"):
                 ours = read_tensors(deployed.experiment(name) / "models" / name / f"{which}.safetensors")
                 theirs = read_tensors(simulated / "models" / name / f"{which}.safetensors")
@@ -55,7 +45,8 @@ def test_four_real_sites_give_the_tensors_of_one_process(data, simulated, tmp_pa
         assert re.search(r"macro-F1", deployed.said())
 
 
-def test_a_site_that_never_comes_is_told_of_by_the_exit_code_and_the_report(data, tmp_path):
+def test_a_site_that_never_comes_is_told_of_by_the_exit_code_and_the_report(tmp_path):
+    data = write_layout(tmp_path / "all sites", sites=4)
     with Deployment(tmp_path, data, NAMES, secure=True) as deployed:
         for name in NAMES[:3]:
             deployed.site(name)

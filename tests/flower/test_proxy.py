@@ -75,11 +75,11 @@ def post(address, path, certs, scheme="https"):
 
 
 def test_behind_the_proxy_strangers_are_refused_and_killed_sites_and_servers_resume(proxy, tmp_path):
-    names = ["clientA", "clientB", "clientC"]
+    names = ["clientA", "clientB"]
     training = ["--rounds", "3", "--epochs", "4"]
-    three = write_layout(tmp_path / "three", sites=3, train=60)
-    with Deployment(tmp_path, three, names) as deployed:
-        Deployment(tmp_path / "strangers", three, names)
+    both = write_layout(tmp_path / "both", sites=2, train=60)
+    with Deployment(tmp_path, both, names) as deployed:
+        Deployment(tmp_path / "strangers", both, names)
         inside = deployed.address
         server = deployed.server(*training)
         outside = deployed.address = proxy(deployed)
@@ -142,7 +142,7 @@ def test_behind_the_proxy_strangers_are_refused_and_killed_sites_and_servers_res
         assert server.wait(timeout=300) == 0, deployed.said()
 
         folder = tmp_path / "simulated"
-        simulate(three, folder, *training)
+        simulate(both, folder, *training)
         for name in names:
             ours = read_tensors(deployed.experiment(name) / "models" / name / "last.safetensors")
             theirs = read_tensors(folder / "models" / name / "last.safetensors")

@@ -12,6 +12,8 @@ from tests.fuzz.cases import listing
 from tests.sites_on_disk import write_layout
 
 SMALL = [
+    "--network",
+    "tiny",
     "--image-size",
     32,
     "--rounds",

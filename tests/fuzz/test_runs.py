@@ -17,6 +17,7 @@ from tests.runs.test_resume import files_of, stopped
 from tests.sites_on_disk import write_layout
 
 SETTINGS = {
+    "network": "tiny",
     "image_size": 32,
     "rounds": 3,
     "epochs": 1,
@@ -270,7 +271,7 @@ def test_a_site_more_stops_a_run_and_loses_no_round(half, settings, place, prrfl
 def test_other_settings_stop_a_run(half, place, prrfl):
     folder = copied(half, place / "run")
     text = (folder / "config.toml").read_text()
-    (folder / "config.toml").write_text(text.replace('"vgg16_slim"', '"vgg_b"'))
+    (folder / "config.toml").write_text(text.replace('"tiny"', '"vgg_b"'))
     code, _, err = prrfl("resume", folder)
     assert code == 2
-    assert "config.toml: key 'network' is 'vgg_b', but the run was started with 'vgg16_slim'" in err
+    assert "config.toml: key 'network' is 'vgg_b', but the run was started with 'tiny'" in err

@@ -14,7 +14,7 @@ from prrfl.reports.meter import SiteDrop, by_site, measure, recovery
 from prrfl.types import ExchangeRecord, Predictions, ScoreRecord, Scores
 from tests.sites_on_disk import write_layout
 
-SMALL = ["--image-size", 32, "--rounds", 1, "--epochs", 1, "--batch", 8]
+SMALL = ["--image-size", 32, "--rounds", 1, "--epochs", 1, "--batch", 8, "--network", "tiny"]
 LABELS = np.array([0] * 20 + [1] * 9 + [2] * 4)
 
 
@@ -376,7 +376,7 @@ def test_scores_are_written_one_a_line_and_counted_from_one():
     }  # fmt: skip
 
 
-def test_the_command_runs_resumes_and_refuses(tmp_path, prrfl):
+def test_the_command_runs_resumes_and_refuses(tmp_path, prrfl, forked, undrawn):
     data = write_layout(tmp_path / "data")
     common = ["--data", data, *SMALL, "--out", tmp_path / "c"]
     methods = "prrfl,fedavg,prrfl:transfer=off+r1=0.7"

@@ -23,7 +23,8 @@ needs_chromium = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     data = write_layout(tmp_path_factory.mktemp("data"), other=9)
-    settings = load_config(None, {"data": data, "image_size": 32, "rounds": 2, "epochs": 3, "batch": 8})
+    small = {"network": "tiny", "image_size": 32, "rounds": 2, "epochs": 3, "batch": 8, "workers": 1}
+    settings = load_config(None, {"data": data, **small})
     folder = tmp_path_factory.mktemp("runs") / "<one>"  # a name that HTML would take for a tag
     list(run.train(settings, setup.load_data(settings), folder))
     report.report(folder)
@@ -85,10 +86,10 @@ def test_the_page_is_whole_in_itself(folder):
         assert control in text
 
 
-def test_a_comparison_has_a_page_with_a_curve_for_each_method(tmp_path, prrfl):
+def test_a_comparison_has_a_page_with_a_curve_for_each_method(tmp_path, prrfl, forked, undrawn):
     data = write_layout(tmp_path / "data")
     arguments = ["compare", "--methods", "prrfl,fedavg", "--seeds", "0", "--data", data, "--image-size", 32]
-    arguments += ["--rounds", 1, "--epochs", 1, "--out", tmp_path / "c"]
+    arguments += ["--rounds", 1, "--epochs", 1, "--network", "tiny", "--out", tmp_path / "c"]
     assert prrfl(*arguments)[0] == 0
     text = (tmp_path / "c/report.html").read_text("utf-8")
     assert "<p>1 communication rounds of 1 local epochs, seeds 0; the panels" in text
@@ -109,10 +110,21 @@ def test_a_comparison_has_a_page_with_a_curve_for_each_method(tmp_path, prrfl):
         assert shown_sites(dom(tmp_path / "c/report.html", tmp_path)) == ["clientA"]
 
 
-def test_methods_of_other_lengths_are_told_and_drawn_so(tmp_path, prrfl):
+def test_methods_of_other_lengths_are_told_and_drawn_so(tmp_path, prrfl, forked, undrawn):
     data = write_layout(tmp_path / "data")
     arguments = ["compare", "--methods", "fedavg,fedavg:epochs=2+rounds=1", "--seeds", "0", "--data", data]
-    arguments += ["--image-size", 32, "--rounds", 2, "--epochs", 1, "--out", tmp_path / "c"]
+    arguments += [
+        "--image-size",
+        32,
+        "--rounds",
+        2,
+        "--epochs",
+        1,
+        "--network",
+        "tiny",
+        "--out",
+        tmp_path / "c",
+    ]
     assert prrfl(*arguments)[0] == 0
     text = (tmp_path / "c/report.html").read_text("utf-8")
     assert "local epochs of fedavg:epochs=2+rounds=1 1 × 2, fedavg 2 × 1, seeds 0;" in text

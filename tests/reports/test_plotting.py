@@ -39,8 +39,8 @@ def drawn_by_process(path, cwd, **environment):
 
 
 def test_a_picture_does_not_follow_the_environment(tmp_path):
-    (tmp_path / "plain").mkdir()
-    expected = drawn_by_process(tmp_path / "plain.png", tmp_path / "plain")
+    draw_retrogress(history(["a", "b"]), tmp_path / "plain.png", 2)
+    expected = (tmp_path / "plain.png").read_bytes()
     (tmp_path / "own").mkdir()
     (tmp_path / "own/matplotlibrc").write_text(
         "backend: module://nowhere\nfont.family: Times New Roman\ntext.usetex: True\naxes.facecolor: red\n"
@@ -50,7 +50,7 @@ def test_a_picture_does_not_follow_the_environment(tmp_path):
         tmp_path / "own.png", tmp_path / "own", MPLBACKEND="module://matplotlib_inline.backend_inline"
     )
     assert found == expected
-    assert drawn_by_process(tmp_path / "no.png", tmp_path / "plain", MPLBACKEND="no-such-backend") == expected
+    assert drawn_by_process(tmp_path / "no.png", tmp_path, MPLBACKEND="no-such-backend") == expected
 
 
 @pytest.mark.parametrize(

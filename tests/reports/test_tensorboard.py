@@ -8,9 +8,10 @@ from prrfl.types import ScoreRecord
 from tests.sites_on_disk import write_layout
 
 
-def test_events_hold_the_scores(tmp_path):
+def test_events_hold_the_scores(tmp_path, undrawn):
     data = write_layout(tmp_path / "data")
     flags = {"data": data, "image_size": 32, "rounds": 2, "epochs": 2, "batch": 8, "tensorboard": True}
+    flags |= {"network": "tiny", "workers": 1}
     settings = load_config(None, flags)
     records = list(run.train(settings, setup.load_data(settings), tmp_path / "run"))
     events = EventAccumulator(str(tmp_path / "run/tensorboard"))

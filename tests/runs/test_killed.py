@@ -15,14 +15,18 @@ from pathlib import Path
 import pytest
 
 from prrfl import cli
+from prrfl.models import NETWORKS
 from prrfl.runs.folder import RunFolder
 from prrfl.storage.records import read_records
 from prrfl.storage.tensor_files import read_tensors
+from tests.forked import ForkedCommands
+from tests.networks import tiny
 from tests.runs.test_resume import files_of
 from tests.sites_on_disk import write_layout
 
 ROUNDS = 4
 SMALL = ["--image-size", "32", "--epochs", "2", "--batch", "8", "--threads", "1", "--precision", "float32"]
+TINY = [*SMALL, "--network", "tiny"]
 EVENTS = {"open", "os.rename", "os.remove", "os.truncate", "os.mkdir", "os.rmdir"}
 
 
@@ -42,6 +46,7 @@ def command(arguments, folder, kill_at, counted):
             if seen == kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
 
+    NETWORKS["tiny"] = tiny
     sys.argv = ["prrfl", *map(str, arguments)]
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         sys.addaudithook(look)
@@ -69,7 +74,7 @@ def start():
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ten_kills_at_random_points_change_no_bit(start, data, tmp_path, workers):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    flags = ["--data", data, *SMALL, "--rounds", ROUNDS, "--workers", workers]
+    flags = ["--data", data, *TINY, "--rounds", ROUNDS, "--workers", workers]
     begun = time.monotonic()
     undisturbed, counted = start("train", *flags, "--out", whole, folder=whole)
     undisturbed.join()
@@ -104,7 +109,7 @@ def test_ten_kills_at_random_points_change_no_bit(start, data, tmp_path, workers
 def wait_for(there, process):
     deadline = time.monotonic() + 120
     while not there():
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.1)
 
@@ -112,20 +117,42 @@ def wait_for(there, process):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_who_stops_a_run_is_told_how_to_go_on(data, tmp_path, number):
     out = tmp_path / "a run"
-    flags = ["--data", data, *SMALL, "--rounds", 999, "--workers", 2, "--out", out]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "prrfl", "train", *map(str, flags)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    wait_for(lambda: RunFolder(out).rounds_done > 1, process)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    flags = ["--data", data, *TINY, "--rounds", 999, "--workers", 2, "--out", out]
+    with (tmp_path / "stderr").open("w+") as stderr:
+        command = [sys.executable, "-m", "prrfl", "train", *map(str, flags)]
+        process = ForkedCommands.Popen(command, stderr=stderr)
+        wait_for(lambda: RunFolder(out).rounds_done > 1, process)
+        os.kill(process.pid, number)
+        process.wait()
+        stderr.seek(0)
+        err = stderr.read()
     assert process.returncode == 128 + number
     done = RunFolder(out).rounds_done
     assert err == f"stopped; {done} of 999 rounds are saved; continue with `prrfl resume {out}`\n"
     assert not list(out.rglob(".*"))
+
+
+IN_SMALL_ROOM = """
+import subprocess, sys
+from prrfl import cli
+
+def prrfl(*arguments):
+    sys.argv = ["prrfl", *arguments]
+    print("code", cli.guarded(cli.app), flush=True)
+
+def sh(*words):
+    subprocess.run(words, check=True)
+
+kept, *flags = sys.argv[1:]
+prrfl("train", *flags)
+sh("mkdir", "-p", kept)
+sh("cp", "-r", "/mnt/r", f"{kept}/full")
+sh("mount", "-o", "remount,ro", "/mnt")
+prrfl("resume", "/mnt/r")
+sh("mount", "-o", "remount,rw,size=900m", "/mnt")
+prrfl("resume", "/mnt/r")
+sh("cp", "-r", "/mnt/r", f"{kept}/end")
+"""
 
 
 def in_small_room(megabytes, script):
@@ -141,17 +168,12 @@ def in_small_room(megabytes, script):
     )
 
 
-def test_a_full_disk_and_a_read_only_one_lose_nothing(data, tmp_path):
-    prrfl = f"{shlex.quote(sys.executable)} -m prrfl"
-    train = f"{prrfl} train --data {shlex.quote(str(data))} {' '.join(SMALL)} --rounds 3 --out /mnt/r"
+def test_a_full_disk_and_a_read_only_one_lose_nothing(data, tmp_path, prrfl, undrawn):
+    flags = ["--data", data, *SMALL, "--rounds", 3, "--workers", 1]
     kept = tmp_path / "kept"
+    command = [sys.executable, "-c", IN_SMALL_ROOM, kept, *flags, "--out", "/mnt/r"]
     # What a run of one round takes is less than 90 MB, two rounds' states and networks are more.
-    done = in_small_room(
-        90,
-        f"{train}; echo code $?; mkdir -p {kept}; cp -r /mnt/r {kept}/full; mount -o remount,ro /mnt; "
-        f"{prrfl} resume /mnt/r; echo code $?; mount -o remount,rw,size=900m /mnt; "
-        f"{prrfl} resume /mnt/r; echo code $?; cp -r /mnt/r {kept}/end",
-    )
+    done = in_small_room(90, shlex.join(map(str, command)))
     assert [line for line in done.stdout.splitlines() if line.startswith("code")] == [
         "code 2",
         "code 2",
@@ -164,22 +186,5 @@ def test_a_full_disk_and_a_read_only_one_lose_nothing(data, tmp_path):
     assert read_records(kept / "full/metrics.jsonl")
     for path in (kept / "full").rglob("*.safetensors"):
         read_tensors(path)
-    whole = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "prrfl",
-            "train",
-            "--data",
-            data,
-            *SMALL,
-            "--rounds",
-            "3",
-            "--out",
-            tmp_path / "w",
-        ],
-        capture_output=True,
-        check=False,
-    )
-    assert whole.returncode == 0
+    assert prrfl("train", *flags, "--out", tmp_path / "w")[0] == 0
     assert files_of(kept / "end") == files_of(tmp_path / "w")

@@ -1,0 +1,54 @@
+"""Commands in forked processes: a new Python would import PyTorch, which takes longer than a small run."""
+
+import multiprocessing
+import os
+import sys
+from subprocess import DEVNULL
+
+from prrfl import cli
+
+
+class ForkedCommands:
+    """What ``prrfl.runs.compare`` needs of the module ``subprocess``."""
+
+    DEVNULL = DEVNULL
+
+    class Popen:
+        """A command of this package; its standard output is thrown away.
+
+        ``before`` is called in its process first.
+        """
+
+        def __init__(self, command, stderr, env=os.environ, stdout=DEVNULL, before=lambda: None):
+            python, dash_m, package, *arguments = command
+            assert (python, dash_m, package, stdout) == (sys.executable, "-m", "prrfl", DEVNULL)
+            context = multiprocessing.get_context("fork")
+            self._process = context.Process(target=_call, args=(arguments, env, stderr.fileno(), before))
+            self._process.start()
+
+        @property
+        def pid(self):
+            return self._process.pid
+
+        @property
+        def returncode(self):
+            return self._process.exitcode
+
+        def poll(self):
+            return self._process.exitcode
+
+        def terminate(self):
+            self._process.terminate()
+
+        def wait(self):
+            self._process.join()
+
+
+def _call(arguments, environment, stderr, before):
+    before()
+    os.environ.update(environment)
+    sys.argv = ["prrfl", *arguments]
+    # The screen of the process that forked this one is not ours.
+    with open(os.devnull, "w") as sys.stdout, open(stderr, "w", closefd=False) as sys.stderr:  # noqa: PTH123
+        code = cli.guarded(cli.app)
+    os._exit(code)
