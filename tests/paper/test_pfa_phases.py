@@ -102,10 +102,10 @@ def test_rounding_does_not_choose_the_sign_of_pi(form, shape, axis, head_keys):
             torch.testing.assert_close((signs * result["w"]).sum(summed), wanted, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("head_keys", [(), ("w",)])
-def test_no_zero_is_sent_with_the_angle_pi(head_keys):
-    for zeros in (torch.zeros(4, 6), -torch.zeros(4, 6)):
-        assert not pfa.low_band_spectra({"w": zeros}, 0.8, head_keys=head_keys)["w.phase"].any()
+def test_no_zero_of_a_spectrum_has_the_angle_pi():
+    # Which zeros are negative depends on the library of the FFT.
+    zeros = torch.tensor([complex(real, imag) for real in (0.0, -0.0) for imag in (0.0, -0.0)])
+    assert pfa._phase(zeros, real=torch.tensor([], dtype=torch.long)).tolist() == [0, 0, 0, 0]
 
 
 @forms
