@@ -340,7 +340,7 @@ def _replace_low_band(
     common = torch.polar(mean_amplitude.to(matrix.dtype), mean_phase.to(matrix.dtype))
     # H(u) = (1 - m(u)) F(u) + m(u) M(u)
     mixed = (1 - share) * band.pick(low) + share * common
-    mixed.imag[band.real] = 0
+    mixed.imag[band.real] = 0  # Not every library's inverse transform ignores an imaginary part there.
     band.put(mixed, low)
     spectrum[:, : band.columns] = low
     sizes = [matrix.shape[axis] for axis in axes]
@@ -357,10 +357,10 @@ def _amplitude(spectrum: Tensor) -> Tensor:
 def _phase(spectrum: Tensor, real: Tensor) -> Tensor:
     """Return the angles in (-π, π] of an (n,) spectrum; at the positions ``real``, 0 or π."""
     spectrum = spectrum.detach() + 0  # A zero may have either sign; plus 0 it is +0, whose angle is 0.
-    # The same reason for NumPy as with amplitudes.
-    phase = (
-        spectrum.angle() if spectrum.device.type != "cpu" else torch.from_numpy(np.angle(spectrum.numpy()))
-    )
+    if spectrum.device.type != "cpu":
+        phase = spectrum.angle()
+    else:
+        phase = torch.from_numpy(np.angle(spectrum.numpy()))  # Faster on a CPU, as the amplitude is.
     # The imaginary part is rounding there, whose sign would choose between π and -π.
     phase[real] = spectrum.real[real].angle()
     return phase
@@ -420,13 +420,12 @@ def _find_low_band(
     band = torch.outer(row_in, column_in[:columns])
     mirrored = torch.outer(row_mirror_in, column_mirror_in[:columns])
     share = (band + mirrored) / 2
-    edges = {0, width // 2} if not by_row else set()
+    edges = () if by_row else {0, width // 2}
     paired = tuple(c for c in edges if c < columns and 2 * c % width == 0)
     is_sent = share > 0
     is_sent[height // 2 + 1 :, list(paired)] = False
     sent = is_sent.flatten().nonzero().squeeze(1)
-    is_real = _mirrors_itself(sizes, axes)[:, :columns].flatten()[sent]
-    real = is_real.nonzero().squeeze(1)
+    real = _mirrors_itself(sizes, axes)[:, :columns].flatten()[sent].nonzero().squeeze(1)
     return _LowBand(columns, sent.to(device), share.flatten()[sent].to(device), real.to(device), paired)
 
 

@@ -45,7 +45,7 @@ def inner(module: str) -> set[str]:
 
 LAYERS = (
     {"errors", "types", "folding", "machine", "capture"},
-    {"tensors", "evaluation", "calibration", "storage"},
+    {"tensors", "evaluation", "calibration", "storage", "losses"},
     {"reports", "pfa", "training", "models", "data"},
     {"det"},
     {"algorithms"},

@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from prrfl import PRRFL, InProcess, NonFiniteShareError, ParticipationError, Recipe, norm_keys, run_rounds
-from prrfl.algorithms import ALGORITHMS
-from prrfl.engine import Pooled
+from prrfl.algorithms import ALGORITHMS, FedAvg
+from prrfl.algorithms.prototyped import Prototyped
+from prrfl.engine import Pooled, rounds_from
+from prrfl.losses import CPA
 from prrfl.storage.tensor_files import read_state, write_state
+from prrfl.tensors import head_keys
 from prrfl.training import Site
 from prrfl.types import Examples, RoundContext, ScoreRecord, SiteData
 from tests.sites import tiny_network, tiny_sites
@@ -19,15 +22,30 @@ METHODS = {
     "fixed ratio": PRRFL(r1=0.7),
     "no det": PRRFL(transfer="off"),
     "sublimate": PRRFL(transfer="sublimate"),
+    "phases": PRRFL(aggregation="pfa-phase"),
+    **{
+        f"prototypes {when}": Prototyped(FedAvg(), CPA(init_iter=0, prototypes=when), "6.weight")
+        for when in ("per-epoch", "per-round")
+    },
 }
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 
 
 def run(method, sites, *, present=None, seed=3, **recipe):
-    network = tiny_network()
-    engine = InProcess(method, sites, Recipe(network, batch=8, **recipe), present)
-    records = list(run_rounds(method, engine, rounds=2, epochs=2, seed=seed, network=network))
-    return records, engine.models()
+    made = recipe_of(method, **recipe)
+    engine = InProcess(method, sites, made, present)
+    start = moment(made, seed=seed)
+    return list(rounds_from(start, method, engine)), engine.models()
+
+
+def recipe_of(method, **recipe):
+    loss = {"loss": method.loss} if isinstance(method, Prototyped) else {}
+    return Recipe(tiny_network(), **{"batch": 8, **loss, **recipe})
+
+
+def moment(recipe, rounds=2, epochs=2, seed=7):
+    keys = norm_keys(recipe.network), head_keys(recipe.network)
+    return RoundContext(0, rounds, 0, epochs, seed, *keys, (30, 20, 10))
 
 
 def same_bits(first, second):
@@ -68,8 +86,8 @@ def test_adam_keeps_its_memory_within_a_round(method):
 
 @every_method
 def test_no_input_is_changed(method):
-    site = Site(tiny_sites()[0], Recipe(tiny_network(), batch=8))
-    ctx = RoundContext(0, 2, 0, 2, 7, norm_keys(site.recipe.network))
+    site = Site(tiny_sites()[0], recipe_of(method))
+    ctx = moment(site.recipe)
     start = method.start(site.recipe.network.state_dict())
     untouched = [t.clone() for t in tensors_of(start)]
     trained, _ = method.train(start, site, ctx)
@@ -95,9 +113,9 @@ def test_an_absent_site_keeps_what_it_has(method):
 @every_method
 def test_a_batch_of_one_a_large_batch_and_one_epoch_are_no_trouble(method):
     for n, batch, epochs in ((17, 8, 1), (9, 64, 1), (17, 16, 2)):
-        network = tiny_network()
-        engine = InProcess(method, tiny_sites(2, n), Recipe(network, batch=batch))
-        records = list(run_rounds(method, engine, rounds=1, epochs=epochs, network=network))
+        made = recipe_of(method, batch=batch)
+        engine = InProcess(method, tiny_sites(2, n), made)
+        records = list(rounds_from(moment(made, 1, epochs), method, engine))
         assert sum(r.kind == "train" for r in records) == 2 * epochs
 
 
@@ -135,8 +153,8 @@ def test_records_come_in_the_order_of_time_and_say_what_is_deployed():
 
 @every_method
 def test_the_state_survives_the_store(method, tmp_path):
-    site = Site(tiny_sites()[0], Recipe(tiny_network(), batch=8, optimizer="adam"))
-    ctx = RoundContext(0, 2, 0, 2, 7, norm_keys(site.recipe.network))
+    site = Site(tiny_sites()[0], recipe_of(method, optimizer="adam"))
+    ctx = moment(site.recipe)
     state, _ = method.train(method.start(site.recipe.network.state_dict()), site, ctx)
     write_state(tmp_path / "s.safetensors", state)
     back = read_state(tmp_path / "s.safetensors", type(state))

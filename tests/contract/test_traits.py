@@ -4,7 +4,17 @@ from dataclasses import dataclass
 
 import pytest
 
-from prrfl.algorithms import ALGORITHMS, BASELINE, DEFAULT, PRRFL, FedAvg, Traits, traits_of, variant_of
+from prrfl.algorithms import (
+    ALGORITHMS,
+    BASELINE,
+    DEFAULT,
+    PRRFL,
+    FedAvg,
+    PRRFLImbalance,
+    Traits,
+    traits_of,
+    variant_of,
+)
 
 
 def test_scopes_of_the_built_in_methods():
@@ -31,6 +41,7 @@ def test_a_method_that_sets_nothing_has_the_default_traits():
     [
         (PRRFL(), ""),
         (PRRFL(r0=0.1, transfer="recover"), ""),
+        (PRRFL(aggregation="pfa-phase"), "phases"),
         (PRRFL(aggregation="mean"), "ablated"),
         (PRRFL(transfer="off"), "ablated"),
         (PRRFL(aggregation="mean", transfer="off"), "ablated"),
@@ -39,6 +50,11 @@ def test_a_method_that_sets_nothing_has_the_default_traits():
 def test_prrfl_that_sends_more_than_amplitudes_is_a_variant(method, variant):
     assert variant_of(method) == variant
     assert variant in ("", *traits_of(PRRFL).variants)
+
+
+def test_who_agrees_to_the_follow_up_agrees_to_phases():
+    assert variant_of(PRRFLImbalance()) == ""
+    assert variant_of(PRRFLImbalance(aggregation="mean")) == "ablated"
 
 
 def test_the_stages_of_prrfl_are_named():

@@ -10,18 +10,19 @@ import torch
 
 from prrfl import PRRFL, InProcess, NonFiniteShareError, PRRFLError, Recipe, run_rounds
 from prrfl.algorithms import FedAvg
+from prrfl.engine import rounds_from
 from prrfl.engine.workers import Workers, shared_out
 from prrfl.errors import StateMismatchError
 from prrfl.evaluation import score
 from prrfl.storage.tensor_files import StatesOnDisk, from_bytes, to_bytes
 from prrfl.training import predict
 from prrfl.types import ExchangeRecord, RoundContext, ScoreRecord, Share, SiteData
-from tests.contract.test_algorithms import every_method
+from tests.contract.test_algorithms import every_method, moment, recipe_of
 from tests.sites import tiny_examples, tiny_network, tiny_sites
 
 
 def run(engine, method, folder, rounds=2):
-    records = list(run_rounds(method, engine, rounds=rounds, epochs=2, seed=3, network=tiny_network()))
+    records = list(rounds_from(moment(recipe_of(method), rounds, seed=3), method, engine))
     engine.save(folder)
     outputs = [(one.client, one.model, one.valid, one.test, one.weights) for one in engine.deployed()]
     return records, {path.name: path.read_bytes() for path in folder.iterdir()}, outputs
@@ -33,10 +34,9 @@ def same_tensors(first, second):
 
 @every_method
 def test_processes_and_disk_give_the_bits_of_one_process_in_memory(method, tmp_path):
-    network = tiny_network()
-    make = partial(InProcess, method, recipe=Recipe(network, batch=8))
+    make = partial(InProcess, method, recipe=recipe_of(method))
     expected = run(make(tiny_sites()), method, tmp_path / "memory")
-    resting = InProcess(method, tiny_sites(), Recipe(network, batch=8), rest_in=tmp_path / "rest")
+    resting = InProcess(method, tiny_sites(), recipe_of(method), rest_in=tmp_path / "rest")
     on_disk = run(resting, method, tmp_path / "disk")
     with Workers(make, tiny_sites()[::-1], 2) as engine:
         apart = run(engine, method, tmp_path / "apart")
@@ -52,10 +52,10 @@ def test_processes_and_disk_give_the_bits_of_one_process_in_memory(method, tmp_p
 
 @every_method
 def test_scores_are_those_of_the_networks_at_that_moment(method):
-    recipe = Recipe(tiny_network(), batch=8)
+    recipe = recipe_of(method)
     engine = InProcess(method, tiny_sites(), recipe)
     latest = {}
-    for record in run_rounds(method, engine, rounds=3, epochs=2, network=recipe.network):
+    for record in rounds_from(moment(recipe, rounds=3), method, engine):
         if isinstance(record, ScoreRecord) and record.moment == "after":
             latest[record.client, record.model, record.split] = record.scores
         if isinstance(record, ExchangeRecord):

@@ -61,3 +61,19 @@ def test_inspect_lists_every_field_of_both_messages(prrfl, network, secure):
     for item in items:
         assert item.name in out
         assert f"{item.bytes:,}" in out or item.name == "settings"  # the command sends more settings
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_class_counts_and_prototypes_are_listed(secure):
+    settings = {"network": "tiny", "method": "prrfl-imbalance", "prototypes": "per-round"}
+    items = measure_wire(settings, secure)
+    sent = {(i.step, i.name): i.bytes for i in items if i.to == "server" and i.name.startswith("share.")}
+    told = {i.step for i in items if i.to == "site" and i.name == "class_counts"}
+    assert told == {"train", "receive", "keep"} | ({"share", "reveal"} if secure else set())
+    if secure:
+        assert ("count", "key") in {(i.step, i.name) for i in items}
+        assert ("count", "share.float64") not in sent
+    else:
+        assert sent["count", "share.float64"] == 3 * 8
+        # Means and squares of 48 features, and which classes there are.
+        assert sent["train", "share.float64"] == (2 * 3 * 48 + 3) * 8

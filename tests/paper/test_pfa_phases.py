@@ -87,6 +87,28 @@ def test_a_real_bin_has_angle_zero_or_pi_whatever_its_rounding():
 
 
 @forms
+@pytest.mark.parametrize(("shape", "axis", "head_keys"), [((20, 4), 0, ()), ((3, 20), 1, ("w",))])
+def test_rounding_does_not_choose_the_sign_of_pi(form, shape, axis, head_keys):
+    # The highest frequency of 20 is the alternating sum. FFTs give it a tiny imaginary part of either sign.
+    signs = 1 - 2 * (torch.arange(20) % 2)
+    signs = signs[:, None] if axis == 0 else signs
+    summed = (0, 1) if axis == 0 else 1
+    for seed in range(10):
+        draw = torch.Generator().manual_seed(seed)
+        states = [{"w": torch.randn(shape, generator=draw, dtype=torch.float64)} for _ in range(4)]
+        own = torch.stack([(signs * state["w"]).sum(summed) for state in states])
+        wanted = own.abs().mean(0) * torch.cos(math.pi * (own < 0).double().mean(0))
+        for result in form(states, 1.0, head_keys=head_keys):
+            torch.testing.assert_close((signs * result["w"]).sum(summed), wanted, rtol=0, atol=1e-10)
+
+
+def test_no_zero_of_a_spectrum_has_the_angle_pi():
+    # Which zeros are negative depends on the library of the FFT.
+    zeros = torch.tensor([complex(real, imag) for real in (0.0, -0.0) for imag in (0.0, -0.0)])
+    assert pfa._phase(zeros, real=torch.tensor([], dtype=torch.long)).tolist() == [0, 0, 0, 0]
+
+
+@forms
 @pytest.mark.parametrize("head_keys", [(), ("w",)])
 def test_zeros_of_either_sign_have_angle_zero(form, head_keys):
     ones, zeros = torch.ones(4, 6), torch.zeros(4, 6)

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import ttest_1samp
-from sklearn.metrics import f1_score, roc_auc_score
+from sklearn.metrics import balanced_accuracy_score, f1_score, recall_score, roc_auc_score
 
 from prrfl.reports import comparison, overlay, scores, statistics, tables
 from prrfl.reports.meter import SiteDrop, by_site, measure, recovery
 from prrfl.types import ExchangeRecord, Predictions, ScoreRecord, Scores
+from tests.reports.by_scikit_learn import sensitivity
 from tests.sites_on_disk import write_layout
 
 SMALL = ["--image-size", 32, "--rounds", 1, "--epochs", 1, "--batch", 8, "--network", "tiny"]
@@ -53,6 +54,51 @@ def test_scores_of_samples_are_scikit_learns_even_where_a_class_is_lost():
     assert np.isnan(aucs[0])
     assert not np.isnan(aucs[1:]).any()
     assert lost > 0
+
+
+absent_class_is_predicted = pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
+
+
+@absent_class_is_predicted
+def test_measures_by_class_of_samples_are_scikit_learns_even_where_a_class_is_lost():
+    counts = statistics.resamples(np.arange(len(LABELS)), 100, np.random.default_rng(1))
+    counts[0, LABELS > 0] = 0  # a single class
+    counts[1, LABELS == 1] = 0
+    values = probabilities(2, 1.0).round(1)  # more ties
+    predicted = values.argmax(1)
+    balanced = statistics.resampled_balanced_accuracy(counts, LABELS, predicted)
+    recalls = [statistics.resampled_recall(counts, LABELS, predicted, c) for c in range(4)]
+    found = [statistics.resampled_sensitivity(counts, c == LABELS, values[:, c]) for c in range(3)]
+    for k, row in enumerate(counts):
+        chosen = np.repeat(np.arange(len(LABELS)), row.astype(int))
+        truth, answers = LABELS[chosen], predicted[chosen]
+        assert balanced[k] == pytest.approx(balanced_accuracy_score(truth, answers), abs=1e-15)
+        recall = recall_score(truth, answers, labels=range(4), average=None, zero_division=np.nan)
+        assert [of_class[k] for of_class in recalls] == pytest.approx(recall, abs=1e-15, nan_ok=True)
+        expected = [sensitivity(truth == c, values[chosen, c]) for c in range(3)]
+        assert [of_class[k] for of_class in found] == pytest.approx(expected, abs=1e-15, nan_ok=True)
+    assert np.isnan([of_class[0] for of_class in found]).all()  # no other class, or not the class
+    assert np.isnan([of_class[1] for of_class in found]).tolist() == [False, True, False]
+    assert np.isnan(recalls[3]).all()
+
+
+def test_the_sensitivity_by_hand():
+    def at(positives, negatives):
+        positive = np.array([True] * len(positives) + [False] * len(negatives))
+        values = np.array([*positives, *negatives])
+        return statistics.resampled_sensitivity(np.ones((1, len(values))), positive, values).item()
+
+    negatives = [0.9, 0.5, 0.4, *[0.1] * 7]
+    # One of ten other images may reach the threshold: at 0.6 the specificity is 90 %, at 0.45 only 80 %.
+    assert at([0.95, 0.6, 0.45, 0.3], negatives) == 0.5
+    # A second other image has 0.5, like three of the class. Of nine others none may reach the threshold.
+    assert at([0.95, 0.5, 0.5, 0.5], negatives) == 0.25
+    assert at([0.95, 0.6, 0.6, 0.3], negatives[:9]) == 0.25
+    assert at([0.2, 0.3], [0.9] * 10) == 0.0
+    # Specificities of exactly 90 % are not lost to rounding.
+    for n in range(10, 400, 10):
+        assert at([0.6], [0.9] * (n // 10) + [0.1] * (n - n // 10)) == 1.0
+        assert at([0.6], [0.9] * (n // 10 + 1) + [0.1] * (n - n // 10 - 1)) == 0.0
 
 
 def test_a_constant_answer_has_an_interval():
@@ -226,7 +272,10 @@ def test_the_table_knows_who_is_better_and_who_is_not_told_apart():
     assert majority.f1["a"].mean == pytest.approx(
         f1_score(LABELS, np.zeros(33), average="macro", zero_division=0)
     )
-    assert majority.recall == (1.0, 0.0, 0.0)
+    assert [majority.scores[f"recall_{k}"]["mean"].mean for k in range(3)] == [1.0, 0.0, 0.0]
+    assert majority.scores["balanced_accuracy"]["mean"].mean == pytest.approx(1 / 3)
+    # Its only threshold that 90 % of the other images do not reach is above all.
+    assert [majority.scores[f"sensitivity_at_90_specificity_{k}"]["b"].mean for k in range(3)] == [0.0] * 3
 
 
 def test_methods_are_paired_over_the_seeds_that_both_ran():
@@ -283,6 +332,113 @@ def test_sites_of_a_single_class_leave_auc_out():
     assert mixed.auc["mean"].mean == mixed.auc["a"].mean is not None
 
 
+def without_class(one, site, label):
+    """Return a run whose test set at a site has images of class 0 in place of another class."""
+    p = one.predictions[site]
+    labels = torch.where(p.labels == label, 0, p.labels)
+    return replace(one, predictions={**one.predictions, site: replace(p, labels=labels)})
+
+
+@absent_class_is_predicted
+def test_measures_by_class_are_means_of_seeds_and_of_the_sites_that_have_the_class():
+    runs = [without_class(run("prrfl", seed, 1.0), "b", 2) for seed in (0, 1)]
+    row = comparison.compare(runs, "prrfl", draws=300)[0]
+    each = {
+        site: [(p.labels.numpy(), p.probabilities.numpy()) for p in (r.predictions[site] for r in runs)]
+        for site in "ab"
+    }
+    for site in "ab":
+        expected = np.mean([balanced_accuracy_score(y, p.argmax(1)) for y, p in each[site]])
+        assert row.scores["balanced_accuracy"][site].mean == pytest.approx(expected)
+    for k in range(3):
+        recalls = {
+            s: [recall_score(y == k, p.argmax(1) == k, zero_division=np.nan) for y, p in each[s]]
+            for s in "ab"
+        }
+        thresholds = {s: [sensitivity(y == k, p[:, k]) for y, p in each[s]] for s in "ab"}
+        for name, found in ((f"recall_{k}", recalls), (f"sensitivity_at_90_specificity_{k}", thresholds)):
+            estimates = row.scores[name]
+            assert list(estimates) == ["a", "b", "mean"]
+            seeds = np.array(found["a"] if k == 2 else np.mean([found["a"], found["b"]], axis=0))
+            assert estimates["mean"].mean == pytest.approx(seeds.mean())
+            assert estimates["mean"].seeds == pytest.approx(12.7062 * np.ptp(seeds) / 2, rel=1e-4)
+            low, high = estimates["mean"].images
+            assert 0 <= low <= estimates["mean"].mean <= high <= 1
+            assert low < high
+    for name in ("recall_2", "sensitivity_at_90_specificity_2"):
+        assert row.scores[name]["b"] == comparison.Estimate(None)
+        assert row.scores[name]["mean"] == row.scores[name]["a"]
+
+
+def test_the_table_by_class_says_at_how_many_sites_a_measure_is_defined():
+    one = run("prrfl", 0, 1.0)
+    p = one.predictions["a"]
+    single = {**one.predictions, "a": replace(p, labels=torch.zeros_like(p.labels))}
+    runs = [replace(one, predictions=single, method=method, seed=s) for method in "xy" for s in (0, 1)]
+    rows = comparison.compare(runs, "x", draws=50)
+    (table,) = (t for t in tables.tables(rows, ("nv", "bkl", "mel")) if t.title == "By class (mean of sites)")
+    names = ["balanced accuracy", "recall nv", "recall bkl", "recall mel"]
+    names += [f"sensitivity {name} at 90 % specificity" for name in ("nv", "bkl", "mel")]
+    where = ["", "", *[" (1 of 2 sites)"] * 5]
+    assert table.heads == [
+        "method",
+        *(
+            head
+            for name, at in zip(names, where, strict=True)
+            for head in (name + at, f"{name}, 95 % of images")
+        ),
+    ]
+    keys = ["balanced_accuracy", *(f"recall_{k}" for k in range(3))]
+    keys += [f"sensitivity_at_90_specificity_{k}" for k in range(3)]
+    for row, line in zip(rows, table.body, strict=True):
+        assert line[0] == row.method
+        for key, value, interval in zip(keys, line[1::2], line[2::2], strict=True):
+            e = row.scores[key]["mean"]
+            low, high = e.images
+            assert value == f"{100 * e.mean:.2f}" + (" ± 0.00" if row.seeds else "")
+            assert interval == f"{100 * low:.2f} – {100 * high:.2f}"
+    nowhere = replace(one, predictions=dict.fromkeys("ab", single["a"]))
+    rows = comparison.compare([nowhere], "prrfl", draws=20)
+    heads, body = tables.cells(rows, ("nv", "bkl", "mel"))
+    found = dict(zip(heads, body[0], strict=True))
+    assert found["recall mel (0 of 2 sites)"] == found["recall mel, 95 % of images"] == "–"
+    assert found["recall nv"] == found["balanced accuracy"] != "–"
+    said = tables.legend(rows)
+    for text in (
+        "Balanced accuracy: ",
+        "Recall: ",
+        "Sensitivity at 90 % specificity: ",
+        "where it is defined",
+    ):
+        assert said.count(text) == 1
+
+
+def test_the_csv_has_measures_by_class_for_each_site():
+    runs = [without_class(run(method, s, 1.0), "b", 2) for method in ("prrfl", "fedavg") for s in (0, 1)]
+    rows = comparison.compare(runs, "prrfl", draws=50)
+    tidy = {
+        (r["method"], r["site"], r["measure"]): r
+        for r in csv.DictReader(tables.comparison_to_csv(rows, "prrfl").splitlines())
+    }
+    names = ["balanced_accuracy", *(f"recall_{k}" for k in range(3))]
+    names += [f"sensitivity_at_90_specificity_{k}" for k in range(3)]
+    for row in rows:
+        for name in names:
+            for site, e in row.scores[name].items():
+                line = tidy.pop((row.method, site, name))
+                low, high = e.images or (None, None)
+                shown = (e.mean, e.seeds, low, high)
+                cells = [line[head] for head in ("mean", "seeds_ci95", "images_low", "images_high")]
+                assert cells == ["" if value is None else str(value) for value in shown]
+                assert line["seeds"] == str(row.seeds)
+                # These measures are not tested, so that nothing is told about who is better.
+                for head in ("p_against_prrfl", "best", "not_told_apart", "p_images", "p_seeds"):
+                    assert line[head] == ""
+    assert {site for _, site, _ in tidy} == {"a", "b", "mean"}
+    assert not [key for key in tidy if key[2].startswith(("recall", "sensitivity", "balanced"))]
+    assert tidy["prrfl", "mean", "macro_f1"]["best"] == "True"
+
+
 def test_tables_for_people_say_what_is_best_and_escape_what_latex_would_read():
     rows = comparison.compare([run("prrfl", 0, 4.0), run("prrfl:transfer=off_x", 0, 0.5)], "prrfl", draws=200)
     markdown = tables.to_markdown(rows, ("nv", "bkl", "mel"))
@@ -315,10 +471,12 @@ def test_names_are_escaped():
     latex = tables.to_latex(rows, (r"x&|", "bkl", "mel"))
     escaped = r"a\&\#\$\%\_\{\}\textasciitilde{}\textasciicircum{}\textbackslash{}\textbar{}"
     assert f"\n{escaped} & " in latex
-    assert r"recall x\&\textbar{} & " in latex
+    assert r" & recall x\&\textbar{} & recall x\&\textbar{}, 95 \% of images & " in latex
+    assert r" & sensitivity x\&\textbar{} at 90 \% specificity & " in latex
     markdown = tables.to_markdown(rows, (r"x&|", "bkl", "mel"))
     assert r"| a&#$%_{}~^\\| | 1 |" in markdown
-    assert r"| recall x&\| |" in markdown
+    assert r"| recall x&\| | recall x&\|, 95 % of images |" in markdown
+    assert r"| sensitivity x&\| at 90 % specificity |" in markdown
 
 
 def test_the_figure_has_a_line_for_each_method_and_room_on_the_right():

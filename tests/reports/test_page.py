@@ -6,12 +6,15 @@ import shutil
 import subprocess
 
 import pytest
+from sklearn.metrics import balanced_accuracy_score
 
 from prrfl.config import load_config
+from prrfl.reports import page
 from prrfl.runs import report, run, setup
 from prrfl.runs.folder import RunFolder
 from prrfl.storage.records import read_predictions, read_records
 from prrfl.types import ScoreRecord
+from tests.reports.by_scikit_learn import sensitivity
 from tests.sites_on_disk import write_layout
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -100,8 +103,8 @@ def test_a_comparison_has_a_page_with_a_curve_for_each_method(tmp_path, prrfl, f
     assert len(ids) == len(set(ids))
     headings = re.findall(r"<h2>(.*?)</h2>", text)
     assert headings[:2] == ["Scores (mean of sites)", "Difference to prrfl (mean of sites)"]
-    assert headings[2:4] == ["Per site", "Retrogress and cost"]
-    assert headings[4] == "Drop in macro-F1 at a communication, by site"
+    assert headings[2:5] == ["By class (mean of sites)", "Per site", "Retrogress and cost"]
+    assert headings[5] == "Drop in macro-F1 at a communication, by site"
     assert re.search(r'<td title="best mean[^"]*"><strong>[\d.]+\*=?</strong></td>', text)
     assert re.search(r"<td[^>]*>-?[\d.]+ / -?[\d.]+</td>", text)
     panels = re.findall(r'<section data-site="(\w+)" data-method="(\w+)"', text)
@@ -153,6 +156,38 @@ def test_without_the_data_the_page_goes_without_images(folder, tmp_path, caplog)
     report.report(tmp_path / "run")
     assert "the page shows no images" in caplog.text
     assert "data:image/png" not in (tmp_path / "run/report.html").read_text("utf-8")
+
+
+def test_the_scores_of_a_run_show_what_accuracy_hides(folder):
+    text = (folder / "report.html").read_text("utf-8")
+    table = re.search(r'<table class="sheet">.*?</table>', text, re.DOTALL).group()
+    heads = re.findall(r'<button type="button">(.*?)</button>', table)
+    assert heads == [
+        "site", "images", "macro-F1", "AUC", "balanced accuracy", "recall nv", "recall bkl", "recall mel",
+        *(f"sensitivity {name} at 90 % specificity" for name in ("nv", "bkl", "mel")),
+    ]  # fmt: skip
+    rows = re.findall(r'<th scope="row">(.*?)</th>(.*?)</tr>', table)
+    cells = {site: re.findall(r"<td[^>]*>(.*?)</td>", row) for site, row in rows}
+    balanced = {}
+    for site in ("clientA", "clientB"):
+        p = read_predictions(folder / f"predictions/{site}/best.csv")
+        truth, values = p.labels.numpy(), p.probabilities.numpy()
+        balanced[site] = balanced_accuracy_score(truth, values.argmax(1))
+        assert cells[site][3] == f"{100 * balanced[site]:.2f}"
+        assert cells[site][7:] == [f"{100 * sensitivity(truth == c, values[:, c]):.2f}" for c in range(3)]
+    assert cells["mean"][3:] == [f"{50 * sum(balanced.values()):.2f}", *[""] * 6]
+    assert "Sensitivity at 90 % specificity: largest" in text
+
+
+def test_a_federation_has_no_sensitivities_because_predictions_stay_at_the_sites(folder):
+    sheet = page._score_sheet(RunFolder(folder).summary(), {}, ("nv", "bkl", "mel"))
+    assert list(sheet.heads[4:]) == ["balanced accuracy", "recall nv", "recall bkl", "recall mel"]
+    assert {len(row) for row in (*sheet.body, *sheet.foot)} == {8}
+    assert "Sensitivity" not in sheet.note
+    lone = {"site": {"n": 0, "macro_f1": 0.0, "auc": None, "recall": [None] * 3}}
+    best = {"sites": lone, "mean": {"macro_f1": 0.0, "auc": None}}
+    sheet = page._score_sheet({"best": best, "best_round": 0}, {}, ("nv", "bkl", "mel"))
+    assert sheet.body[0][4].text == sheet.foot[0][4].text == "–"
 
 
 @needs_chromium

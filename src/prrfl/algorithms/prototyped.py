@@ -20,9 +20,7 @@ from prrfl.types import ClientId, RoundContext, Share, Tensors
 
 PREFIX = "prototypes/"
 """How the names of the tensors begin that are exchanged for the loss."""
-MEAN, SQUARES, PRESENT, DEVIATION = (
-    f"{PREFIX}{name}" for name in ("mean", "squares", "present", "deviation")
-)
+MEAN, SPREAD, PRESENT = (f"{PREFIX}{name}" for name in ("mean", "spread", "present"))
 
 
 @cache
@@ -128,7 +126,7 @@ class Prototyped(Generic[C]):
     def _restarted(self, client: Any, ctx: RoundContext) -> Any:
         """Return the state at the start of a round in which sites meet: all prototypes are ones again."""
         own = {key: torch.ones_like(tensor) for key, tensor in client.own.items()}
-        mean = {MEAN: own["mean"], DEVIATION: torch.zeros_like(own["mean"])}
+        mean = {MEAN: own["mean"], SPREAD: torch.zeros_like(own["mean"])}
         return self._received(replace(client, own=own), mean, ctx, "start")
 
     def _factors(self, client: Any, ctx: RoundContext) -> Tensors:
@@ -148,7 +146,7 @@ class Prototyped(Generic[C]):
         """Return what the site adds to the sums over sites: nothing in the rows of classes that it lacks."""
         present = client.own["present"]
         mean = client.own["mean"] * present[:, None]
-        squares = {SQUARES: mean.square()} if self.loss.global_proto == "gaussian" else {}
+        squares = {SPREAD: mean.square()} if self.loss.global_proto == "gaussian" else {}
         return {MEAN: mean, PRESENT: present, **squares}
 
     def _received(self, client: Any, mean: Tensors, ctx: RoundContext, when: str = "mean") -> Any:
@@ -157,12 +155,12 @@ class Prototyped(Generic[C]):
         if self.loss.global_proto == "gaussian":
             draw = generator(ctx.seed, "prototypes", ctx.round, ctx.epoch, when)
             noise = torch.randn(drawn.shape, generator=draw, dtype=torch.float64)
-            drawn = global_prototypes(drawn, mean[DEVIATION].double(), noise)
+            drawn = global_prototypes(drawn, mean[SPREAD].double().sqrt(), noise)
         return replace(client, everyones={"mean": drawn})
 
 
 class PrototypeMean:
-    """Mean and standard deviation of the prototypes of each class over the sites that have it."""
+    """Mean and variance of the prototypes of each class over the sites that have it."""
 
     only_adds: ClassVar[bool] = True
 
@@ -176,14 +174,19 @@ class PrototypeMean:
         self._sites += share.weight
 
     def result(self) -> dict[str, Tensor]:
-        """Return both, (C, D), with K - 1 in the denominator of the variance; 0 for a class of one site."""
+        """Return mean and variance, (C, D), and the fraction of sites that have the class, (C,).
+
+        The variance has K - 1 in the denominator; it is 0 for a class of one site. The mean is 0 for a class
+        of none.
+        """
         sums = {key: tensor.double() * self._sites for key, tensor in self._mean.result().items()}
         sites = sums[PRESENT].round()[:, None]
         mean = sums[MEAN] / sites.clamp(min=1)
-        if SQUARES not in sums:
-            return {MEAN: mean}
-        variance = (sums[SQUARES] - sites * mean.square()) / (sites - 1).clamp(min=1)
-        return {MEAN: mean, DEVIATION: variance.clamp(min=0).sqrt()}
+        result = {MEAN: mean, PRESENT: sums[PRESENT] / self._sites}
+        if SPREAD in sums:
+            variance = (sums[SPREAD] - sites * mean.square()) / (sites - 1).clamp(min=1)
+            result[SPREAD] = variance.clamp(min=0)
+        return result
 
 
 class BesidesPrototypes:

@@ -96,7 +96,7 @@ def _round(folder: Path, settings: str, secure: bool, config: TrainConfig) -> It
     if counts:
         gather("count", COUNTING)
     gather("train", 0)
-    # One site's share is as large as the mean.
+    # One site's share is as large as the mean, and can be taken for one.
     (path,) = (folder / first).glob("wire/state/*-trained/share.safetensors")
     talks.append(ask("receive", first, mean=read_state(path, Share).tensors))
     talks.append(ask("keep", first))

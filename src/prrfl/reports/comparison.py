@@ -11,13 +11,17 @@ import torch
 from prrfl.reports.meter import Recovery, SiteDrop, by_site, measure, recovery
 from prrfl.reports.statistics import (
     Floats,
+    Ints,
     group_indices,
     holm,
     mean_of_defined,
     paired_p,
     percentile_interval,
     resampled_auc,
+    resampled_balanced_accuracy,
     resampled_f1,
+    resampled_recall,
+    resampled_sensitivity,
     resamples,
     seed_interval,
     seeds_p,
@@ -26,6 +30,9 @@ from prrfl.types import ClientId, ExchangeRecord, Predictions, RoundRecord
 
 LEVEL = 0.05
 """Level of significance."""
+
+TESTED = ("f1", "auc")
+"""Measures in which the methods are tested against each other."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +66,8 @@ class Estimate:
     """A score with its two uncertainties. Fractions.
 
     Attributes:
-        mean: mean over seeds; ``None`` if a test set has a single class.
+        mean: mean over seeds; ``None`` where it is not defined: the AUC of a single class, the recall of a
+            class without images.
         seeds: half the width of the 95 % t-interval over seeds; ``None`` for a single seed.
         images: 95 % bootstrap interval over test images, of the mean over seeds.
     """
@@ -99,8 +107,9 @@ class Row:
     """One method in the table.
 
     Attributes:
-        f1: macro-F1 by site, and under ``mean`` the unweighted mean of sites; ``auc`` likewise.
-        recall: per class, mean over seeds and over the sites that have the class.
+        scores: by measure and site; under ``mean`` the unweighted mean of the sites where it is defined.
+            Measures are ``f1`` (macro-F1), ``auc``, ``balanced_accuracy``, and for each class index k
+            ``recall_<k>`` and ``sensitivity_at_90_specificity_<k>``.
         complete: whether it ran every seed that any method ran; otherwise it cannot be ``best``.
         tests: per measure, against the reference; none for itself, nor without a common seed.
         p: per measure, the test's p-value, Holm-corrected over the methods.
@@ -115,9 +124,7 @@ class Row:
 
     method: str
     seeds: int
-    f1: Mapping[str, Estimate]
-    auc: Mapping[str, Estimate]
-    recall: tuple[float | None, ...]
+    scores: Mapping[str, Mapping[str, Estimate]]
     complete: bool = True
     tests: Mapping[str, PairedTest] = field(default_factory=dict)
     p: Mapping[str, float] = field(default_factory=dict)
@@ -130,14 +137,30 @@ class Row:
     seconds: float | None = None
 
     @property
+    def f1(self) -> Mapping[str, Estimate]:
+        """Macro-F1 by site, and the mean of sites."""
+        return self.scores["f1"]
+
+    @property
+    def auc(self) -> Mapping[str, Estimate]:
+        """AUC by site, and the mean of the sites that have more than one class."""
+        return self.scores["auc"]
+
+    @property
     def worst(self) -> ClientId | None:
         """The site with the largest mean drop in macro-F1 at a communication; ``None`` if none drops."""
         site = max(self.drops, key=lambda client: self.drops[client].mean, default=None)
         return site if site is not None and self.drops[site].mean > 0 else None
 
 
+Samples = dict[str, dict[str, Floats]]
+"""Bootstrap scores of a run by measure and site, as in :class:`Row`.
+
+The first entry of each array is that of the test set itself.
+"""
+
 BySeed = dict[int, dict[str, Floats]]
-"""Bootstrap scores by seed and site; the first entry of each array is that of the test set itself."""
+"""Bootstrap scores of a method in one measure, by seed and site."""
 
 
 def compare(runs: Sequence[FinishedRun], reference: str, draws: int = 2000, seed: int = 0) -> list[Row]:
@@ -163,19 +186,22 @@ def compare(runs: Sequence[FinishedRun], reference: str, draws: int = 2000, seed
         site: np.vstack([np.ones(len(p.labels)), resamples(group_indices(_grouped(runs, site)), draws, rng)])
         for site, p in sorted(runs[0].predictions.items())
     }
-    f1: dict[str, BySeed] = {method: {} for method in methods}
-    auc: dict[str, BySeed] = {method: {} for method in methods}
+    samples: dict[str, dict[int, Samples]] = {method: {} for method in methods}
     for run in runs:
-        f1[run.method][run.seed], auc[run.method][run.seed] = _resampled(counts, run.predictions)
+        samples[run.method][run.seed] = _resampled(counts, run.predictions)
     seeds = {run.seed for run in runs}
     rows = [
         replace(
-            _row(method, [r for r in runs if r.method == method], f1[method], auc[method]),
-            complete=f1[method].keys() == seeds,
+            _row(method, [r for r in runs if r.method == method], list(samples[method].values())),
+            complete=samples[method].keys() == seeds,
         )
         for method in methods
     ]
-    rows = _tested(_tested(rows, "f1", f1, reference), "auc", auc, reference)
+    for name in TESTED:
+        by_method = {
+            method: {seed: one[name] for seed, one in by_seed.items()} for method, by_seed in samples.items()
+        }
+        rows = _tested(rows, name, by_method, reference)
     return rows + _majority(counts, runs)
 
 
@@ -187,25 +213,40 @@ def _grouped(runs: Sequence[FinishedRun], site: ClientId) -> Predictions:
     return max((run.predictions[site] for run in runs), key=lambda predictions: bool(predictions.groups))
 
 
-def _resampled(
-    counts: Mapping[ClientId, Floats], predictions: Mapping[ClientId, Predictions]
-) -> tuple[dict[str, Floats], dict[str, Floats]]:
-    """Return macro-F1 and AUC of each sample, by site, and their mean over sites."""
-    f1, auc = {}, {}
-    for site, samples in counts.items():
-        labels, values = predictions[site].labels.numpy(), predictions[site].probabilities.numpy()
-        f1[site] = resampled_f1(samples, labels, values.argmax(1))
-        auc[site] = resampled_auc(samples, labels, values)
-    return _with_mean(f1), _with_mean(auc)
+def _resampled(counts: Mapping[ClientId, Floats], predictions: Mapping[ClientId, Predictions]) -> Samples:
+    """Return the scores of each sample by measure and site, with their mean over sites."""
+    of_sites = {
+        site: _scores(samples, predictions[site].labels.numpy(), predictions[site].probabilities.numpy())
+        for site, samples in counts.items()
+    }
+    measures = next(iter(of_sites.values()))
+    return {name: _with_mean({site: scores[name] for site, scores in of_sites.items()}) for name in measures}
+
+
+def _scores(counts: Floats, labels: Ints, probabilities: Floats) -> dict[str, Floats]:
+    """Return the scores of each sample of a site, by measure."""
+    predicted = probabilities.argmax(1)
+    scores = {
+        "f1": resampled_f1(counts, labels, predicted),
+        "auc": resampled_auc(counts, labels, probabilities),
+        "balanced_accuracy": resampled_balanced_accuracy(counts, labels, predicted),
+    }
+    for k, of_class in enumerate(probabilities.T):
+        scores[f"recall_{k}"] = resampled_recall(counts, labels, predicted, k)
+        scores[f"sensitivity_at_90_specificity_{k}"] = resampled_sensitivity(counts, labels == k, of_class)
+    return scores
 
 
 def _with_mean(sites: dict[str, Floats]) -> dict[str, Floats]:
     return {**sites, "mean": mean_of_defined(list(sites.values()))}
 
 
-def _estimates(seeds: BySeed) -> dict[str, Estimate]:
-    by_seed = list(seeds.values())
-    return {site: _estimate([scores[site] for scores in by_seed]) for site in by_seed[0]}
+def _estimates(seeds: Sequence[Samples]) -> dict[str, dict[str, Estimate]]:
+    """Return the scores of a :class:`Row`, from the samples of each seed."""
+    return {
+        name: {site: _estimate([samples[name][site] for samples in seeds]) for site in sites}
+        for name, sites in seeds[0].items()
+    }
 
 
 def _estimate(seeds: Sequence[Floats]) -> Estimate:
@@ -215,16 +256,14 @@ def _estimate(seeds: Sequence[Floats]) -> Estimate:
     return Estimate(fmean(values), seed_interval(values), percentile_interval(np.mean(seeds, axis=0)[1:]))
 
 
-def _row(method: str, runs: Sequence[FinishedRun], f1: BySeed, auc: BySeed) -> Row:
+def _row(method: str, runs: Sequence[FinishedRun], samples: Sequence[Samples]) -> Row:
     drops = [[d for d in measure(run.records) if d.deployed] for run in runs]
     aucs = [[d.auc for d in of_seed if d.auc is not None] for of_seed in drops]
     exchanges = [r for run in runs for r in run.records if isinstance(r, ExchangeRecord)]
     return Row(
         method=method,
         seeds=len(runs),
-        f1=_estimates(f1),
-        auc=_estimates(auc),
-        recall=_recall([p for run in runs for p in run.predictions.values()]),
+        scores=_estimates(samples),
         drop={"f1": _over_seeds([[d.f1 for d in of_seed] for of_seed in drops]), "auc": _over_seeds(aucs)},
         drops=by_site(drops),
         recovery=recovery(chain(*drops)),
@@ -242,18 +281,6 @@ def _over_seeds(seeds: Sequence[Sequence[float]]) -> Estimate:
         return Estimate(None)
     means = [fmean(values) for values in seeds]
     return Estimate(fmean(means), seed_interval(means))
-
-
-def _recall(listed: Sequence[Predictions]) -> tuple[float | None, ...]:
-    found: list[float | None] = []
-    for label in range(listed[0].probabilities.shape[1]):
-        shares = [
-            float((p.probabilities.argmax(1) == label)[p.labels == label].double().mean())
-            for p in listed
-            if (p.labels == label).any()
-        ]
-        found.append(fmean(shares) if shares else None)
-    return tuple(found)
 
 
 def _tests(of: str, scores: Mapping[str, BySeed]) -> dict[str, PairedTest]:
@@ -279,7 +306,7 @@ def _corrected(tests: Mapping[str, PairedTest]) -> dict[str, float]:
 
 def _tested(rows: Sequence[Row], name: str, scores: Mapping[str, BySeed], reference: str) -> list[Row]:
     """Return the rows with the tests of one measure, the best method, and those not told apart from it."""
-    means = {row.method: (row.f1 if name == "f1" else row.auc)["mean"].mean for row in rows}
+    means = {row.method: row.scores[name]["mean"].mean for row in rows}
     if None in means.values():  # all test sets have a single class
         return list(rows)
     tests = _tests(reference, scores) if reference in scores else {}
@@ -313,12 +340,5 @@ def _majority(counts: Mapping[ClientId, Floats], runs: Sequence[FinishedRun]) ->
         always = torch.zeros_like(p.probabilities)
         always[:, int(np.argmax(own))] = 1.0
         answers[site] = replace(p, probabilities=always)
-    f1, auc = _resampled(counts, answers)
-    row = Row(
-        method="always the most frequent class",
-        seeds=0,
-        f1=_estimates({0: f1}),
-        auc=_estimates({0: auc}),
-        recall=_recall(list(answers.values())),
-    )
-    return [row]
+    scores = _estimates([_resampled(counts, answers)])
+    return [Row(method="always the most frequent class", seeds=0, scores=scores)]

@@ -3,12 +3,14 @@
 import base64
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
+from statistics import fmean
 from typing import Any
 
 import jinja2
+import numpy as np
 
 from prrfl.reports.comparison import FinishedRun, Row
 from prrfl.reports.formatting import percent
@@ -16,9 +18,9 @@ from prrfl.reports.meter import measure
 from prrfl.reports.overlay import EPOCHS, bands, draw_bands
 from prrfl.reports.plotting import Figure, default_style, rc_context
 from prrfl.reports.retrogress import MEASURES, Band, band, caption, curve
-from prrfl.reports.statistics import confusion
+from prrfl.reports.statistics import confusion, resampled_sensitivity
 from prrfl.reports.styles import PALETTE, Style, of_methods, of_networks
-from prrfl.reports.tables import legend, tables
+from prrfl.reports.tables import RECALL, SENSITIVITY, legend, tables
 from prrfl.types import ClientId, Predictions, RoundRecord, ScoreRecord, TrainRecord
 
 MARKS = {
@@ -98,7 +100,7 @@ def run_page(
     Args:
         records: the run's records.
         predictions: per site, on the test images, by the best round on validation. A site without them gets
-            no ROC curves.
+            no ROC curves and no sensitivities.
         summary: as :func:`prrfl.reports.summary.summarise` returns it.
         settings: all settings.
         images: per site; empty if the data is not available.
@@ -126,7 +128,7 @@ def run_page(
     return _render(
         title=f"{settings['method']}: {len(summary['best']['sites'])} sites",
         lead=f"{settings['rounds']} communication rounds of {epochs} local epochs, seed {settings['seed']}",
-        sheets=[_score_sheet(summary, classes)],
+        sheets=[_score_sheet(summary, predictions, classes)],
         styles=of_networks(models),
         curves=_curves(lines, of_networks(models), "communication round"),
         strokes=caption(records),
@@ -227,27 +229,50 @@ def _render(**values: Any) -> str:
     return environment.from_string(text).render(**values)
 
 
-def _score_sheet(summary: Mapping[str, Any], classes: Sequence[str]) -> Sheet:
+def _score_sheet(
+    summary: Mapping[str, Any], predictions: Mapping[ClientId, Predictions], classes: Sequence[str]
+) -> Sheet:
     best = summary["best"]
-    heads = ["site", "images", "macro-F1", "AUC", *(f"recall {name}" for name in classes)]
+    heads = ["site", "images", "macro-F1", "AUC", "balanced accuracy"]
+    heads += [f"recall {name}" for name in classes]
+    with_threshold = classes if predictions else ()  # the records have no sensitivities
+    heads += [f"sensitivity {name} at 90 % specificity" for name in with_threshold]
+    unknown = [None] * len(with_threshold)
+    balanced = {site: _mean_of_defined(s["recall"]) for site, s in best["sites"].items()}
     body = [
-        [site, str(s["n"]), percent(s["macro_f1"]), percent(s["auc"]), *map(percent, s["recall"])]
+        [
+            site,
+            str(s["n"]),
+            *map(percent, (s["macro_f1"], s["auc"], balanced[site], *s["recall"])),
+            *map(percent, _sensitivities(predictions[site]) if site in predictions else unknown),
+        ]
         for site, s in best["sites"].items()
     ]
-    mean = [
-        "mean",
-        "",
-        percent(best["mean"]["macro_f1"]),
-        percent(best["mean"]["auc"]),
-        *[""] * len(classes),
-    ]
+    means = (best["mean"]["macro_f1"], best["mean"]["auc"], _mean_of_defined(balanced.values()))
+    mean = ["mean", "", *map(percent, means)]
+    mean += [""] * (len(heads) - len(mean))
     note = (
         "Test scores in percent of each site's deployed network at the best round on validation "
-        f"(round {summary['best_round'] + 1}); the mean over sites is unweighted."
+        f"(round {summary['best_round'] + 1}); the mean over sites is unweighted. {RECALL}"
     )
+    if predictions:
+        note += f" {SENSITIVITY}"
     for site, rounds in summary.get("absent", {}).items():
         note += f" Without {site} in round(s) {', '.join(str(index + 1) for index in rounds)}."
     return Sheet("Scores", heads, [list(map(Cell, line)) for line in body], [list(map(Cell, mean))], note)
+
+
+def _mean_of_defined(values: Iterable[float | None]) -> float | None:
+    found = [value for value in values if value is not None]
+    return fmean(found) if found else None
+
+
+def _sensitivities(predictions: Predictions) -> list[float | None]:
+    """Return the sensitivity for each class at 90 % specificity; ``None`` where it is not defined."""
+    labels, values = predictions.labels.numpy(), predictions.probabilities.numpy()
+    once = np.ones((1, len(labels)))
+    found = [resampled_sensitivity(once, labels == k, of_class).item() for k, of_class in enumerate(values.T)]
+    return [None if np.isnan(value) else value for value in found]
 
 
 def _drop_sheet(records: Sequence[RoundRecord]) -> Sheet:

@@ -10,6 +10,9 @@ from prrfl.types import Predictions
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+SPECIFICITY = 0.9
+"""Specificity at which the sensitivity for a class is measured."""
+
 ROUNDING = 1e-12
 """Differences of fractions below this are rounding errors of sums."""
 
@@ -70,6 +73,21 @@ def resampled_f1(counts: Floats, labels: Ints, predicted: Ints) -> Floats:
     return mean_of_defined(scores)
 
 
+def resampled_recall(counts: Floats, labels: Ints, predicted: Ints, label: int) -> Floats:
+    """Return the recall of a class in each sample, (B,); NaN for a sample without the class."""
+    truth = labels == label
+    with np.errstate(invalid="ignore"):
+        recall: Floats = counts @ (truth & (predicted == label)) / (counts @ truth)
+    return recall
+
+
+def resampled_balanced_accuracy(counts: Floats, labels: Ints, predicted: Ints) -> Floats:
+    """Return the mean recall of the classes that occur in each sample, (B,), as scikit-learn defines it."""
+    return mean_of_defined(
+        [resampled_recall(counts, labels, predicted, label) for label in np.unique(labels)]
+    )
+
+
 def resampled_auc(counts: Floats, labels: Ints, probabilities: Floats) -> Floats:
     """Return the macro one-vs-rest AUC of each sample, (B,), over the classes that occur in it.
 
@@ -86,15 +104,40 @@ def resampled_auc(counts: Floats, labels: Ints, probabilities: Floats) -> Floats
 
 
 def _auc(counts: Floats, positive: NDArray[np.bool_], values: Floats) -> Floats:
-    order = np.argsort(values, kind="stable")
-    counts, positive, values = counts[:, order], positive[order], values[order]
-    starts = np.flatnonzero(np.r_[True, np.diff(values) > 0])  # equal values count as half a win
-    wins = np.add.reduceat(counts * positive, starts, axis=1)
-    losses = np.add.reduceat(counts * ~positive, starts, axis=1)
+    wins, losses = _tallies(counts, positive, values)
     below = losses.cumsum(1) - losses
     with np.errstate(invalid="ignore"):  # no pair to compare: NaN
+        # Equal values count as half a win.
         area: Floats = (wins * (below + losses / 2)).sum(1) / (wins.sum(1) * losses.sum(1))
     return area
+
+
+def resampled_sensitivity(counts: Floats, positive: NDArray[np.bool_], values: Floats) -> Floats:
+    """Return the sensitivity for a class at 90 % specificity in each sample, (B,).
+
+    It is the largest among the thresholds whose specificity is at least 90 %, as on scikit-learn's
+    ``roc_curve`` with all its points. NaN for a sample that lacks the class, or has no other.
+
+    Args:
+        counts: (B, N), see :func:`resamples`.
+        positive: (N,) whether an image is of the class.
+        values: (N,) its probability of the class.
+    """
+    found, false = (tally[:, ::-1].cumsum(1) for tally in _tallies(counts, positive, values))
+    positives, negatives = found[:, -1], false[:, -1]
+    specific = negatives[:, None] - false >= SPECIFICITY * negatives[:, None]
+    with np.errstate(invalid="ignore"):
+        sensitivity: Floats = np.where(specific, found, 0.0).max(1) / positives
+    return np.where(negatives > 0, sensitivity, np.nan)
+
+
+def _tallies(counts: Floats, positive: NDArray[np.bool_], values: Floats) -> tuple[Floats, Floats]:
+    """Return how many positive and negative images have each value, (B, V), by increasing value."""
+    order = np.argsort(values, kind="stable")
+    counts, positive, values = counts[:, order], positive[order], values[order]
+    starts = np.flatnonzero(np.r_[True, np.diff(values) > 0])
+    of_class, of_others = (np.add.reduceat(counts * which, starts, axis=1) for which in (positive, ~positive))
+    return of_class, of_others
 
 
 def seed_interval(values: Sequence[float]) -> float | None:

@@ -2,10 +2,10 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from prrfl.reports.comparison import Estimate, Row
+from prrfl.reports.comparison import TESTED, Estimate, Row
 from prrfl.reports.formatting import percent
 from prrfl.types import ClientId
 
@@ -23,15 +23,17 @@ def comparison_to_csv(rows: Sequence[Row], reference: str) -> str:
     heads += [f"p_against_{reference}", "best", "not_told_apart", "p_images", "p_seeds"]
     writer.writerow(heads)
     for row in rows:
-        for name, key, estimates in (("macro_f1", "f1", row.f1), ("auc", "auc", row.auc)):
+        for key, estimates in row.scores.items():
+            name = "macro_f1" if key == "f1" else key
             for site, e in estimates.items():
                 overall = site == "mean"
                 low, high = e.images or (None, None)
                 test = row.tests.get(key) if overall else None
+                marks = [overall and key in row.best, overall and key in row.untold]
                 writer.writerow([
                     row.method, site, name, row.seeds, e.mean, e.seeds, low, high,
                     row.p.get(key) if overall else None,
-                    overall and key in row.best, overall and key in row.untold,
+                    *(marks if key in TESTED else (None, None)),
                     test and test.images, test and test.seeds,
                 ])  # fmt: skip
             if test := row.tests.get(key):
@@ -48,7 +50,6 @@ def comparison_to_csv(rows: Sequence[Row], reference: str) -> str:
             e = row.drop.get(key, Estimate(None))
             writer.writerow([row.method, "mean", name, row.seeds, e.mean, e.seeds, *[None] * 7])
         for name, figure in (
-            *((f"recall_{k}", value) for k, value in enumerate(row.recall)),
             ("epochs_to_recover", row.recovery and row.recovery.epochs),
             ("falls_recovered", row.recovery and row.recovery.back),
             ("falls", row.recovery and row.recovery.falls),
@@ -70,7 +71,7 @@ class Table:
 
 
 def tables(rows: Sequence[Row], classes: Sequence[str]) -> list[Table]:
-    """Return the comparison in tables: scores, differences, each site, and retrogress and cost. Percent.
+    """Return the comparison in tables of percent: scores, differences, classes, sites, retrogress and cost.
 
     ``*`` marks the best mean of a measure, ``=`` those that are not told apart from it. Without the reference
     there is no table of differences.
@@ -81,7 +82,6 @@ def tables(rows: Sequence[Row], classes: Sequence[str]) -> list[Table]:
     for name in ("F1", "AUC"):
         scores += [f"{name} mean", f"{name} mean, 95 % of images"]
         differences += [f"{name} difference", f"{name} difference, 95 % of images", f"{name} p"]
-    scores += [f"recall {name}" for name in classes]
     costs = ["method", "drop F1", "drop AUC", "worst drop at", "epochs to recover"]
     costs += ["MB up", "MB down", "minutes"]
     by_site = ["method", *(f"{name} {site}" for name in ("F1", "AUC") for site in sites)]
@@ -92,6 +92,7 @@ def tables(rows: Sequence[Row], classes: Sequence[str]) -> list[Table]:
     return [
         Table("Scores (mean of sites)", scores, [_score_cells(row) for row in rows]),
         *([against] if reference else []),
+        _by_class(rows, classes),
         Table(
             "Per site",
             by_site,
@@ -99,6 +100,27 @@ def tables(rows: Sequence[Row], classes: Sequence[str]) -> list[Table]:
         ),
         Table("Retrogress and cost", costs, [_cost_cells(row) for row in rows]),
     ]
+
+
+def _by_class(rows: Sequence[Row], classes: Sequence[str]) -> Table:
+    """Return the table of measures that a rare class counts in as much as a frequent one."""
+    measures = {"balanced_accuracy": "balanced accuracy"}
+    measures |= {f"recall_{k}": f"recall {name}" for k, name in enumerate(classes)}
+    measures |= {
+        f"sensitivity_at_90_specificity_{k}": f"sensitivity {name} at 90 % specificity"
+        for k, name in enumerate(classes)
+    }
+    heads = ["method"]
+    for key, name in measures.items():
+        heads += [name + _where_defined(rows[0].scores[key]), f"{name}, 95 % of images"]
+    return Table("By class (mean of sites)", heads, [_class_cells(row, measures) for row in rows])
+
+
+def _where_defined(estimates: Mapping[str, Estimate]) -> str:
+    """Return at how many sites a measure is defined, and thus averaged; empty for all of them."""
+    sites = [estimate for site, estimate in estimates.items() if site != "mean"]
+    defined = sum(estimate.mean is not None for estimate in sites)
+    return "" if defined == len(sites) else f" ({defined} of {len(sites)} sites)"
 
 
 def _reference(rows: Sequence[Row]) -> str:
@@ -146,7 +168,15 @@ def _score_cells(row: Row) -> list[str]:
     for key, estimates in (("f1", row.f1), ("auc", row.auc)):
         line.append(_with_spread(estimates["mean"]) + _marks(row, key))
         line.append(_interval(estimates["mean"]))
-    return line + [percent(value) for value in row.recall]
+    return line
+
+
+def _class_cells(row: Row, measures: Iterable[str]) -> list[str]:
+    line = [row.method]
+    for key in measures:
+        mean = row.scores[key]["mean"]
+        line += [_with_spread(mean), _interval(mean)]
+    return line
 
 
 def _difference_cells(row: Row) -> list[str]:
@@ -206,6 +236,16 @@ def to_latex(rows: Sequence[Row], classes: Sequence[str]) -> str:
     return "\n".join([*table, "", rf"\par{{\footnotesize {legend(rows).translate(LATEX)}\par}}", ""])
 
 
+RECALL = (
+    "Recall: fraction of a class's images that are classified correctly. "
+    "Balanced accuracy: mean of the recalls of the classes that a test set shows."
+)
+SENSITIVITY = (
+    "Sensitivity at 90 % specificity: largest fraction of a class's images that reach a threshold on its "
+    "probability which at most 10 % of the other images reach."
+)
+
+
 def legend(rows: Sequence[Row]) -> str:
     """Return the legend, which explains marks and intervals."""
     seeds = max(row.seeds for row in rows)
@@ -231,6 +271,10 @@ def legend(rows: Sequence[Row]) -> str:
     if partial := [row.method for row in rows if not row.complete]:
         lines.append(f"Marks compare methods that ran every seed, thus without {', '.join(partial)}.")
     lines += [
+        RECALL,
+        SENSITIVITY,
+        "The mean of a class's measure is over the sites where it is defined: those whose test images show "
+        "the class, and for sensitivity also another one.",
         "Scores are those of the best round on validation among the last 20 %.",
         "Drop: fall of the deployed network at a communication, in points; mean of rounds, sites, seeds.",
         "Epochs to recover: local epochs until macro-F1 was back, mean over the drops that recovered, and "

@@ -358,10 +358,14 @@ def _check_tests(
 
 def _method(folder: Path) -> str:
     """Return a method's name in the table from its run folder, such as ``prrfl-transfer-off-seed0``."""
-    name, *settings = folder.name.rpartition("-seed")[0].split("-", 1)
+    whole = folder.name.rpartition("-seed")[0]
+    # Names of methods may contain hyphens; the longest that fits is meant.
+    fitting = [name for name in ALGORITHMS if f"{whole}-".startswith(f"{name}-")]
+    name = max(fitting, key=len, default=whole.partition("-")[0])
+    settings = whole[len(name) + 1 :]
     if not settings:
         return name
-    parts = [part.replace("-", "=", 1) for part in settings[0].split("+")]
+    parts = [part.replace("-", "=", 1) for part in settings.split("+")]
     return f"{name}:{'+'.join(parts)}"
 
 

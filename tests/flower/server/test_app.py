@@ -54,7 +54,8 @@ def test_a_network_that_explodes_at_one_site_is_named(data, tmp_path):
         run(grid_of(data, tmp_path), tmp_path / "run", lr=1e30)
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m in ALGORITHMS])
+# The follow-up is tested in test_class_counts.py: in one process, it exchanges prototypes more often.
+@pytest.mark.parametrize("method", [m for m in METHODS if m in ALGORITHMS and m != "prrfl-imbalance"])
 def test_every_method_runs_over_sites_as_it_does_in_one_process(data, tmp_path, method):
     records = run(grid_of(data, tmp_path, methods=method), tmp_path / "run", method=method)
     config = checked({**SETTINGS, "method": method, "data": data, "workers": 1, "threads": 1}, "here")

@@ -81,7 +81,7 @@ def test_a_site_refuses_a_server_that_is_far_behind_it(data, tmp_path):
     ],
 )
 def test_a_site_sends_nothing_by_a_method_that_it_did_not_agree_to(data, tmp_path, capfd, settings, asked):
-    words = f"site clientA does not agree to method {asked}, only to prrfl"
+    words = f"site clientA does not agree to {asked}, only to prrfl"
     with pytest.raises(ParticipationError, match=f"0 of 3 sites .*clientA: {words}"):
         run(grid_of(data, tmp_path), tmp_path / "run", **settings)
     assert f"site clientA: {words}" in capfd.readouterr().err

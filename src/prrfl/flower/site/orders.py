@@ -203,6 +203,7 @@ class Participant:
         with exclusive(self.folder / "lock"):
             remove_partial(self.folder)
             self._check_settings()
+            self._check_class_counts()
             yield
 
     def count(self) -> Answer:
@@ -324,17 +325,13 @@ class Participant:
 
     @cached_property
     def _training(self) -> Run:
-        return replace(Run.of(self.config), class_counts=self._class_counts())
+        return replace(Run.of(self.config), class_counts=RunFolder(self.folder).class_counts())
 
-    def _class_counts(self) -> tuple[int, ...]:
-        """Return the class counts of all sites: those of the first order that held them.
-
-        Raises:
-            OrderRefusedError: if the order holds others, or invalid ones.
-        """
+    def _check_class_counts(self) -> None:
+        """Save the class counts of all sites, if the loss needs them, and refuse others in later orders."""
         there = RunFolder(self.folder)
         if self.config.loss_function().counts != "federation" or self.order.round == COUNTING:
-            return ()
+            return
         try:
             counts = TypeAdapter(tuple[NonNegativeInt, ...]).validate_json(self.order.class_counts)
         except ValidationError:
@@ -350,7 +347,6 @@ class Participant:
             raise OrderRefusedError(
                 f"site {self.local.name} received class counts {counts}, but {known} before; start a new run"
             )
-        return counts
 
     @cached_property
     def _visitor(self) -> Visitor[Any]:
