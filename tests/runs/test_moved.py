@@ -9,6 +9,8 @@ from prrfl.runs import run, setup
 from prrfl.types import ExchangeRecord
 from tests.sites_on_disk import write_layout
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SMALL = {"network": "tiny", "image_size": 32, "rounds": 2, "epochs": 1, "batch": 8, "seed": 2, "threads": 1}
 
 

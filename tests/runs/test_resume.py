@@ -16,6 +16,8 @@ from prrfl.storage.tensor_files import read_state, read_tensors, write_state
 from prrfl.types import ExchangeRecord
 from tests.sites_on_disk import write_layout
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SMALL = {"network": "tiny", "image_size": 32, "rounds": 3, "epochs": 2, "batch": 8, "seed": 2}
 
 
