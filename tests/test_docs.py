@@ -13,8 +13,9 @@ import torch
 from typer.main import get_command
 
 from prrfl import InProcess, Recipe, build_network, cli, config, run_rounds
-from prrfl.algorithms import ALGORITHMS, FedBN, Local
+from prrfl.algorithms import FedBN, Local
 from prrfl.data.images import SPLITS
+from prrfl.runs.compare import plan
 from tests.sites_on_disk import write_layout
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -64,10 +65,11 @@ def test_data(call, tmp_path):
 def test_comparing(call, tmp_path):
     write_layout(tmp_path / "DIR")
     write_layout(tmp_path / "NEW", sites=1)
-    compare, evaluate, onboard = commands("comparing.md")
-    # Two of the methods and one seed, to be quick; the page's own names are checked by their plan.
-    methods = compare[compare.index("--methods") + 1].split(",")
-    assert {m.partition(":")[0] for m in methods} <= set(ALGORITHMS)
+    compare, losses, evaluate, onboard = commands("comparing.md")
+    # Two of the methods and one seed, to be quick; the page's other names are checked by their plan.
+    methods, others = (line[line.index("--methods") + 1].split(",") for line in (compare, losses))
+    planned = plan(None, {"data": tmp_path / "DIR"}, [*methods, *others[1:]], [0], tmp_path / "planned")
+    assert {one.config.loss for one in planned} == {"cross-entropy", "cpa", "logit-adjusted"}
     compare[compare.index("--methods") + 1] = f"{methods[0]},{methods[-1]}"
     compare[compare.index("--seeds") + 1] = "0"
     call([*compare, *SMALL])
