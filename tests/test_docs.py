@@ -13,9 +13,10 @@ import torch
 from typer.main import get_command
 
 from prrfl import InProcess, Recipe, build_network, cli, config, run_rounds
-from prrfl.algorithms import ALGORITHMS, FedBN, Local
+from prrfl.algorithms import FedBN, Local
 from prrfl.data.images import SPLITS
-from prrfl.runs import compare
+from prrfl.runs import compare as comparisons
+from prrfl.runs.compare import plan
 from tests.forked import ForkedCommands
 from tests.sites_on_disk import write_layout
 
@@ -67,13 +68,14 @@ def test_data(call, tmp_path):
 def test_comparing(call, tmp_path, forked):
     write_layout(tmp_path / "DIR")
     write_layout(tmp_path / "NEW", sites=1)
-    comparison, evaluate, onboard = commands("comparing.md")
-    # Two of the methods and one seed, to be quick; the page's own names are checked by their plan.
-    methods = comparison[comparison.index("--methods") + 1].split(",")
-    assert {m.partition(":")[0] for m in methods} <= set(ALGORITHMS)
-    comparison[comparison.index("--methods") + 1] = f"{methods[0]},{methods[-1]}"
-    comparison[comparison.index("--seeds") + 1] = "0"
-    call([*comparison, *TINY])
+    compare, losses, evaluate, onboard = commands("comparing.md")
+    # Two of the methods and one seed, to be quick; the page's other names are checked by their plan.
+    methods, others = (line[line.index("--methods") + 1].split(",") for line in (compare, losses))
+    planned = plan(None, {"data": tmp_path / "DIR"}, [*methods, *others[1:]], [0], tmp_path / "planned")
+    assert {one.config.loss for one in planned} == {"cross-entropy", "cpa", "logit-adjusted"}
+    compare[compare.index("--methods") + 1] = f"{methods[0]},{methods[-1]}"
+    compare[compare.index("--seeds") + 1] = "0"
+    call([*compare, *TINY])
     text = (DOCS / "comparing.md").read_text("utf-8")
     for name in re.findall(r"`(\w+\.\w+)`", text):
         assert (tmp_path / "runs/mine" / name).is_file(), name
@@ -113,7 +115,7 @@ def walk(tmp_path_factory):
     done = []
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(compare, "subprocess", ForkedCommands)
+        patch.setattr(comparisons, "subprocess", ForkedCommands)
         for arguments in commands("tutorial.md"):
             if arguments[0] in USES:
                 continue

@@ -158,6 +158,8 @@ def test_a_time_limit_ends_after_a_complete_round_and_the_same_command_continues
         out,
         "--workers",
         1,
+        "--network",
+        "tiny",
     ]
     code, said, _ = prrfl("compare", *common, "--time-limit", 0.001)
     assert code == 0

@@ -17,6 +17,8 @@ def inspect(
         bool, typer.Option("--wire", help="list what travels in a round over real sites instead, in bytes")
     ] = False,
     method: Annotated[str, typer.Option(help="with --wire: federated method")] = "prrfl",
+    loss: Annotated[str, typer.Option(help="with --wire: the loss; auto is the method's")] = "auto",
+    counts: Annotated[str, typer.Option(help="with --wire: class counts of the site or federation")] = "site",
     share_bits: Annotated[str, typer.Option(help="with --wire: bits of each number that travels")] = "32",
     secure: Annotated[bool, typer.Option("--secure", help="with --wire: use secure summation")] = False,
 ) -> None:
@@ -24,7 +26,8 @@ def inspect(
     if wire:
         names = ("nv", "bkl", "mel") if classes == 3 else tuple(f"c{k}" for k in range(classes))
         settings = {"network": network, "method": method, "share_bits": share_bits, "r0": ratio}
-        show_wire({**settings, "classes": names}, secure)
+        chosen = {"loss": loss, "counts": counts, "prototypes": "per-round"}
+        show_wire({**settings, **chosen, "classes": names}, secure)
         return
     from prrfl.models import build_network
     from prrfl.pfa import low_band_amplitudes, treatment
@@ -53,6 +56,7 @@ WHAT = {
     "version": "version of prrfl",
     "secure": "whether shares are masked",
     "cohort": "signed keys of the sites in the sum",
+    "class_counts": "training images of each class at all sites, if the loss needs them",
     "mean.layout": "names and shapes of the mean's tensors",
     "records": "losses and scores of the site's networks; no images, names or predictions",
     "share.layout": "names and shapes of the share's tensors",
@@ -71,7 +75,8 @@ def show_wire(settings: Mapping[str, object], secure: bool) -> None:
     from prrfl.flower.wire import measure_wire
 
     items = measure_wire(settings, secure)
-    masked = "one site's part of the masked sum" if secure else "what the method shares"
+    shared = "what the method and the loss share; in the step count, the site's class counts"
+    masked = "one site's part of the masked sum" if secure else shared
     arrays = {"share": masked, "mean": "the mean of all sites' shares"}
     table = Table(title=f"{settings['method']}: one round at one site, one local epoch")
     for name in ("step", "goes to", "field", "what it is", "bytes"):
