@@ -453,6 +453,7 @@ def test_a_lesion_may_be_unknown(tmp_path):
     assert "HAM_1" in {e.group for e in entries}
 
 
+@pytest.mark.slow
 @needs_dermoscopy
 def test_the_published_split_leaks_as_is_known_and_a_new_one_does_not(prrfl, tmp_path):
     code, _, _ = prrfl("data", "check", DERMOSCOPY, "--json", tmp_path / "f.json")
