@@ -26,15 +26,17 @@ def first_step(started: float, folder: str, threads: str) -> float:
     from prrfl.data.augment import Augmentation
     from prrfl.data.layout import CLASSES
     from prrfl.data.sources import load_sites
+    from prrfl.losses import CrossEntropy
 
     class FirstStepError(Exception):
         pass
 
-    def stop(*_: object) -> torch.Tensor:
-        raise FirstStepError
+    class Stop(CrossEntropy):
+        def __call__(self, *_: object) -> torch.Tensor:
+            raise FirstStepError
 
     torch.set_num_threads(int(threads))
-    recipe = Recipe(vgg16_slim(), augment=Augmentation(), loss=stop)
+    recipe = Recipe(vgg16_slim(), augment=Augmentation(), loss=Stop())
     sites = load_sites(Path(folder), image_size=64, classes=CLASSES)
     try:
         engine = InProcess(PRRFL(), sites, recipe)

@@ -12,11 +12,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from prrfl import Recipe, capture, run_rounds, training
-from prrfl.algorithms import ALGORITHMS, PRRFL
-from prrfl.engine import InProcess
+from prrfl import Recipe, capture, training
+from prrfl.algorithms import PRRFL
+from prrfl.engine import InProcess, rounds_from
 from prrfl.training import Learner, Site, predict, train_epoch
 from prrfl.types import RoundContext
+from tests.contract.test_algorithms import METHODS, moment, recipe_of
 from tests.sites import tiny_network, tiny_sites
 
 
@@ -84,6 +85,7 @@ def recorded(monkeypatch):
     monkeypatch.setattr(capture, "record", lambda function, inputs, _: Recording(function, inputs))
     monkeypatch.setattr(capture, "side_by_side", lambda calls, _: [call() for call in calls])
     monkeypatch.setattr(training, "side_by_side", lambda calls, _: [call() for call in calls])
+    monkeypatch.setattr(training, "used_here", lambda tensor, _: tensor)
     monkeypatch.setattr(Recording, "replayed", 0)
     monkeypatch.setattr(capture, "_broken", type(capture._broken)())
 
@@ -99,19 +101,20 @@ def recipe(**changes):
 def outcome(algorithm, made):
     """Return all records of three rounds over two learning rates, and the tensors after them."""
     engine = InProcess(algorithm, tiny_sites(2), made)
-    records = list(run_rounds(algorithm, engine, rounds=3, epochs=3, network=made.network))
+    records = list(rounds_from(moment(made, rounds=3, epochs=3), algorithm, engine))
     models = engine.models()
     return records, {(s, m, k): t for s in models for m in models[s] for k, t in models[s][m].items()}
 
 
-@pytest.mark.parametrize("name", ["prrfl", "fedprox", "fml", "fedavg"])
+@pytest.mark.parametrize("name", ["prrfl", "fedprox", "fml", "fedavg", "prototypes per-epoch"])
 def test_replayed_steps_give_the_bits_of_launched_ones(recorded, name):
-    made = recipe(lr_step=2)
+    method = METHODS[name]
+    made = replace(recipe_of(method), lr=0.05, lr_step=2)
     recorded(False)
-    launched = outcome(ALGORITHMS[name](), replace(made))
+    launched = outcome(method, replace(made))
     assert Recording.replayed == 0
     recorded(True)
-    replayed = outcome(ALGORITHMS[name](), made)
+    replayed = outcome(method, made)
     assert Recording.replayed > 40
     assert launched[0] == replayed[0]
     for key, tensor in launched[1].items():
@@ -157,10 +160,10 @@ def test_a_network_that_cannot_be_recorded_says_so_once_and_runs_as_it_is(record
 
     made = recipe(network=Reads())
     recorded(False)
-    launched = outcome(ALGORITHMS["fedavg"](), replace(made))
+    launched = outcome(METHODS["fedavg"], replace(made))
     recorded(True)
     with caplog.at_level(logging.WARNING, "prrfl"):
-        replayed = outcome(ALGORITHMS["fedavg"](), made)
+        replayed = outcome(METHODS["fedavg"], made)
     assert launched[0] == replayed[0]
     assert Recording.replayed == 0
     assert [r.message for r in caplog.records] == [

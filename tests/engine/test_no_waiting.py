@@ -4,11 +4,11 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from torch.nn import functional
 
 from prrfl import PRRFL, Examples, Recipe, SiteData, build_network, det
 from prrfl.algorithms import ALGORITHMS
 from prrfl.data.augment import Augmentation
+from prrfl.losses import CrossEntropy
 from prrfl.training import Site, generator, predict
 from prrfl.types import RoundContext
 
@@ -18,22 +18,28 @@ BATCHES = 3
 
 
 class Device:
-    """A site on the meta device; counts the losses that were computed there."""
+    """A site on the meta device, with a loss that counts how often it is computed."""
 
     def __init__(self, monkeypatch):
         # The meta device has no autocast.
         monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
-        self.losses = 0
         data = Examples(
             torch.empty(16 * BATCHES, 3, 32, 32, dtype=torch.uint8, device="meta"),
             torch.empty(16 * BATCHES, dtype=torch.int64, device="meta"),
         )
+        self.loss = Counting()
         recipe = Recipe(build_network("vgg16_slim"), augment=Augmentation(), loss=self.loss, device="meta")
         self.site = Site(SiteData("a", data, data, data), recipe)
 
-    def loss(self, logits, labels):
-        self.losses += 1
-        return functional.cross_entropy(logits, labels)
+
+class Counting(CrossEntropy):
+    """The cross-entropy; counts how often it is computed."""
+
+    calls = 0
+
+    def __call__(self, logits, labels, constants):
+        object.__setattr__(self, "calls", self.calls + 1)
+        return super().__call__(logits, labels, constants)
 
 
 def where_it_stopped(caught):
@@ -55,7 +61,7 @@ def test_training_asks_for_no_number_before_the_epoch_is_over(monkeypatch, name)
         method.train(start, device.site, RoundContext(0, 1, 0, 1, 0))
     assert where_it_stopped(caught) == "<dictcomp>"  # of _weights, which takes them home
     assert any(entry.name == "_weights" for entry in caught.traceback)
-    assert device.losses == BATCHES * (2 if name == "fml" else 1)
+    assert device.loss.calls == BATCHES * (2 if name == "fml" else 1)
 
 
 @pytest.mark.parametrize("stage", ["recover", "exchange", "sublimate"])
@@ -67,7 +73,7 @@ def test_nor_does_det(monkeypatch, stage):
     with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor") as caught:
         method.train(start, device.site, RoundContext(0, 1, 0, 2, 0))
     assert any(entry.name == "_weights" for entry in caught.traceback)
-    assert device.losses == BATCHES * 2
+    assert device.loss.calls == BATCHES * 2
 
 
 def test_nor_does_scoring_before_its_end(monkeypatch):

@@ -76,3 +76,17 @@ def test_norm_layers_are_found_by_type_in_nested_networks():
         "deep.0.1.weight", "deep.0.1.bias",
     }  # fmt: skip
     assert norm_keys(nn.BatchNorm1d(2)) == set(nn.BatchNorm1d(2).state_dict())
+
+
+def test_he_normal_weights_are_those_of_the_first_version():
+    weights = build_network("vgg16_slim", seed=3, init="he").state_dict()
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        ours = vgg16_slim()
+        for key in weights:
+            if key.endswith(("conv.weight", "linear.weight")):
+                nn.init.kaiming_normal_(ours.get_parameter(key), nonlinearity="relu")
+    assert all(torch.equal(tensor, weights[key]) for key, tensor in ours.state_dict().items())
+    default = build_network("vgg16_slim", seed=3).state_dict()
+    ratio = weights["layer3.0.conv.weight"].std() / default["layer3.0.conv.weight"].std()
+    assert ratio.item() == pytest.approx(6**0.5, rel=0.01)

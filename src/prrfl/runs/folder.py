@@ -18,7 +18,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 from prrfl.config import TrainConfig, checked, given_settings
 from prrfl.data.fingerprint import Fingerprint, Fingerprints, difference, to_json
 from prrfl.errors import ConfigError, DataError
+from prrfl.losses import LOSSES
 from prrfl.storage.atomic import write_json, write_text
 from prrfl.storage.reading import parse_json, read_bytes
 from prrfl.storage.records import parse_summary
@@ -34,9 +35,8 @@ from prrfl.types import ClientId, Split
 
 log = logging.getLogger("prrfl")
 
-NEWER = {"loss": "cross-entropy", "init": "he"}
-"""Settings that runs of version 0.1.0 lack, with the values that they had then. Other new settings had no
-effect."""
+NEWER = frozenset({"loss", "init", *(part.name for kind in LOSSES.values() for part in fields(kind))})
+"""Settings that runs of version 0.1.0 lack."""
 
 RETRY_SECONDS = 0.5
 """Time between two attempts to lock a run's folder."""
@@ -100,7 +100,7 @@ class RunFolder:
         if not path.is_file():
             raise ConfigError(f"{self.path} is not a run folder: it has no config.toml")
         _, written = given_settings(path, {})
-        implied = {} if NEWER.keys() & written.keys() else NEWER
+        implied = {} if NEWER & written.keys() else _implied(written)
         changed_too = {"device": "cpu", **changed}
         config = checked({**implied, **written, **changed_too}, str(path), changed_too)
         # A run writes every setting. A missing one was lost, and its default might be another value.
@@ -280,6 +280,13 @@ class RunFolder:
 
 CHECKPOINTS = "round-" + 4 * "[0-9]"
 """Pattern of the names of checkpoints. It does not match copies of them, such as ``round-0003 (copy)``."""
+
+
+def _implied(written: Mapping[str, object]) -> dict[str, object]:
+    """Return the settings that a run of version 0.1.0 lacks, with the values that they had then."""
+    defaults = {name: TrainConfig.model_fields[name].default for name in NEWER}
+    he = str(written.get("network", "")).startswith("vgg")
+    return {**defaults, "loss": "cross-entropy", "init": "he" if he else "pytorch"}
 
 
 def first_candidate(rounds: int) -> int:
