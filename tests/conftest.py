@@ -8,8 +8,7 @@ import torch
 
 from prrfl import cli
 from prrfl.models import NETWORKS
-from prrfl.runs import compare
-from tests.forked import ForkedCommands
+from tests.forked import fork_runs
 from tests.networks import tiny
 
 # The number of threads decides the order of sums, hence the last bits: tests that compare engines need the
@@ -63,7 +62,7 @@ def prrfl(monkeypatch, capsys):
 @pytest.fixture
 def forked(monkeypatch):
     """Let the runs of a comparison be forked from this process, which has imported what they need."""
-    monkeypatch.setattr(compare, "subprocess", ForkedCommands)
+    fork_runs(monkeypatch)
 
 
 @pytest.fixture

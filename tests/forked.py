@@ -6,6 +6,13 @@ import sys
 from subprocess import DEVNULL
 
 from prrfl import cli
+from prrfl.runs import compare
+
+
+def fork_runs(patch):
+    """Let the runs of comparisons be forked, with one thread: a team of threads does not survive a fork."""
+    patch.setattr(compare, "subprocess", ForkedCommands)
+    patch.setattr(compare, "usable_cores", lambda: 1)
 
 
 class ForkedCommands:

@@ -15,9 +15,8 @@ from typer.main import get_command
 from prrfl import InProcess, Recipe, build_network, cli, config, run_rounds
 from prrfl.algorithms import FedBN, Local
 from prrfl.data.images import SPLITS
-from prrfl.runs import compare as comparisons
 from prrfl.runs.compare import plan
-from tests.forked import ForkedCommands
+from tests.forked import fork_runs
 from tests.sites_on_disk import write_layout
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -115,7 +114,7 @@ def walk(tmp_path_factory):
     done = []
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(comparisons, "subprocess", ForkedCommands)
+        fork_runs(patch)
         for arguments in commands("tutorial.md"):
             if arguments[0] in USES:
                 continue
