@@ -1,12 +1,7 @@
-"""Scores of logits, as scikit-learn defines them.
-
-They are counted here because every process that trains would import scikit-learn for 1.3 s, and its checks of
-arguments take longer than the scores of a small site.
-"""
+"""Scores of logits, by scikit-learn. It is imported where it is used: that takes over a second."""
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -18,23 +13,20 @@ def macro_f1(logits: Tensor, labels: Tensor) -> float:
 
     As in scikit-learn, a class that is neither present nor predicted does not count.
     """
-    confusion = _confusion(labels.cpu().numpy(), logits.argmax(1).cpu().numpy(), logits.shape[1])
-    images = confusion.sum(0) + confusion.sum(1)
-    counted = images > 0
-    return float(np.mean(2 * confusion.diagonal()[counted] / images[counted]))
+    from sklearn.metrics import f1_score
 
-
-def _confusion(truth: NDArray[np.int64], predicted: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
-    """Return the number of images of each true class (row) that were predicted as each class (column)."""
-    return np.bincount(truth * classes + predicted, minlength=classes**2).reshape(classes, classes)
+    predicted = logits.argmax(1).cpu().numpy()
+    return float(f1_score(labels.cpu().numpy(), predicted, average="macro", zero_division=0.0))
 
 
 def score(logits: Tensor, labels: Tensor) -> Scores:
     """Return all scores of (N, C) logits against (N,) labels."""
+    from sklearn.metrics import confusion_matrix
+
     classes = logits.shape[1]
     logits, labels = logits.detach().double().cpu(), labels.cpu()
     truth, predicted = labels.numpy(), logits.argmax(1).numpy()
-    confusion = _confusion(truth, predicted, classes)
+    confusion = confusion_matrix(truth, predicted, labels=np.arange(classes))
     present = confusion.sum(1)
     return Scores(
         n=len(truth),
@@ -63,17 +55,10 @@ def macro_auc(probabilities: Tensor, labels: Tensor) -> float | None:
 
     The mean is over the classes that occur in the labels; ``None`` if there is only one.
     """
+    from sklearn.metrics import roc_auc_score
+
     truth, values = labels.numpy(), probabilities.to(torch.float64).numpy()
     present = np.unique(truth)
     if len(present) < 2 or not np.isfinite(values).all():
         return None
-    return float(np.mean([_auc(truth == c, values[:, c]) for c in present]))
-
-
-def _auc(positive: NDArray[np.bool_], values: NDArray[np.float64]) -> float:
-    """Return the share of pairs of a positive and a negative whose values are in order; a tie is a half."""
-    _, place, images = np.unique(values, return_inverse=True, return_counts=True)
-    positives = np.bincount(place[positive], minlength=len(images))
-    negatives = images - positives
-    lower = negatives.cumsum() - negatives
-    return float((positives * (2 * lower + negatives)).sum() / (2 * positives.sum() * negatives.sum()))
+    return float(np.mean([roc_auc_score(truth == c, values[:, c]) for c in present]))
