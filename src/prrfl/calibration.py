@@ -30,9 +30,9 @@ def fit_temperature(predictions: Predictions, whose: str = "the predictions") ->
     """Return the temperature T that is most probable, given the true classes of validation images.
 
     It minimises Σ NLL(T) + (ln T)² / (2 · 0.5²): the negative log-likelihood, summed over images, and a
-    normal prior on ln T. The few validation images of a site often show no error. Without a prior, T then falls
-    until all predictions are certain, and the first error on a test image costs many nats. With hundreds
-    of images that show errors the prior hardly matters.
+    normal prior on ln T. The few validation images of a site often show no error. Without a prior, T then
+    falls until all predictions are certain, and the first error on a test image costs many nats. With
+    hundreds of images that show errors the prior hardly matters.
 
     Args:
         predictions: the network's predictions on validation images, at temperature 1. Do not use test images,
