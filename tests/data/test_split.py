@@ -132,9 +132,9 @@ def test_seeds_differ():
 
 
 def two_sites():
-    """Two sites that number their patients alike: 40 each, of two classes."""
-    north, south = (site(of_class(0, 20) + of_class(1, 20, images=2), name) for name in ("north", "south"))
-    return north + south
+    """Two sites that number their patients alike: 40 and 45, of two classes."""
+    south = site(of_class(0, 25) + of_class(1, 20, images=2), "south")
+    return site(of_class(0, 20) + of_class(1, 20, images=2), "north") + south
 
 
 def test_groups_of_two_sites_stay_together_only_if_asked():
