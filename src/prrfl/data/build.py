@@ -224,8 +224,8 @@ def build(
         Names of the images that are missing from the source; they are left out.
 
     Raises:
-        DataError: if the folder is not empty, all images are missing, one is damaged, or a class of a site has
-            too few groups for three splits.
+        DataError: if the folder is not empty, all images are missing, one is damaged, or a class of a site
+            has too few groups for three splits.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} exists already; choose another folder, or remove it")
