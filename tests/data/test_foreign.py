@@ -641,17 +641,14 @@ def test_check_says_which_images(prrfl, tmp_path):
     assert "duplicates: x/train/0, y/test/4\n" in out
 
 
-def test_a_class_of_two_images_is_for_training(prrfl, tmp_path, caplog):
+def test_a_class_of_two_images_is_refused(prrfl, tmp_path):
     manifest = whole_manifest(tmp_path)
     rows = manifest.read_text().splitlines()
     rows = [row for row in rows if not (",x," in row and ",mel," in row)]
     rows += [f"pics/x/{n}.png,mel,x,train," for n in (4, 5)]
     manifest.write_text("\n".join(rows) + "\n")
-    code, out, err = prrfl("data", "split", manifest, "--out", tmp_path / "s.csv")
-    assert code == 0, err
-    assert f"{len(rows) - 1} images" in out
-    assert [said[:50] for said in caplog.messages] == ["site x: class mel has images of 2 groups only, too"]
-    found = entries(tmp_path / "s.csv")
-    assert {e.split for e in found if e.site == "x" and e.label == 2} == {"train"}
-    assert {e.split for e in found if e.site == "x" and e.label == 0} == {"train", "valid", "test"}
-    assert {e.split for e in found if e.site == "y" and e.label == 2} == {"train", "valid", "test"}
+    code, _, err = prrfl("data", "split", manifest, "--out", tmp_path / "s.csv")
+    assert code == 2
+    assert err.startswith("error: site x: class mel has images of 2 groups only; ")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "s.csv").exists()

@@ -302,6 +302,39 @@ def test_check_warns_of_what_one_site_trains_on_and_another_is_tested_on(prrfl, 
     assert "across sites: 2 valid or test images have the same group id as a training image of" in said
 
 
+def test_check_counts_what_validation_and_test_share(prrfl, tmp_path):
+    pics = tmp_path / "pics"
+    for name, seed in (("a", 0), ("b", 1), ("c", 2), ("d", 0), ("e", 3), ("f", 4)):
+        picture(pics / f"{name}.png", seed)
+    manifest = write_manifest(
+        tmp_path,
+        [
+            "pics/a.png,nv,x,valid,p1",
+            "pics/b.png,nv,x,test,p1",  # the group of x's a
+            "pics/c.png,nv,x,test,p2",
+            "pics/d.png,nv,y,test,p3",  # the pixels of x's a
+            "pics/e.png,nv,y,test,p1",  # the group of x's a
+            "pics/f.png,nv,y,valid,p2",  # its group is in x's test set: that is one more
+        ],
+    )
+    code, out, _ = prrfl("data", "check", manifest, "--json", tmp_path / "f.json")
+    found = json.loads((tmp_path / "f.json").read_text())
+    assert code == 0
+    assert [(leak["site"], leak["images"], leak["of"]) for leak in found["selected"]] == [
+        ("x", 1, 2),
+        ("y", 0, 2),
+    ]
+    assert found["selected"][0]["names"] == ["x/test/b"]
+    assert found["copies_selected"] == ["y/test/d"]
+    assert found["groups_selected"] == ["x/test/c", "y/test/e"]
+    assert (found["copies_across"], found["groups_across"]) == (0, 0)
+    said = " ".join(out.split())
+    assert "selection: 1 of 2 test images of x show a group that is also in its validation set" in said
+    assert "selection: 1 test images have the pixels of a validation image of another site" in said
+    assert "selection: 2 test images have the group id of a validation image of another site" in said
+    assert "selection: x/test/c" in said
+
+
 def test_split_counts_as_left_out_what_is_missing_or_broken(prrfl, tmp_path):
     manifest = whole_manifest(tmp_path)
     rows = manifest.read_text().splitlines()
@@ -323,20 +356,23 @@ def test_split_counts_as_left_out_what_is_missing_or_broken(prrfl, tmp_path):
 def test_split_leaks_nothing_and_keeps_the_shares(prrfl, tmp_path):
     manifest = whole_manifest(tmp_path, lesions=True)
     picture(tmp_path / "pics/x/29.png", 0)  # the same pixels as x/0, whose group is another
-    code, _, err = prrfl("data", "split", manifest, "--out", tmp_path / "s.csv", "--seed", 1)
+    command = ("data", "split", manifest, "--out", tmp_path / "s.csv", "--seed", 1, "--valid", 0.2)
+    code, _, err = prrfl(*command)
     assert code == 0, err
     assert prrfl("data", "check", tmp_path / "s.csv", "--json", tmp_path / "f.json")[0] == 0
     found = json.loads((tmp_path / "f.json").read_text())
     assert [leak["images"] for leak in found["leaks"]] == [0] * 4
+    assert [leak["images"] for leak in found["selected"]] == [0] * 2
     entries = read_entries(tmp_path / "s.csv", image_size=32, classes=CLASSES)
     assert len(entries) == 60
     places = {e.name: e.split for e in entries if e.site == "x"}
     assert places["0"] == places["29"]
-    sizes = Counter(e.split for e in entries)
-    assert 8 <= sizes["test"] <= 16
-    assert 4 <= sizes["valid"] <= 10
+    for site, largest in (("x", 4), ("y", 2)):  # at x, two lesions are one group, because of the copy
+        sizes = Counter(e.split for e in entries if e.site == site)
+        assert abs(sizes["test"] - 6) <= largest
+        assert abs(sizes["valid"] - 6) <= largest
     first = (tmp_path / "s.csv").read_text()
-    prrfl("data", "split", manifest, "--out", tmp_path / "s.csv", "--seed", 1)
+    prrfl(*command)
     assert (tmp_path / "s.csv").read_text() == first
     code, _, err = prrfl(
         "data", "split", manifest, "--out", tmp_path / "t.csv", "--valid", 0.6, "--test", 0.5

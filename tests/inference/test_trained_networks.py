@@ -220,12 +220,6 @@ def test_a_temperature_undoes_overconfidence():
     )
 
 
-def test_no_temperature_is_made_up_where_no_error_shows(caplog):
-    p = torch.full((12, 2), 0.5, dtype=torch.float64) + torch.tensor([0.01, -0.01])
-    assert fit_temperature(Predictions(tuple("abcdefghijkl"), torch.zeros(12, dtype=torch.long), p)) == 1.0
-    assert "no temperature fits best" in caplog.text
-
-
 def test_what_calibration_error_is_chance():
     few = sharp(60, 1.0, seed=1)  # perfectly calibrated, by construction
     assert chance_error(few) == pytest.approx(

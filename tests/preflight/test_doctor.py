@@ -173,6 +173,7 @@ def test_leaks_are_a_note(call, small):
     code, out = call("--data", "manifest.csv")
     assert code == 0, out
     assert "60 valid or test images of a lesion or patient that the same site trains on" in out
+    assert "30 test images of a group or copy in a validation set" in out
 
 
 def test_arrays_are_looked_at(call, small):

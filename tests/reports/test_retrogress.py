@@ -2,6 +2,7 @@
 
 from math import isnan
 
+import pytest
 from PIL import Image
 
 from prrfl.reports.retrogress import caption, curve, draw_retrogress
@@ -37,6 +38,20 @@ def test_the_summary_by_hand():
     assert abs(summary["last"]["mean"]["macro_f1"] - (0.6 + 0.005 - 0.25)) < 1e-12
     assert summary["last"]["mean"]["auc"] is None
     assert (summary["bytes_up_per_site_and_round"], summary["bytes_down_per_site_and_round"]) == (100, 50)
+
+
+def test_last_scores_of_a_site_that_was_absent_at_the_end_name_their_round():
+    records = [r for r in history(["a", "b"]) if getattr(r, "client", "") != "b" or r.round == 0]
+    last = summarise(records)["last"]
+    assert {site: figures["round"] for site, figures in last["sites"].items()} == {"a": 2, "b": 0}
+    assert last["sites"]["b"]["macro_f1"] == pytest.approx(0.41 - 0.25)
+    assert last["mean"]["macro_f1"] == pytest.approx((0.6 + 0.41) / 2 - 0.25)
+    assert last["mean"]["rounds"] == [0, 2]
+    # A site that trained in the last round, but did not get its mean, has the network of the round before.
+    records = [r for r in history(["a", "b"]) if getattr(r, "client", "") != "b" or r.round < 2]
+    records.insert(-1, ScoreRecord(2, 1, "b", "test", "model", True, "before", scores(0.9)))
+    assert summarise(records)["last"]["sites"]["b"]["round"] == 1
+    assert summarise(history(["a", "b"]))["last"]["mean"]["rounds"] == [2]
 
 
 def test_a_round_without_a_weak_site_is_not_the_best_for_that():

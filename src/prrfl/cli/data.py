@@ -82,6 +82,19 @@ def _print(found: "Findings", classes: tuple[str, ...], batch: int) -> None:
                 "is also in its training set; make new splits with `prrfl data split`"
             )
             _list("leakage", leak.names)
+    for leak in found.selected:
+        if leak.images:
+            console.print(
+                f"selection: {leak.images} of {leak.of} test images of {leak.site} show a group that is also "
+                "in its validation set, which chooses the best round; make new splits with `prrfl data split`"
+            )
+            _list("selection", leak.names)
+    for what, names in (("pixels", found.copies_selected), ("group id", found.groups_selected)):
+        if names:
+            console.print(
+                f"selection: {len(names)} test images have the {what} of a validation image of another site"
+            )
+            _list("selection", names)
     if found.copies_across:
         console.print(
             f"across sites: {found.copies_across} valid or test images have the pixels of a training image "
@@ -136,19 +149,28 @@ def split(
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="same seed, same splits")] = 0,
     classes: _Classes = "nv,bkl,mel",
     image_size: Annotated[int, typer.Option(min=1, help="stored image size to use")] = 128,
+    groups_across_sites: Annotated[
+        bool,
+        typer.Option(
+            "--groups-across-sites",
+            help="the same group, or the same pixels, at two sites go into the same split at both",
+        ),
+    ] = False,
 ) -> None:
     """Make new splits, stratified by class, that keep groups (lesions, patients) and duplicates together.
 
-    This holds within each site. Images that two sites share are not moved; `prrfl data check` counts them.
+    Without --groups-across-sites this holds within each site; `prrfl data check` counts what sites share.
     """
     from prrfl.data.check import hashes
+    from prrfl.data.images import SPLITS
     from prrfl.data.manifest import manifest_csv
     from prrfl.data.sources import read_entries
+    from prrfl.data.split import Shares
     from prrfl.data.split import split as divide
 
     if out.suffix.lower() != ".csv" or out.resolve() == source.resolve():
         raise DataError(f"--out is {out}; expected a file that ends in .csv and is not the data set itself")
-    names = _names(classes)
+    shares, names = Shares(valid, test), _names(classes)
     entries = read_entries(source, image_size=image_size, classes=names)
     with _progress("reading images", len(entries)) as seen:
         same = hashes(entries, seen)
@@ -158,8 +180,13 @@ def split(
         raise DataError(
             f"{source}: none of the {gone} images can be read; `prrfl data check` lists what is wrong"
         )
-    write_text(out, manifest_csv(divide(whole, valid, test, seed, same, names), out.parent))
+    placed = divide(whole, shares, seed, same, names, across_sites=groups_across_sites)
+    write_text(out, manifest_csv(placed, out.parent))
     console.print(f"{len(whole)} images: {out}", soft_wrap=True)
+    for site in sorted({e.site for e in placed}):
+        here = [e.split for e in placed if e.site == site]
+        reached = (f"{name} {n} ({100 * n / len(here):.1f} %)" for name in SPLITS for n in [here.count(name)])
+        console.print(one_line(f"{site}: {', '.join(reached)}"), soft_wrap=True)
     if gone:
         console.print(f"{gone} images are missing or broken and were left out; `prrfl data check` lists them")
 

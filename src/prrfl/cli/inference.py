@@ -20,7 +20,7 @@ from prrfl.storage.atomic import write_json, write_text
 
 if TYPE_CHECKING:
     from prrfl.reports.assessment import Assessment
-    from prrfl.runs.deployed import Which
+    from prrfl.runs.deployed import SavedNetwork, Which
 
 _Run = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run, or of a site of a federation")]
 SiteName = Annotated[
@@ -72,9 +72,7 @@ def predict(
             writer.writerow(row)
     write_text(out, table.getvalue())
     scaled = f", temperature {saved.temperature:.3g}" if calibrate else ""
-    console.print(
-        f"{len(found)} images by the {network} network of {saved.site}{scaled}: {out}", soft_wrap=True
-    )
+    console.print(f"{len(found)} images by {_named(saved, network)}{scaled}: {out}", soft_wrap=True)
 
 
 def evaluate(
@@ -122,14 +120,19 @@ def _own(
 
     classes: tuple[str, ...] = ()
     found: dict[str, Assessment] = {}
+    early: list[str] = []
     with console.status("scoring"):
         for saved, assessment in evaluate_own_sites(run_folder, network, calibrate, data):
             found[saved.site], classes = assessment, saved.about.classes
+            if _is_early(saved, network):
+                early.append(_named(saved, network))
     title = f"{network} network of each site on its own test images"
     table = score_table(title, ("site", "images"), classes)
     for site, assessment in found.items():
         table.add_row(site, str(assessment.images), *score_cells(assessment))
     print_table(table)
+    for which in early:
+        console.print(f"Scored: {which}.", soft_wrap=True)
     precision = RunFolder(run_folder).settings().precision
     if precision != "float32":
         console.print(
@@ -137,6 +140,18 @@ def _own(
             soft_wrap=True,
         )
     return found
+
+
+def _named(saved: "SavedNetwork", which: "Which") -> str:
+    """Return what a network is, for messages."""
+    about = saved.about
+    early = f", of round {about.round + 1} of {about.rounds}" if _is_early(saved, which) else ""
+    return f"the {which} network of {saved.site}{early}"
+
+
+def _is_early(saved: "SavedNetwork", which: "Which") -> bool:
+    """Return whether a last network is not of the last round: its site was absent, or the run is not done."""
+    return which == "last" and saved.about.round + 1 < saved.about.rounds
 
 
 def export(
@@ -162,7 +177,7 @@ def export(
     with console.status("exporting"):
         difference = exporting.export(saved, run_folder, network, out)
     console.print(
-        f"{out / 'model.onnx'}: the {network} network of {saved.site}; onnxruntime's probabilities differ "
-        f"from its own by at most {difference:.0e}. Read {out / 'model_card.md'} before use.",
+        f"{out / 'model.onnx'}: {_named(saved, network)}; onnxruntime's probabilities differ from its own by "
+        f" at most {difference:.0e}. Read {out / 'model_card.md'} before use.",
         soft_wrap=True,
     )

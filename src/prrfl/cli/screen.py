@@ -1,6 +1,6 @@
 """Output in the terminal: progress of a run, and the tables at its end."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -149,7 +149,7 @@ def print_summary(folder: Path) -> None:
     table.add_column("site")
     for name in ("macro-F1, last", "AUC, last", "macro-F1, best on validation", "AUC, best on validation"):
         table.add_column(name, justify="right")
-    # In a federation over real sites, a site may have been absent in either round.
+    # In a federation over real sites, a site may have been absent in the best round, or in all of them.
     sites = dict.fromkeys([*summary["last"]["sites"], *summary["best"]["sites"]])
     for site in (*sites, None):
         last, best = (
@@ -159,11 +159,25 @@ def print_summary(folder: Path) -> None:
         cells = (last.get("macro_f1"), last.get("auc"), best.get("macro_f1"), best.get("auc"))
         table.add_row(site or "mean", *map(percent, cells), style=None if site else "bold")
     print_table(table)
+    for line in _of_earlier_rounds(summary):
+        console.print(line, soft_wrap=True)
     for model, drop in summary["retrogress"].items():
         console.print(
             f"Mean drop at communication, {model}: macro-F1 {percent(drop.get('macro_f1'))}, "
             f"AUC {percent(drop.get('auc'))} points"
         )
+
+
+def _of_earlier_rounds(summary: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line for each site whose last scores are not of the last round, and one for their mean."""
+    last, rounds = summary["last"], summary["rounds"]
+    # Summaries of older versions have scores of the last round only, and do not name it.
+    done = {site: 1 + figures.get("round", rounds - 1) for site, figures in last["sites"].items()}
+    for site, index in done.items():
+        if index < rounds:
+            yield f"{site} was absent at the end: its last scores are of round {index} of {rounds}."
+    if len(mixed := sorted(set(done.values()))) > 1:
+        yield f"The mean of last scores mixes rounds {', '.join(map(str, mixed))}."
 
 
 def score_table(title: str, of: Sequence[str], classes: Sequence[str]) -> Table:

@@ -15,7 +15,7 @@ from prrfl.data.columns import group_ids, whole_number
 from prrfl.data.files import IMAGE_SUFFIXES, is_hidden, unread_name, walk
 from prrfl.data.images import MAX_BYTES, SPLITS, Entry, read_image
 from prrfl.data.layout import CLASSES, image_path, write_table
-from prrfl.data.split import split
+from prrfl.data.split import Shares, split
 from prrfl.data.tables import is_plain_name, read_rows
 from prrfl.errors import DataError
 from prrfl.storage.atomic import replace_folder
@@ -224,7 +224,8 @@ def build(
         Names of the images that are missing from the source; they are left out.
 
     Raises:
-        DataError: if the folder is not empty, all images are missing, or one is damaged.
+        DataError: if the folder is not empty, all images are missing, one is damaged, or a class of a site
+            has too few groups for three splits.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} exists already; choose another folder, or remove it")
@@ -232,7 +233,7 @@ def build(
     present = [e for e in entries if e.name in source.places]
     if not present:
         raise DataError("none of the images in the tables is in the folders and zips; check their paths")
-    placed = split(present, valid=0.1, test=0.2, seed=seed, classes=CLASSES)
+    placed = split(present, Shares(0.1, 0.2), seed, classes=CLASSES)
     with replace_folder(out) as temporary:
         for count, entry in enumerate(placed, start=1):
             target = image_path(temporary, entry.site, image_size, entry.name)

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -17,12 +17,12 @@ FEW_IMAGES = 5
 
 @dataclass(frozen=True)
 class Leak:
-    """Images of a site's split whose groups are also in its training set.
+    """Images of a site's split whose groups are also in an earlier one: training, or validation.
 
     Attributes:
         site: name of the site.
         split: valid or test.
-        images: number of images whose group is in the training set.
+        images: number of images whose group is in the earlier split.
         of: number of images of the split.
         names: the images, as ``site/split/name``.
     """
@@ -44,13 +44,18 @@ class Findings:
         broken: path to reason, for files that cannot be decoded.
         duplicates: lists of images with the same pixels, as ``site/split/name``.
         contradictions: those of the duplicates that have different labels, as ``site/split/name (class)``.
-        leaks: one for each valid or test split of a site with group ids, even if no image leaks.
+        leaks: groups that are also in training: one for each valid or test split of a site with group ids,
+            even if it has no image.
+        selected: groups of test images that are also in validation, which chooses the best round: one for
+            each site with group ids, even if it has no image.
         without_groups: sites without group ids.
         few: (site, split, class name, images) with fewer than ``FEW_IMAGES`` images.
         copies_across: number of valid and test images with the pixels of a training image of another site.
         copies_across_names: these images, as ``site/split/name``.
         groups_across: number of valid and test images with the group id of a training image of another site.
         groups_across_names: these images.
+        copies_selected: test images with the pixels of a validation image of another site.
+        groups_selected: test images with the group id of a validation image of another site.
         passed_over: folder to the files in it that no table names: their number, by kind.
         lone: (site, images) whose last training batch would hold one image; it is added to the one before.
     """
@@ -61,12 +66,15 @@ class Findings:
     duplicates: list[list[str]] = field(default_factory=list)
     contradictions: list[list[str]] = field(default_factory=list)
     leaks: list[Leak] = field(default_factory=list)
+    selected: list[Leak] = field(default_factory=list)
     without_groups: list[ClientId] = field(default_factory=list)
     few: list[tuple[ClientId, Split, str, int]] = field(default_factory=list)
     copies_across: int = 0
     copies_across_names: list[str] = field(default_factory=list)
     groups_across: int = 0
     groups_across_names: list[str] = field(default_factory=list)
+    copies_selected: list[str] = field(default_factory=list)
+    groups_selected: list[str] = field(default_factory=list)
     passed_over: dict[str, dict[str, int]] = field(default_factory=dict)
     lone: list[tuple[ClientId, int]] = field(default_factory=list)
 
@@ -94,8 +102,8 @@ def check(
     grouped = {site for site in sites if any(e.group for e in entries if e.site == site)}
     training = {site: sum(counts[site, "train", k] for k in range(len(classes))) for site in sites}
     copies = [group for group in same.values() if len(group) > 1]
-    copies_across = _across(digests)
-    groups_across = _across((e, e.group) for e in entries if e.group)
+    known = [(e, e.group) for e in entries if e.group]
+    copies_across, groups_across = (_across(keyed, "train") for keyed in (digests, known))
     return Findings(
         counts={
             f"{site}/{split}": [counts[site, split, k] for k in range(len(classes))]
@@ -110,7 +118,8 @@ def check(
             for group in copies
             if len({e.label for e in group}) > 1
         ],
-        leaks=list(_leaks(entries, sorted(grouped))),
+        leaks=[leak for site in sorted(grouped) for leak in _leaks(entries, site, "train")],
+        selected=[leak for site in sorted(grouped) for leak in _leaks(entries, site, "valid")],
         without_groups=[site for site in sites if site not in grouped],
         few=[
             (site, split, name, counts[site, split, k])
@@ -123,19 +132,25 @@ def check(
         copies_across_names=copies_across,
         groups_across=len(groups_across),
         groups_across_names=groups_across,
+        copies_selected=_across(digests, "valid"),
+        groups_selected=_across(known, "valid"),
         passed_over=_passed_over(entries),
         lone=[(site, n) for site, n in training.items() if n > 1 and n % batch == 1],
     )
 
 
-def _leaks(entries: Sequence[Entry], sites: Sequence[ClientId]) -> Iterator[Leak]:
-    for site in sites:
-        here = [e for e in entries if e.site == site]
-        trained = {e.group for e in here if e.split == "train" and e.group}
-        for split in SPLITS[1:]:
-            part = [e for e in here if e.split == split]
-            leaking = [_named(e) for e in part if e.group in trained]
-            yield Leak(site, split, len(leaking), len(part), leaking)
+def _leaks(entries: Sequence[Entry], site: ClientId, earlier: Split) -> Iterator[Leak]:
+    """Yield the leaks of a site from a split to each of those after it."""
+    here = [e for e in entries if e.site == site]
+    known = {e.group for e in here if e.split == earlier and e.group}
+    for split in _after(earlier):
+        part = [e for e in here if e.split == split]
+        leaking = [_named(e) for e in part if e.group in known]
+        yield Leak(site, split, len(leaking), len(part), leaking)
+
+
+def _after(split: Split) -> tuple[Split, ...]:
+    return SPLITS[SPLITS.index(split) + 1 :]
 
 
 def _named(entry: Entry) -> str:
@@ -157,14 +172,13 @@ def _passed_over(entries: Sequence[Entry]) -> dict[str, dict[str, int]]:
     return found
 
 
-def _across(keyed: Iterable[tuple[Entry, str]]) -> list[str]:
-    """Return the valid and test images that have a key (pixels or group) that another site trains on."""
-    keyed = list(keyed)
-    trained: defaultdict[str, set[ClientId]] = defaultdict(set)
+def _across(keyed: Sequence[tuple[Entry, str]], earlier: Split) -> list[str]:
+    """Return the images of later splits with a key (pixels or group) in an earlier split of another site."""
+    known: defaultdict[str, set[ClientId]] = defaultdict(set)
     for entry, key in keyed:
-        if entry.split == "train":
-            trained[key].add(entry.site)
-    return [_named(e) for e, key in keyed if e.split != "train" and trained[key] - {e.site}]
+        if entry.split == earlier:
+            known[key].add(entry.site)
+    return [_named(e) for e, key in keyed if e.split in _after(earlier) and known[key] - {e.site}]
 
 
 def _digests(

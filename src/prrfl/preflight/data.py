@@ -68,6 +68,8 @@ def _in_brief(found: Findings, allow_missing: bool) -> Iterator[Finding]:
     copies = sum(len(group) for group in found.duplicates)
     contradicting = sum(len(group) for group in found.contradictions)
     across = found.copies_across + found.groups_across
+    selected = sum(leak.images for leak in found.selected)
+    selected += len(found.copies_selected) + len(found.groups_selected)
     few = "one split has" if len(found.few) == 1 else f"in {len(found.few)} cases, a split has"
     held_out = "valid or test image"
     notes = (
@@ -76,6 +78,7 @@ def _in_brief(found: Findings, allow_missing: bool) -> Iterator[Finding]:
             f"{counted(leaking, held_out)} of a lesion or patient that the same site trains on",
             _SPLIT,
         ),
+        (selected, f"{counted(selected, 'test image')} of a group or copy in a validation set", _CHECK),
         (copies, f"{counted(copies, 'image')} with the same pixels as another one", _CHECK),
         (contradicting, f"{counted(contradicting, 'image')} with copies that have another label", _CHECK),
         (

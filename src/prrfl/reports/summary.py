@@ -17,19 +17,20 @@ def summarise(records: Sequence[RoundRecord], first_candidate: int = 0) -> dict[
 
     Returns:
         ``rounds`` done; ``best_round``; for ``last`` and ``best``, the test scores of each site's deployed
-        network and their unweighted mean; per network, the mean ``retrogress`` (score before the mean was
-        received minus score after it, over rounds and sites); bytes sent per site and round; ``absent``: per
-        site, the rounds without it. Fractions, not percent.
+        network, the ``round`` that they are of, and their unweighted mean with its ``rounds``; per network,
+        the mean ``retrogress`` (score before the mean was received minus score after it, over rounds and
+        sites); bytes sent per site and round; ``absent``: per site, the rounds without it. Fractions, not
+        percent; rounds count from 0. A site that was absent at the end has ``last`` scores of its own last
+        round; one that was absent in the best round has no ``best`` scores.
     """
-    scores = [r for r in records if isinstance(r, ScoreRecord)]
+    scores = [r for r in records if isinstance(r, ScoreRecord) and _is_result(r)]
     exchanges = [r for r in records if isinstance(r, ExchangeRecord)]
-    last = exchanges[-1].round
     best = best_round(records, first_candidate)
     return {
-        "rounds": last + 1,
+        "rounds": exchanges[-1].round + 1,
         "best_round": best,
-        "last": _sites(scores, last),
-        "best": _sites(scores, best),
+        "last": _sites(scores),
+        "best": _sites(r for r in scores if r.round == best),
         "retrogress": _retrogress(records),
         "bytes_up_per_site_and_round": fmean(b for r in exchanges for b in r.bytes_up.values()),
         "bytes_down_per_site_and_round": fmean(r.bytes_down for r in exchanges),
@@ -70,14 +71,17 @@ def _absent(records: Iterable[RoundRecord]) -> dict[str, list[int]]:
     return absent
 
 
-def _sites(scores: Iterable[ScoreRecord], index: int) -> dict[str, Any]:
-    chosen = {
-        r.client: r.scores
-        for r in scores
-        if r.round == index and r.split == "test" and r.deployed and r.moment == "after"
-    }
-    sites = {client: _figures(scores) for client, scores in sorted(chosen.items())}
-    return {"sites": sites, "mean": _mean(sites.values())}
+def _is_result(record: ScoreRecord) -> bool:
+    """Return whether a record has the test scores of a deployed network at the end of a round."""
+    return record.split == "test" and record.deployed and record.moment == "after"
+
+
+def _sites(results: Iterable[ScoreRecord]) -> dict[str, Any]:
+    """Return each site's last scores among results, in order of rounds, and their mean."""
+    latest = {r.client: r for r in results}
+    sites = {client: {"round": r.round, **_figures(r.scores)} for client, r in sorted(latest.items())}
+    rounds = sorted({r.round for r in latest.values()})
+    return {"sites": sites, "mean": {**_mean(sites.values()), "rounds": rounds}}
 
 
 def _figures(scores: Scores) -> dict[str, Any]:

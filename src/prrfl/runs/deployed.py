@@ -208,9 +208,8 @@ def read_network(
         )
     temperature, fitted_on = 1.0, 0
     if calibrate:
-        known = predictions_path(folder, site, which, "valid")
-        valid = read_predictions(known)
-        temperature, fitted_on = fit_temperature(valid, str(known)), len(valid.labels)
+        valid = read_predictions(predictions_path(folder, site, which, "valid"))
+        temperature, fitted_on = fit_temperature(valid, f"site {site}"), len(valid.labels)
     weights, about = read_tensors(path), read_about(path)
     network = build_network(about.network, len(about.classes))
     check_same_layout(network.state_dict(), weights, str(path))

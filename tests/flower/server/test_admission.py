@@ -7,6 +7,7 @@ import pytest
 
 from prrfl.errors import ParticipationError
 from prrfl.flower.messages import Answer, from_records
+from prrfl.runs.folder import RunFolder
 from prrfl.storage.records import read_records
 from prrfl.types import ExchangeRecord
 from tests.flower.grid import NAMES, GridReply, absences, grid_of, run
@@ -124,3 +125,26 @@ def test_the_run_continues_without_a_site_that_never_connects(data, tmp_path):
     grid.online["clientC"] = "away"
     records = run(grid, tmp_path / "run", deadline=0.5, quorum=2)
     assert absences(records) == [(k, "clientC", "no answer within 0.5 s") for k in (0, 1)]
+
+
+def test_scores_and_network_of_a_site_that_left_name_the_round_that_they_are_of(data, tmp_path, prrfl):
+    def leaves(order, reply):
+        if (order.site, order.step) == ("clientC", "receive"):
+            grid.online["clientC"] = "away"
+        return reply
+
+    grid = grid_of(data, tmp_path, spoil=leaves)
+    run(grid, tmp_path / "run", deadline=0.5, quorum=2, rounds=3)
+    last = RunFolder(tmp_path / "run").summary()["last"]
+    assert [last["sites"][name]["round"] for name in NAMES] == [2, 2, 0]
+    code, out, err = prrfl("report", tmp_path / "run")
+    assert code == 0, err
+    assert "clientC was absent at the end: its last scores are of round 1 of 3.\n" in out
+    assert "The mean of last scores mixes rounds 1, 3.\n" in out
+    assert "clientA was absent" not in out
+    (own,) = (path.parent for path in tmp_path.glob("clientC/*/models"))
+    code, out, err = prrfl("evaluate", own, "--network", "last")
+    assert code == 0, err
+    assert "Scored: the last network of clientC, of round 1 of 3.\n" in out
+    (own,) = (path.parent for path in tmp_path.glob("clientA/*/models"))
+    assert "Scored:" not in prrfl("evaluate", own, "--network", "last")[1]
