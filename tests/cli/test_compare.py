@@ -120,6 +120,24 @@ def test_a_run_that_fails_is_named_and_the_others_are_in_the_table(prrfl, data, 
     assert "| fedavg |" in (tmp_path / "c/comparison.md").read_text()
 
 
+def test_a_margin_is_kept_for_the_report(prrfl, data, done, tmp_path):
+    shutil.copytree(done, tmp_path / "c")
+    common = ["compare", "--methods", "fedavg", "--data", data, *SMALL, "--out", tmp_path / "c"]
+    for wrong in (0, 100, "nan"):
+        code, _, err = prrfl(*common, "--margin", wrong)
+        assert code == 2
+        assert "--margin: expected points of a score, more than 0 and less than 100, got " in err
+    assert compare.read_margin(tmp_path / "c") is None
+    assert prrfl(*common, "--margin", 1.5)[0] == 0
+    assert prrfl(*common)[0] == 0
+    assert compare.read_margin(tmp_path / "c") == 0.015
+    assert prrfl("report", tmp_path / "c")[0] == 0
+    (tmp_path / "c/margin.json").write_text("[]")
+    code, _, err = prrfl("report", tmp_path / "c")
+    assert code == 2
+    assert 'margin.json: expected {"margin": points}; repeat `prrfl compare` with --margin' in err
+
+
 def test_nothing_lives_on_when_the_command_is_terminated(data, tmp_path):
     out = tmp_path / "terminated"
     command = ["compare", "--methods", "fedavg", "--data", data, *SMALL, "--rounds", 999, "--out", out]

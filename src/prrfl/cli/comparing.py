@@ -17,7 +17,7 @@ from prrfl.cli.screen import console, going_on, print_table
 from prrfl.errors import ConfigError, PRRFLError
 from prrfl.reports.comparison import Row
 from prrfl.reports.tables import brief, legend
-from prrfl.runs.compare import Planned, plan, run_all, tabulate
+from prrfl.runs.compare import Planned, keep_margin, plan, run_all, tabulate
 from prrfl.runs.folder import RunFolder
 
 _METHODS = ",".join(ALGORITHMS)
@@ -37,9 +37,17 @@ _METHODS = ",".join(ALGORITHMS)
         "workers": Annotated[
             int | None, typer.Option(min=1, help="runs at a time; by default one per core, one on a GPU")
         ],
+        "margin": Annotated[
+            float | None,
+            typer.Option(
+                help="largest difference in points that does not matter, to test whether methods are equal "
+                "within it; kept in the folder",
+                show_default=False,
+            ),
+        ],
         "time_limit": TimeLimit,
     },
-    defaults={"methods": _METHODS, "seeds": "0,1", "workers": None, "time_limit": None},
+    defaults={"methods": _METHODS, "seeds": "0,1", "workers": None, "margin": None, "time_limit": None},
     leave_out=("method", "seed", "workers", "threads"),
 )
 def compare(methods: str, seeds: str, config: Path | None, out: Path | None, **flags: Any) -> None:
@@ -52,9 +60,11 @@ def compare(methods: str, seeds: str, config: Path | None, out: Path | None, **f
     except ValueError:
         raise ConfigError(f"--seeds: expected whole numbers separated by commas, got '{seeds}'") from None
     folder = out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-compare"
-    workers, time_limit = flags.pop("workers"), flags.pop("time_limit")
+    workers, margin, time_limit = flags.pop("workers"), flags.pop("margin"), flags.pop("time_limit")
     given = {key: value for key, value in flags.items() if value is not None}
     planned = plan(config, given, [m.strip() for m in methods.split(",")], numbers, folder)
+    if margin is not None:
+        keep_margin(folder, margin)
     failed = _show(planned, workers, time_limit)
     unfinished = [one for one in planned if not RunFolder(one.folder).is_finished]
     if len(unfinished) < len(planned):
