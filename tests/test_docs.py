@@ -64,7 +64,7 @@ def test_data(call, tmp_path):
 def test_comparing(call, tmp_path):
     write_layout(tmp_path / "DIR")
     write_layout(tmp_path / "NEW", sites=1)
-    compare, evaluate, onboard = commands("comparing.md")
+    compare, _, evaluate, onboard = commands("comparing.md")  # not --across, which needs five data sets
     # Two of the methods and one seed, to be quick; the page's own names are checked by their plan.
     methods = compare[compare.index("--methods") + 1].split(",")
     assert {m.partition(":")[0] for m in methods} <= set(ALGORITHMS)

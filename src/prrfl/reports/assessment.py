@@ -4,12 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
 
 from prrfl.reports.calibration import calibration_error, chance_error
 from prrfl.reports.sampled import GroupedImages, sampled, supports
 from prrfl.reports.statistics import Ints, confusion
-from prrfl.reports.uncertainty import FEWEST, LEVEL, bca_interval, wilson_interval
+from prrfl.reports.uncertainty import FEWEST, NORMAL, bca_interval, wilson_interval
 from prrfl.types import Predictions
 
 DRAWS = 2000
@@ -97,5 +96,4 @@ def _share(right: NDArray[np.bool_], groups: Ints) -> Measured:
     if not len(right):
         return Measured(None, None)
     share = float(right.mean())
-    z = float(norm.isf(LEVEL / 2))
-    return Measured(share, wilson_interval(share, 0.0, len(np.unique(groups)), z))
+    return Measured(share, wilson_interval(share, 0.0, len(np.unique(groups)), NORMAL))

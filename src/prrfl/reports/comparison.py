@@ -7,7 +7,6 @@ from statistics import fmean
 
 import numpy as np
 import torch
-from scipy import stats
 
 from prrfl.reports.meter import Recovery, SiteDrop, by_site, mean_drop, measure, recovery
 from prrfl.reports.sampled import OF_CLASS, GroupedImages, Sampled, Support, sampled, supports
@@ -15,6 +14,7 @@ from prrfl.reports.statistics import Floats, swapped_f1, swaps_of
 from prrfl.reports.uncertainty import (
     FEWEST,
     LEVEL,
+    NORMAL,
     Variance,
     bca_interval,
     delong_p,
@@ -231,6 +231,18 @@ def compare(
     return rows
 
 
+def mean_scores(runs: Sequence[FinishedRun]) -> dict[str, dict[str, float]]:
+    """Return the mean of sites and seeds in each tested measure that is defined, by method."""
+    images = {site: GroupedImages.of(p) for site, p in sorted(runs[0].predictions.items())}
+    scores = sampled(images, [run.predictions for run in runs], 0, np.random.default_rng(0))
+    found: dict[str, dict[str, float]] = {}
+    for method in dict.fromkeys(run.method for run in runs):
+        own = [one.scores for one, run in zip(scores, runs, strict=True) if run.method == method]
+        means = {name: fmean(float(seed[name]["mean"][0]) for seed in own) for name in TESTED}
+        found[method] = {name: mean for name, mean in means.items() if not np.isnan(mean)}
+    return found
+
+
 def _grouped(runs: Sequence[FinishedRun], site: ClientId) -> Predictions:
     """Return a site's predictions, with the groups of its images if any run has them.
 
@@ -261,12 +273,11 @@ def _score(seeds: BySeed, name: str, site: str, support: Support | None) -> Esti
     if not proportion or found.mean is None or (found.reason and _kind(name) != "recall"):
         return _within(found, 0.0, 1.0)
     spread = variance(scores, support.rarest)
-    z = float(stats.norm.isf(LEVEL / 2))
-    images = z * float(np.nanstd(scores[:, 1:].mean(0)))
+    images = NORMAL * float(np.nanstd(scores[:, 1:].mean(0)))
     return replace(
         found,
-        images=wilson_interval(found.mean, images, support.effective, z),
-        interval=wilson_interval(found.mean, spread.half(), support.effective, z) if spread else None,
+        images=wilson_interval(found.mean, images, support.effective, NORMAL),
+        interval=wilson_interval(found.mean, spread.half(), support.effective, NORMAL) if spread else None,
         reason="",
     )
 

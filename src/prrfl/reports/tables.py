@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from prrfl.reports.comparison import TESTED, Estimate, PairedTest, Row
-from prrfl.reports.formatting import percent
+from prrfl.reports.formatting import p_value, percent
 from prrfl.reports.uncertainty import LEVEL
 from prrfl.types import ClientId
 
@@ -239,9 +239,9 @@ def brief(rows: Sequence[Row]) -> Table:
             [
                 row.method,
                 mean(row, "f1", row.f1),
-                _p(row.p.get("f1")),
+                p_value(row.p.get("f1")),
                 mean(row, "auc", row.auc),
-                _p(row.p.get("auc")),
+                p_value(row.p.get("auc")),
                 percent(row.drop["f1"].mean) if row.drop else "–",
                 f"{row.bytes[0] / 1e6:.2f}" if row.bytes else "–",
             ]
@@ -285,7 +285,7 @@ def _difference_cells(row: Row) -> list[str]:
         line += [
             percent(test.difference.mean) + equal,
             _interval(test.interval or images),
-            _p(row.p.get(key)),
+            p_value(row.p.get(key)),
             percent(test.detectable),
         ]
     return line
@@ -302,10 +302,6 @@ def _interval(ends: tuple[float, float] | None) -> str:
 
 def _marks(row: Row, key: str) -> str:
     return "*" * (key in row.best) + "=" * (key in row.untold)
-
-
-def _p(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}" if value >= 0.001 else "< 0.001"
 
 
 def _cost_cells(row: Row) -> list[str]:
