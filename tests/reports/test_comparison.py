@@ -426,7 +426,8 @@ def test_the_table_by_class_says_at_how_many_sites_a_measure_is_defined():
             e = row.scores[key]["mean"]
             assert value == f"{100 * e.mean:.2f}"
             ends = e.interval or e.images
-            assert interval == ("–" if ends is None else f"{100 * ends[0]:.2f} – {100 * ends[1]:.2f}")
+            only = "" if e.interval or not ends else " (images)"
+            assert interval == ("–" if ends is None else f"{100 * ends[0]:.2f} – {100 * ends[1]:.2f}{only}")
             assert (ends is None) == bool(e.reason)
     nowhere = replace(one, predictions=dict.fromkeys("ab", single["a"]))
     rows = comparison.compare([nowhere], "prrfl", draws=20)
@@ -512,7 +513,7 @@ def test_tables_for_people_say_what_is_best_and_escape_what_latex_would_read():
         "Difference: to prrfl",
         "(2 tests)",
         "Detectable: the",
-        "≈ equal to prrfl within the margin",
+        "≈ equal to prrfl within 60 points",
     ):
         assert said.count(text) == 1
     test = rows[1].tests["f1"]

@@ -101,7 +101,8 @@ class PairedTest:
             predictions lesion by lesion, for AUC that of DeLong and Obuchowski.
         interval: interval of the difference that covers together with all others of the comparison's table.
         detectable: difference that the test would find with a probability of 80 %.
-        equivalent: p-value that the difference is within the margin; ``None`` without a margin. Corrected.
+        margin: largest difference that does not matter, if given.
+        equivalent: corrected p-value that the difference is not within the margin; ``None`` without one.
     """
 
     against: str
@@ -114,6 +115,7 @@ class PairedTest:
     exact: float | None = None
     interval: tuple[float, float] | None = None
     detectable: float | None = None
+    margin: float | None = None
     equivalent: float | None = None
 
 
@@ -426,6 +428,7 @@ def _in_family(test: PairedTest, size: int, margin: float | None) -> PairedTest:
         test,
         interval=(mean - half, mean + half),
         detectable=spread.detectable(level),
+        margin=margin,
         equivalent=None if margin is None else spread.p_equivalent(mean, margin),
     )
 

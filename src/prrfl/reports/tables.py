@@ -103,6 +103,10 @@ def _tests_of(test: PairedTest) -> dict[str, object]:
     }
 
 
+BOTH = "95 %"
+"""Heading of intervals over images and trainings."""
+
+
 @dataclass(frozen=True)
 class Table:
     """A table of text: title, headings, and rows of cells, of which the first names the row."""
@@ -126,7 +130,7 @@ def tables(rows: Sequence[Row], classes: Sequence[str]) -> list[Table]:
     costs += ["MB up", "MB down", "minutes"]
     by_site = ["method", *(f"{name} {site}" for name in ("F1", "AUC") for site in sites)]
     return [
-        Table("Scores (mean of sites)", scores, [_score_cells(row) for row in rows]),
+        Table("Scores (mean of sites)", scores, [_score_cells(row, _level(rows)) for row in rows]),
         *_differences(rows, classes),
         _by_class(rows, classes),
         _pooled(rows, classes),
@@ -141,7 +145,7 @@ def tables(rows: Sequence[Row], classes: Sequence[str]) -> list[Table]:
 
 def _level(rows: Sequence[Row]) -> str:
     """Return what the intervals of scores cover."""
-    return "95 %" if max(row.seeds for row in rows) > 1 else "95 % of images"
+    return BOTH if max(row.seeds for row in rows) > 1 else "95 % of images"
 
 
 def _differences(rows: Sequence[Row], classes: Sequence[str]) -> list[Table]:
@@ -161,7 +165,7 @@ def _differences(rows: Sequence[Row], classes: Sequence[str]) -> list[Table]:
         Table(
             f"Difference to {reference} (mean of sites)",
             heads,
-            [[row.method, *_difference_cells(row)] for row in rows],
+            [[row.method, *_difference_cells(row, _level(rows))] for row in rows],
         ),
         Table(
             f"Difference to {reference} by class",
@@ -173,7 +177,9 @@ def _differences(rows: Sequence[Row], classes: Sequence[str]) -> list[Table]:
                         cell
                         for key in _class_names(classes)
                         for site in ("mean", "pooled")
-                        for cell in _with_interval(row.differences.get(key, {}).get(site, Estimate(None)))
+                        for cell in _with_interval(
+                            row.differences.get(key, {}).get(site, Estimate(None)), _level(rows)
+                        )
                     ),
                 ]
                 for row in rows
@@ -201,7 +207,9 @@ def _by_class(rows: Sequence[Row], classes: Sequence[str]) -> Table:
     heads = ["method"]
     for key, name in measures.items():
         heads += [name + _where_defined(rows[0].scores[key]), f"{name}, {_level(rows)}"]
-    return Table("By class (mean of sites)", heads, [_class_cells(row, measures, "mean") for row in rows])
+    return Table(
+        "By class (mean of sites)", heads, [_class_cells(row, measures, "mean", _level(rows)) for row in rows]
+    )
 
 
 def _pooled(rows: Sequence[Row], classes: Sequence[str]) -> Table:
@@ -211,7 +219,7 @@ def _pooled(rows: Sequence[Row], classes: Sequence[str]) -> Table:
     for name in measures.values():
         heads += [f"{name}, pooled", f"{name}, pooled, {_level(rows)}"]
     title = "By class (images of all sites pooled)"
-    return Table(title, heads, [_class_cells(row, measures, "pooled") for row in rows])
+    return Table(title, heads, [_class_cells(row, measures, "pooled", _level(rows)) for row in rows])
 
 
 def _where_defined(estimates: Mapping[str, Estimate]) -> str:
@@ -261,19 +269,20 @@ def cells(rows: Sequence[Row], classes: Sequence[str]) -> tuple[list[str], list[
     return heads, body
 
 
-def _score_cells(row: Row) -> list[str]:
+def _score_cells(row: Row, level: str) -> list[str]:
     line = [row.method, str(row.seeds or "–")]
     for key, estimates in (("f1", row.f1), ("auc", row.auc)):
-        mean, interval = _with_interval(estimates["mean"])
+        mean, interval = _with_interval(estimates["mean"], level)
         line += [mean + _marks(row, key), interval]
     return line
 
 
-def _class_cells(row: Row, measures: Iterable[str], site: str) -> list[str]:
-    return [row.method, *(cell for key in measures for cell in _with_interval(row.scores[key][site]))]
+def _class_cells(row: Row, measures: Iterable[str], site: str, level: str) -> list[str]:
+    estimates = [row.scores[key][site] for key in measures]
+    return [row.method, *(cell for e in estimates for cell in _with_interval(e, level))]
 
 
-def _difference_cells(row: Row) -> list[str]:
+def _difference_cells(row: Row, level: str) -> list[str]:
     line = []
     for key in ("f1", "auc"):
         test = row.tests.get(key)
@@ -284,16 +293,17 @@ def _difference_cells(row: Row) -> list[str]:
         images = test.difference.images if test.common == 1 else None
         line += [
             percent(test.difference.mean) + equal,
-            _interval(test.interval or images),
+            _interval(test.interval or images) + (" (images)" if images and level == BOTH else ""),
             p_value(row.p.get(key)),
             percent(test.detectable),
         ]
     return line
 
 
-def _with_interval(e: Estimate) -> tuple[str, str]:
-    """Return a mean and its interval: over images and trainings if there is one, otherwise over images."""
-    return percent(e.mean), _interval(e.interval or e.images)
+def _with_interval(e: Estimate, level: str) -> tuple[str, str]:
+    """Return a mean and its interval, marked if it covers less than the heading tells."""
+    less = " (images)" if level == BOTH and e.interval is None and e.images else ""
+    return percent(e.mean), _interval(e.interval or e.images) + less
 
 
 def _interval(ends: tuple[float, float] | None) -> str:
@@ -358,7 +368,8 @@ def legend(rows: Sequence[Row]) -> str:
         lines = [
             f"Percent; mean over {seeds} seeds. 95 %: interval over other test images and other trainings. "
             "Images are resampled by lesion or patient where known. "
-            "± is half that interval, for drops half the 95 % t-interval over seeds."
+            "(images): it covers test images only, as for a single seed and the last row. "
+            "± is half the interval, for drops half the 95 % t-interval over seeds."
         ]
     else:
         lines = [
@@ -380,7 +391,7 @@ def legend(rows: Sequence[Row]) -> str:
         if partial := [row.method for row in rows if not row.complete]:
             lines.append(f"Marks compare methods that ran every seed, thus without {', '.join(partial)}.")
     if reasons := {e.reason for row in rows for of in row.scores.values() for e in of.values() if e.reason}:
-        lines.append(f"A score has no interval if it has {' or is '.join(sorted(reasons))}.")
+        lines.append(f"Scores without an interval: {'; or '.join(sorted(reasons))}.")
     lines += [
         RECALL,
         SENSITIVITY,
@@ -410,8 +421,10 @@ def _legend_of_differences(rows: Sequence[Row]) -> list[str]:
             f"({size} tests). Together 95 %: intervals that cover all these differences at once. Detectable: "
             "the smallest difference that this comparison finds with a probability of 80 %."
         )
-    if any(test.equivalent is not None for test in tests):
-        lines.append(f"≈ equal to {reference} within the margin (two one-sided tests, Holm-corrected).")
+    if margin := next((test.margin for test in tests if test.margin is not None), None):
+        lines.append(
+            f"≈ equal to {reference} within {100 * margin:g} points (two one-sided tests, Holm-corrected)."
+        )
     if any(test.common == 1 for test in tests):
         lines.append("With one common seed there is no test, and the interval covers test images only.")
     return lines

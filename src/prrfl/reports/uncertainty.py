@@ -59,10 +59,10 @@ class Variance:
     def half(self, tail: float = LEVEL / 2) -> float:
         """Return half the width of an interval without ``tail`` at each end (Banerjee, Sankhya 1960).
 
-        Each variance has the t quantile of its own degrees of freedom. With independent estimates the interval
-        covers with at least its level, whatever the variances are. That of Satterthwaite does not if the variance over few runs is
-        small by chance: among ten equal methods, three seeds and all pairs it finds a difference in up to
-        46 % of comparisons instead of 5 %.
+        Each variance has the t quantile of its own degrees of freedom. With independent estimates the
+        interval covers with at least its level, whatever the variances are. That of Satterthwaite does not if
+        the variance over few runs is small by chance: among ten equal methods, three seeds and all pairs it
+        finds a difference in up to 46 % of comparisons instead of 5 %.
         """
         of_images = stdtrit(self.groups - 1, tail) ** 2 * self.images
         of_trainings = stdtrit(self.seeds - 1, tail) ** 2 * self.trainings
@@ -90,7 +90,7 @@ class Variance:
         return self.half(level / 2) + self.half(1 - POWER)
 
     def p_equivalent(self, difference: float, margin: float) -> float | None:
-        """Return the p-value of two one-sided tests (Schuirmann, 1987) for a difference within ± margin."""
+        """Return the p-value of two one-sided tests (Schuirmann, 1987) of a difference beyond ± margin."""
         room = margin - abs(difference)
         p = self.p(room)
         return None if p is None else p / 2 if room > 0 else 1 - p / 2
