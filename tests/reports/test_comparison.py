@@ -113,7 +113,7 @@ def test_a_constant_answer_has_an_interval():
     assert low < 40 / 53 / 3 - 0.015
     assert high > 40 / 53 / 3 + 0.015
     # Four images of the rarest class at a site are too few, eight at both sites are enough.
-    assert ours.f1["a"] == comparison.Estimate(40 / 53 / 3, reason=comparison.FEW)
+    assert ours.f1["a"] == comparison.Estimate(40 / 53 / 3, reason=comparison.TOO_FEW)
     assert majority.f1 == ours.f1  # the same answers on the same samples
     # Every bootstrap sample has an AUC of 0.5, which is no certainty.
     assert majority.auc["mean"] == comparison.Estimate(0.5, reason=comparison.NO_SPREAD)
@@ -383,7 +383,7 @@ def test_measures_by_class_are_means_of_seeds_and_of_the_sites_that_have_the_cla
             assert estimates["mean"].seeds == pytest.approx(12.7062 * np.ptp(seeds) / 2, rel=1e-4)
             if (name, k) == ("sensitivity_at_90_specificity_2", 2):
                 # Four images of the class at one site; its threshold needs five.
-                assert estimates["mean"].reason == comparison.FEW
+                assert estimates["mean"].reason == comparison.TOO_FEW
                 assert estimates["mean"].images is estimates["mean"].interval is None
                 continue
             low, high = estimates["mean"].images

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from prrfl.reports.calibration import calibration_error, chance_error
 from prrfl.reports.sampled import GroupedImages, sampled, supports
 from prrfl.reports.statistics import Ints, confusion
-from prrfl.reports.uncertainty import FEWEST, NORMAL, bca_interval, wilson_interval
+from prrfl.reports.uncertainty import FEWEST_GROUPS, NORMAL, bca_interval, wilson_interval
 from prrfl.types import Predictions
 
 DRAWS = 2000
@@ -73,7 +73,7 @@ def assess(predictions: Predictions, seed: int = 0) -> Assessment:
         scores = found.scores[name][""]
         if np.isnan(scores[0]):
             return Measured(None, None)
-        enough = support[name][""].rarest >= FEWEST
+        enough = support[name][""].rarest >= FEWEST_GROUPS
         interval = bca_interval(scores, found.influence[name][""]) if enough else None
         return Measured(float(scores[0]), interval)
 

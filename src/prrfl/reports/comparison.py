@@ -12,7 +12,7 @@ from prrfl.reports.meter import Recovery, SiteDrop, by_site, mean_drop, measure,
 from prrfl.reports.sampled import OF_CLASS, GroupedImages, Sampled, Support, sampled, supports
 from prrfl.reports.statistics import Floats, swapped_f1, swaps_of
 from prrfl.reports.uncertainty import (
-    FEWEST,
+    FEWEST_GROUPS,
     LEVEL,
     NORMAL,
     Variance,
@@ -28,7 +28,7 @@ from prrfl.reports.uncertainty import (
 )
 from prrfl.types import ClientId, ExchangeRecord, Predictions, RoundRecord
 
-FEW = f"fewer than {FEWEST} lesions or patients of a class"
+TOO_FEW = f"fewer than {FEWEST_GROUPS} lesions or patients of a class"
 NO_SPREAD = "the same in every bootstrap sample"
 
 TESTED = ("f1", "auc")
@@ -299,8 +299,8 @@ def _estimate(scores: Floats, influence: Floats, rarest: int) -> Estimate:
     """
     values = [float(value) for value in scores[:, 0]]
     mean, seeds = fmean(values), seed_interval(values)
-    if rarest < FEWEST:
-        return Estimate(mean, seeds=seeds, reason=FEW)
+    if rarest < FEWEST_GROUPS:
+        return Estimate(mean, seeds=seeds, reason=TOO_FEW)
     images = bca_interval(scores.mean(0), influence)
     if images is None:
         return Estimate(mean, seeds=seeds, reason=NO_SPREAD)
@@ -360,7 +360,7 @@ def _paired(first: BySeed, second: BySeed, name: str, against: str, rarest: int)
         first[seed].influence[name]["mean"] - second[seed].influence[name]["mean"] for seed in common
     ]
     influence = np.mean(influences, axis=0)
-    spread = variance(pairs, rarest) if rarest >= FEWEST else None
+    spread = variance(pairs, rarest) if rarest >= FEWEST_GROUPS else None
     mean = float(pairs[:, 0].mean())
     return PairedTest(
         against=against,
@@ -467,7 +467,7 @@ def _marked(
     found: dict[Key, float | None] = {}
     for first, second in combinations([row.method for row in complete], 2):
         for name in TESTED:
-            if (total := support[name].get("mean")) and total.rarest >= FEWEST:
+            if (total := support[name].get("mean")) and total.rarest >= FEWEST_GROUPS:
                 pairs = _pairs(scores[first], scores[second], name)
                 spread = variance(pairs, total.rarest)
                 found[first, second, name] = spread.p(float(pairs[:, 0].mean())) if spread else None

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prrfl.reports.statistics import (
-    Counts,
     Floats,
     Ints,
     Ranking,
+    SampleCounts,
     auc_influence,
     balanced_accuracy_influence,
     f1_influence,
@@ -115,7 +115,7 @@ def sampled(
     ]
 
 
-def _blocks(groups: Ints, draws: int, rng: np.random.Generator) -> Iterator[Counts]:
+def _blocks(groups: Ints, draws: int, rng: np.random.Generator) -> Iterator[SampleCounts]:
     """Yield the test set itself, so that one calculation gives scores and intervals; then its samples."""
     yield np.ones((1, len(groups)), dtype=np.float32)
     size = max(1, BLOCK // len(groups))
@@ -157,7 +157,7 @@ def _with_totals(sites: dict[str, Support]) -> dict[str, Support]:
     return {**sites, "mean": mean, "pooled": pooled}
 
 
-def _scores(counts: Counts, labels: Ints, probabilities: Floats) -> dict[str, Floats]:
+def _scores(counts: SampleCounts, labels: Ints, probabilities: Floats) -> dict[str, Floats]:
     """Return the scores of each sample of a site, by measure."""
     predicted = probabilities.argmax(1)
     classes = probabilities.shape[1]

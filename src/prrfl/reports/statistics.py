@@ -13,7 +13,7 @@ from prrfl.types import Predictions
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-Counts = NDArray[np.float32]
+SampleCounts = NDArray[np.float32]
 """Numbers of images, which float32 holds exactly."""
 
 SPECIFICITY = 0.9
@@ -40,7 +40,7 @@ def group_indices(predictions: Predictions) -> Ints:
     return np.array([numbers[name] for name in names], dtype=np.int64)
 
 
-def resamples(groups: Ints, draws: int, rng: np.random.Generator) -> Counts:
+def resamples(groups: Ints, draws: int, rng: np.random.Generator) -> SampleCounts:
     """Draw bootstrap samples of a test set, group by group.
 
     All images of a lesion are drawn together: another test set would have other lesions, and a second image
@@ -58,7 +58,7 @@ def resamples(groups: Ints, draws: int, rng: np.random.Generator) -> Counts:
     """
     count = int(groups.max()) + 1
     drawn = rng.multinomial(count, np.full(count, 1 / count), size=draws)
-    counts: Counts = drawn.T.astype(np.float32)[groups].T
+    counts: SampleCounts = drawn.T.astype(np.float32)[groups].T
     return counts
 
 
@@ -69,7 +69,7 @@ def mean_of_defined(values: Sequence[Floats] | Floats) -> Floats:
     return mean
 
 
-def resampled_confusions(counts: Counts, labels: Ints, predicted: Ints, classes: int) -> Floats:
+def resampled_confusions(counts: SampleCounts, labels: Ints, predicted: Ints, classes: int) -> Floats:
     """Return the confusion matrix of each sample, (C, C, B): true classes, predicted ones, samples.
 
     Args:
@@ -107,7 +107,7 @@ def one_hot(labels: Ints, classes: Ints) -> Floats:
     return chosen.astype(np.float64)
 
 
-def resampled_auc(counts: Counts, labels: Ints, probabilities: Floats) -> Floats:
+def resampled_auc(counts: SampleCounts, labels: Ints, probabilities: Floats) -> Floats:
     """Return the macro one-vs-rest AUC of each sample, (B,), over the classes that occur in it.
 
     NaN for a sample of a single class.
@@ -121,7 +121,7 @@ def resampled_auc(counts: Counts, labels: Ints, probabilities: Floats) -> Floats
     return mean_of_defined([ranking.auc() for ranking in rankings])
 
 
-def resampled_sensitivity(counts: Counts, positive: NDArray[np.bool_], values: Floats) -> Floats:
+def resampled_sensitivity(counts: SampleCounts, positive: NDArray[np.bool_], values: Floats) -> Floats:
     """Return the sensitivity for a class at 90 % specificity in each sample, (B,).
 
     It is the largest among the thresholds whose specificity is at least 90 %, as on scikit-learn's
@@ -150,13 +150,13 @@ class Ranking:
         negatives: (B,) number of other images.
     """
 
-    positives: Counts
-    below: Counts
-    wins: Counts
-    negatives: Counts
+    positives: SampleCounts
+    below: SampleCounts
+    wins: SampleCounts
+    negatives: SampleCounts
 
     @classmethod
-    def of(cls, counts: Counts, positive: NDArray[np.bool_], values: Floats) -> Self:
+    def of(cls, counts: SampleCounts, positive: NDArray[np.bool_], values: Floats) -> Self:
         """Return the ranking of N images by their values; arguments as for :func:`resampled_sensitivity`."""
         levels = np.unique(values[positive])
         at = np.searchsorted(levels, values)
@@ -167,7 +167,7 @@ class Ranking:
         for row in range(1, len(others)):
             others[row] += others[row - 1]
         below = others[:-1:2]
-        wins: Counts = (below + others[1::2]) / np.float32(2) if (equal & ~positive).any() else below
+        wins: SampleCounts = (below + others[1::2]) / np.float32(2) if (equal & ~positive).any() else below
         return cls(_binned(counts, positive, at, len(levels)), below, wins, others[-1])
 
     def auc(self) -> Floats:
@@ -193,11 +193,11 @@ class Ranking:
         return np.where(self.negatives > 0, sensitivity, np.nan)
 
 
-def _binned(counts: Counts, which: NDArray[np.bool_], bins: Ints, size: int) -> Counts:
+def _binned(counts: SampleCounts, which: NDArray[np.bool_], bins: Ints, size: int) -> SampleCounts:
     """Return how many of certain images are in each bin, in each sample: (bins, B)."""
     rows = np.flatnonzero(which)
     ones = np.ones(len(rows), dtype=np.float32)
-    binned: Counts = sparse.csr_array((ones, (bins[rows], rows)), shape=(size, len(which))) @ counts.T
+    binned: SampleCounts = sparse.csr_array((ones, (bins[rows], rows)), shape=(size, len(which))) @ counts.T
     return binned
 
 
@@ -243,7 +243,7 @@ def auc_influence(labels: Ints, probabilities: Floats, groups: Ints) -> Floats:
     return _by_group(influence / len(shown), groups)
 
 
-def swaps_of(groups: Ints, draws: int, rng: np.random.Generator) -> Counts:
+def swaps_of(groups: Ints, draws: int, rng: np.random.Generator) -> SampleCounts:
     """Return whether the predictions for each image are swapped, (1 + B, N): in the first case, none.
 
     Args:
@@ -253,11 +253,11 @@ def swaps_of(groups: Ints, draws: int, rng: np.random.Generator) -> Counts:
     """
     drawn = rng.integers(2, size=(int(groups.max()) + 1, draws + 1)).astype(np.float32)
     drawn[:, 0] = 0
-    swaps: Counts = drawn[groups].T
+    swaps: SampleCounts = drawn[groups].T
     return swaps
 
 
-def swapped_f1(swaps: Counts, labels: Ints, ours: Ints, theirs: Ints) -> Floats:
+def swapped_f1(swaps: SampleCounts, labels: Ints, ours: Ints, theirs: Ints) -> Floats:
     """Return the difference in macro-F1 of two networks, (1 + B,), after each swap of their predictions.
 
     Args:

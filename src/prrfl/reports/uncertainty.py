@@ -25,7 +25,7 @@ NORMAL = float(-ndtri(LEVEL / 2))
 POWER = 0.8
 """Probability with which a comparison finds the smallest detectable difference."""
 
-FEWEST = 5
+FEWEST_GROUPS = 5
 """Lesions or patients of each class that an interval needs."""
 
 
