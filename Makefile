@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 PROSE := $(wildcard *.md .github/*.md docs/*.md docs/*.py docs/reference/*.md) src benchmarks examples tests/paper/vectors
 SPELLED := $(wildcard *.md) .github docs examples src tests benchmarks Makefile main.py
 
-.PHONY: setup train test test-slow coverage fuzz check docs audit bench gpu clean
+.PHONY: setup train test test-slow coverage fuzz check docs audit bench coverage-study gpu clean
 
 setup: $(READY)
 
@@ -56,6 +56,10 @@ docs: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
+
+# How often intervals cover, and tests err, where the truth is known: the tables of docs/statistics.md.
+coverage-study: $(READY)
+	$(BIN)/python -m benchmarks.coverage_study
 
 # What a GPU makes of it; `python -m benchmarks gpu` is enough where PyTorch is installed.
 gpu: $(READY)

@@ -67,7 +67,7 @@ def test_data(call, tmp_path):
 def test_comparing(call, tmp_path, forked):
     write_layout(tmp_path / "DIR")
     write_layout(tmp_path / "NEW", sites=1)
-    compare, losses, evaluate, onboard = commands("comparing.md")
+    compare, losses, _, evaluate, onboard = commands("comparing.md")  # --across needs five data sets
     # Two of the methods and one seed, to be quick; the page's other names are checked by their plan.
     methods, others = (line[line.index("--methods") + 1].split(",") for line in (compare, losses))
     planned = plan(None, {"data": tmp_path / "DIR"}, [*methods, *others[1:]], [0], tmp_path / "planned")

@@ -122,6 +122,54 @@ def test_a_run_that_fails_is_named_and_the_others_are_in_the_table(prrfl, data, 
     assert "| fedavg |" in (tmp_path / "c/comparison.md").read_text()
 
 
+def test_a_margin_is_kept_for_the_report(prrfl, data, done, tmp_path):
+    shutil.copytree(done, tmp_path / "c")
+    common = ["compare", "--methods", "fedavg", "--data", data, *SMALL, "--out", tmp_path / "c"]
+    for wrong in (0, 100, "nan"):
+        code, _, err = prrfl(*common, "--margin", wrong)
+        assert code == 2
+        assert "--margin: expected points of a score, more than 0 and less than 100, got " in err
+    assert compare.read_margin(tmp_path / "c") is None
+    assert prrfl(*common, "--margin", 1.5)[0] == 0
+    assert prrfl(*common)[0] == 0
+    assert compare.read_margin(tmp_path / "c") == 0.015
+    assert prrfl("report", tmp_path / "c")[0] == 0
+    (tmp_path / "c/margin.json").write_text("[]")
+    code, _, err = prrfl("report", tmp_path / "c")
+    assert code == 2
+    assert 'margin.json: expected {"margin": points}; repeat `prrfl compare` with --margin' in err
+
+
+def test_methods_are_ranked_over_five_data_sets_or_more(prrfl, done, tmp_path):
+    folders = []
+    for number in range(5):
+        folders.append(tmp_path / str(number))
+        shutil.copytree(done, folders[-1])
+    given = ",".join(map(str, folders))
+    code, _, err = prrfl("compare", "--across", ",".join(map(str, folders[:4] + folders[:1])))
+    assert code == 2
+    assert "expected comparisons on at least 5 data sets, got 4" in err
+    code, _, err = prrfl("compare", "--across", given, "--image-size", 32)
+    assert code == 2
+    assert "leave out --image-size" in err
+    code, _, err = prrfl("compare", "--across", given)
+    assert code == 2
+    assert "has a single method" in err
+    for folder in folders:
+        run = folder / "runs/local-seed0"
+        shutil.copytree(folder / "runs/fedavg-seed0", run)
+        config = run / "config.toml"
+        config.write_text(config.read_text().replace('"fedavg"', '"local"'))
+    code, out, err = prrfl("compare", "--across", given)
+    assert (code, err) == (0, "")
+    assert "Mean ranks over 5 data sets" in out
+    assert out.count("1.50*") == 4  # the same networks, in F1 and AUC
+    shutil.rmtree(folders[3] / "runs/local-seed0")
+    code, _, err = prrfl("compare", "--across", given)
+    assert code == 2
+    assert f"only one of {folders[0]} and {folders[3]} has method local" in err
+
+
 def test_nothing_lives_on_when_the_command_is_terminated(data, tmp_path):
     out = tmp_path / "terminated"
     command = ["compare", "--methods", "fedavg", "--data", data, *SMALL, "--rounds", 999, "--out", out]

@@ -144,8 +144,12 @@ def test_evaluate_scores_every_network_anew(prrfl, run, tmp_path):
     for site, scores in summary.items():
         assert found[site]["macro_f1"]["value"] == pytest.approx(scores["macro_f1"], abs=1e-6)
         assert found[site]["auc"]["value"] == pytest.approx(scores["auc"], abs=1e-6)
-        low, high = found[site]["macro_f1"]["interval"]
-        assert low <= scores["macro_f1"] <= high
+        # Four images of a class are too few for the bootstrap, and Wilson's interval is wide.
+        assert found[site]["macro_f1"]["interval"] is None
+        for recall in found[site]["recall"]:
+            low, high = recall["interval"]
+            assert low <= recall["value"] <= high
+            assert high - low > 0.4
         assert f"{100 * scores['macro_f1']:.2f}" in out
 
 

@@ -9,7 +9,7 @@ import torch
 from scipy.stats import ttest_1samp
 from sklearn.metrics import balanced_accuracy_score, f1_score, recall_score, roc_auc_score
 
-from prrfl.reports import comparison, overlay, scores, statistics, tables
+from prrfl.reports import comparison, overlay, scores, statistics, tables, uncertainty
 from prrfl.reports.meter import SiteDrop, by_site, measure, recovery
 from prrfl.types import ExchangeRecord, Predictions, ScoreRecord, Scores
 from tests.reports.by_scikit_learn import sensitivity
@@ -40,7 +40,7 @@ def test_scores_of_samples_are_scikit_learns_even_where_a_class_is_lost():
     counts[0, LABELS > 0] = 0  # a single class: there is no AUC
     values = probabilities(2, 1.0)
     predicted = values.argmax(1)
-    f1s = statistics.resampled_f1(counts, LABELS, predicted)
+    f1s = statistics.f1_of(statistics.resampled_confusions(counts, LABELS, predicted, 3))
     aucs = statistics.resampled_auc(counts, LABELS, values)
     lost = 0
     for row, f1, auc in zip(counts, f1s, aucs, strict=True):
@@ -66,8 +66,8 @@ def test_measures_by_class_of_samples_are_scikit_learns_even_where_a_class_is_lo
     counts[1, LABELS == 1] = 0
     values = probabilities(2, 1.0).round(1)  # more ties
     predicted = values.argmax(1)
-    balanced = statistics.resampled_balanced_accuracy(counts, LABELS, predicted)
-    recalls = [statistics.resampled_recall(counts, LABELS, predicted, c) for c in range(4)]
+    recalls = statistics.recalls_of(statistics.resampled_confusions(counts, LABELS, predicted, 4))
+    balanced = statistics.mean_of_defined(recalls)
     found = [statistics.resampled_sensitivity(counts, c == LABELS, values[:, c]) for c in range(3)]
     for k, row in enumerate(counts):
         chosen = np.repeat(np.arange(len(LABELS)), row.astype(int))
@@ -86,7 +86,8 @@ def test_the_sensitivity_by_hand():
     def at(positives, negatives):
         positive = np.array([True] * len(positives) + [False] * len(negatives))
         values = np.array([*positives, *negatives])
-        return statistics.resampled_sensitivity(np.ones((1, len(values))), positive, values).item()
+        once = np.ones((1, len(values)), dtype=np.float32)
+        return statistics.resampled_sensitivity(once, positive, values).item()
 
     negatives = [0.9, 0.5, 0.4, *[0.1] * 7]
     # One of ten other images may reach the threshold: at 0.6 the specificity is 90 %, at 0.45 only 80 %.
@@ -106,36 +107,41 @@ def test_a_constant_answer_has_an_interval():
     for p in runs[0].predictions.values():
         p.probabilities[:] = torch.tensor([1.0, 0.0, 0.0])
     ours, majority = comparison.compare(runs, "prrfl", draws=400)
-    low, high = ours.f1["a"].images
+    low, high = ours.f1["mean"].images
     # Always class 0 of 20 in 33: F1 is 40 / 53 / 3; a sample's share of class 0 differs by some 17 points.
     assert ours.f1["a"].mean == pytest.approx(40 / 53 / 3)
-    assert low < 40 / 53 / 3 - 0.02
-    assert high > 40 / 53 / 3 + 0.02
+    assert low < 40 / 53 / 3 - 0.015
+    assert high > 40 / 53 / 3 + 0.015
+    # Four images of the rarest class at a site are too few, eight at both sites are enough.
+    assert ours.f1["a"] == comparison.Estimate(40 / 53 / 3, reason=comparison.TOO_FEW)
     assert majority.f1 == ours.f1  # the same answers on the same samples
-    assert majority.auc["mean"].mean == 0.5
+    # Every bootstrap sample has an AUC of 0.5, which is no certainty.
+    assert majority.auc["mean"] == comparison.Estimate(0.5, reason=comparison.NO_SPREAD)
+    assert majority.scores["recall_0"]["a"].mean == 1.0
+    # Wilson's interval of 20 in 20: 1 / (1 + 1.95996² / 20).
+    assert majority.scores["recall_0"]["a"].images == pytest.approx((0.83888, 1.0), abs=1e-5)
+    assert majority.scores["recall_0"]["pooled"].images == pytest.approx((0.91238, 1.0), abs=1e-5)
 
 
 def test_intervals_and_corrections_by_hand():
     # Two seeds: t(0.975, 1) = 12.7062; standard error of 0.1 and 0.3 is 0.1.
-    assert statistics.seed_interval([0.1, 0.3]) == pytest.approx(1.27062, abs=1e-5)
-    assert statistics.seed_interval([0.1]) is None
-    assert statistics.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
-    assert statistics.paired_p(np.array([0.1] * 98 + [-0.1])) == pytest.approx(2 * 2 / 100)
-    assert statistics.paired_p(np.array([0.1] * 98 + [-0.1] + [np.nan] * 9)) == pytest.approx(2 * 2 / 100)
-    assert statistics.paired_p(np.zeros(10)) == 1.0
-    assert statistics.percentile_interval(np.array([np.nan, *range(101)])) == pytest.approx((2.5, 97.5))
-    assert statistics.percentile_interval(np.array([np.nan])) is None
+    assert uncertainty.seed_interval([0.1, 0.3]) == pytest.approx(1.27062, abs=1e-5)
+    assert uncertainty.seed_interval([0.1]) is None
+    assert uncertainty.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    assert uncertainty.paired_p(np.array([0.1] * 98 + [-0.1])) == pytest.approx(2 * 2 / 100)
+    assert uncertainty.paired_p(np.array([0.1] * 98 + [-0.1] + [np.nan] * 9)) == pytest.approx(2 * 2 / 100)
+    assert uncertainty.paired_p(np.zeros(10)) == 1.0
     mean = statistics.mean_of_defined([np.array([1.0, np.nan, np.nan]), np.array([3.0, 4.0, np.nan])])
     assert mean == pytest.approx([2, 4, np.nan], nan_ok=True)
 
 
 def test_the_t_test_over_seeds():
     # Two seeds: t = 0.2 / 0.1 = 2 with one degree of freedom, p = 1 - 2 atan(2) / pi.
-    assert statistics.seeds_p(np.array([0.1, 0.3])) == pytest.approx(1 - 2 * np.arctan(2) / np.pi)
+    assert uncertainty.seeds_p(np.array([0.1, 0.3])) == pytest.approx(1 - 2 * np.arctan(2) / np.pi)
     values = np.array([0.1, 0.3, -0.05, 0.2])
-    assert statistics.seeds_p(values) == pytest.approx(ttest_1samp(values, 0).pvalue)
-    assert statistics.seeds_p(np.array([0.1])) is None
-    assert statistics.seeds_p(np.zeros(3)) == 1.0
+    assert uncertainty.seeds_p(values) == pytest.approx(ttest_1samp(values, 0).pvalue)
+    assert uncertainty.seeds_p(np.array([0.1])) is None
+    assert uncertainty.seeds_p(np.zeros(3)) == 1.0
 
 
 def test_a_t_test_without_spread_cannot_tell():
@@ -143,12 +149,12 @@ def test_a_t_test_without_spread_cannot_tell():
         alike = 0.1 + np.arange(n) * 1e-17 + np.linspace(0, 3e-17, n)  # alike but for rounding
         alike[0] = np.nextafter(0.1, 1)
         assert alike.std() > 0
-        assert statistics.seeds_p(alike) is None
-        assert statistics.seeds_p(np.linspace(-1e-16, 1e-16, n)) == 1.0
+        assert uncertainty.seeds_p(alike) is None
+        assert uncertainty.seeds_p(np.linspace(-1e-16, 1e-16, n)) == 1.0
     # One image of 10,000 more is no rounding.
-    assert statistics.seeds_p(np.array([0.1, 0.1001])) == pytest.approx(ttest_1samp([0.1, 0.1001], 0).pvalue)
-    assert statistics.paired_p(np.array([1e-17] * 50 + [-1e-17] * 50)) == 1.0
-    assert statistics.paired_p(np.full(99, 1e-17)) == 1.0
+    assert uncertainty.seeds_p(np.array([0.1, 0.1001])) == pytest.approx(ttest_1samp([0.1, 0.1001], 0).pvalue)
+    assert uncertainty.paired_p(np.array([1e-17] * 50 + [-1e-17] * 50)) == 1.0
+    assert uncertainty.paired_p(np.full(99, 1e-17)) == 1.0
 
 
 def run(method, seed, skill, f1s=((0.5, 0.4), (0.6, 0.3)), epochs=(0.5, 0.6)):
@@ -185,7 +191,7 @@ def test_the_meter_by_hand():
     assert [d.recovered_after for d in drops] == [1, 1, None, None]
     assert [d.outcome for d in drops] == ["back", "back", "last round", "last round"]
     found = recovery(drops)
-    assert (found.epochs, found.back, found.falls) == (1.0, 2, 2)
+    assert (found.epochs, found.longest, found.back, found.falls) == (1.0, 1, 2, 2)
     sites = by_site([drops])
     assert (sites["a"].mean, sites["a"].largest) == pytest.approx((0.2, 0.3))
     assert (sites["b"].mean, sites["b"].largest) == pytest.approx((0.25, 0.35))
@@ -219,7 +225,7 @@ def test_only_falls_count_as_recovered_and_only_what_is_followed():
     lost = measure(run("prrfl", 0, 1.0, f1s=((0.5, 0.5), (0.6, 0.7)), epochs=(0.5, 0.45)).records)
     assert [d.outcome for d in lost if d.client == "b"] == ["not back", "no fall"]
     found = recovery(lost)
-    assert (found.epochs, found.back, found.falls) == (None, 0, 1)
+    assert (found.epochs, found.longest, found.back, found.falls) == (None, 1, 0, 1)
     unseen = [r for r in run("prrfl", 0, 1.0).records if getattr(r, "moment", "") != "epoch"]
     assert {d.outcome for d in measure(unseen)} == {"not followed"}
     assert recovery(measure(unseen)).falls == 0
@@ -230,12 +236,14 @@ def test_cells_say_how_many_falls_came_back_and_where_it_fell_most():
     steady = run("prrfl", 0, 1.0, f1s=((0.5, 0.6), (0.6, 0.7)))
     heads, body = tables.cells(comparison.compare([steady, *back], "prrfl", draws=50), ("nv", "bkl", "mel"))
     ours, theirs, majority = (dict(zip(heads, line, strict=True)) for line in body)
-    assert (theirs["epochs to recover"], theirs["worst drop at"]) == ("1.0 (2 of 4)", "b (25.0)")
+    assert theirs["epochs to recover"] == "1 (2 of 4)"
+    assert theirs["worst drop at"] == "b (25.0)"  # the same with both seeds
     assert (ours["epochs to recover"], ours["worst drop at"]) == ("–", "–")
     assert (ours["seeds"], theirs["seeds"], majority["seeds"]) == ("1", "2", "–")
     row = comparison.compare([back[1]], "prrfl", draws=50)[0]
     heads, body = tables.cells([row], ("nv", "bkl", "mel"))
-    assert body[0][heads.index("epochs to recover")] == "– (0 of 2)"
+    assert body[0][heads.index("epochs to recover")] == "> 1 (0 of 2)"
+    assert body[0][heads.index("worst drop at")] == "–"  # a single seed
     assert row.drops["b"] == SiteDrop(pytest.approx(0.25), pytest.approx(0.35))
 
 
@@ -283,8 +291,10 @@ def test_methods_are_paired_over_the_seeds_that_both_ran():
     theirs = [run("fedavg", seed, 1.0) for seed in (1, 2)]
     rows = {row.method: row for row in comparison.compare([*ours, *theirs], "prrfl", draws=300)}
     # Seed 1 gave both the same predictions, so that nothing tells them apart, whatever seeds 0 and 2 gave.
-    assert rows["fedavg"].p == {"f1": 1.0, "auc": 1.0}
-    assert rows["fedavg"].tests["f1"].seeds is None
+    assert rows["fedavg"].tests["f1"].images == 1.0
+    # One common seed: no test.
+    assert rows["fedavg"].p == {}
+    assert rows["fedavg"].tests["f1"].seeds is rows["fedavg"].tests["f1"].p is None
     # Neither ran all three seeds, so that no mean is called the best.
     assert not any(row.best or row.untold for row in rows.values())
     assert "thus without prrfl, fedavg" in tables.legend(list(rows.values()))
@@ -302,13 +312,21 @@ def test_a_difference_is_claimed_only_where_images_and_trainings_say_so():
     )]  # fmt: skip
     test = row.tests["f1"]
     assert test.seeds == pytest.approx(ttest_1samp(gaps, 0).pvalue)
-    assert row.p["f1"] == max(test.images, test.seeds) == test.seeds > 0.5
-    # One seed leaves the images alone.
+    assert row.p["f1"] > test.p > 0.5
+    # One seed leaves the images alone: no test, no mark.
     rows = comparison.compare([strong[0], weak[0]], "prrfl", draws=300)
-    assert rows[1].tests["f1"].seeds is None
-    assert rows[1].p["f1"] == rows[1].tests["f1"].images < 0.05
-    assert "nothing about other trainings" in tables.legend(rows)
-    assert "nothing about other" not in tables.legend(comparison.compare([*strong, *weak], "prrfl", draws=50))
+    assert rows[1].tests["f1"].images < 0.05
+    assert rows[1].tests["f1"].seeds is rows[1].tests["f1"].p is None
+    assert rows[1].p == {}
+    assert not any(one.best or one.untold for one in rows)
+    assert rows[1].f1["mean"].interval is None
+    assert rows[1].f1["mean"].images is not None
+    said = tables.legend(rows)
+    assert "nothing about other trainings" in said
+    assert "best mean" not in said
+    two = tables.legend(comparison.compare([*strong, *weak], "prrfl", draws=50))
+    assert "nothing about other" not in two
+    assert "Two seeds: the spread of trainings is known from one difference" in two
 
 
 def test_the_best_is_sought_among_methods_with_all_seeds():
@@ -323,10 +341,11 @@ def test_the_best_is_sought_among_methods_with_all_seeds():
 def test_sites_of_a_single_class_leave_auc_out():
     one = run("prrfl", 0, 1.0)
     single = {s: replace(p, labels=torch.zeros_like(p.labels)) for s, p in one.predictions.items()}
-    runs = [replace(one, predictions=single), replace(one, predictions=single, method="fedavg")]
+    runs = [replace(one, predictions=single, method=m, seed=s) for m in ("prrfl", "fedavg") for s in range(2)]
     rows = comparison.compare(runs, "prrfl", draws=50)
     assert rows[0].auc["mean"] == comparison.Estimate(None)
     assert rows[1].p == {"f1": 1.0}
+    assert rows[0].best == rows[1].untold == {"f1"}
     half = {**one.predictions, "b": single["b"]}
     mixed = comparison.compare([replace(one, predictions=half)], "prrfl", draws=50)[0]
     assert mixed.auc["mean"].mean == mixed.auc["a"].mean is not None
@@ -358,16 +377,31 @@ def test_measures_by_class_are_means_of_seeds_and_of_the_sites_that_have_the_cla
         thresholds = {s: [sensitivity(y == k, p[:, k]) for y, p in each[s]] for s in "ab"}
         for name, found in ((f"recall_{k}", recalls), (f"sensitivity_at_90_specificity_{k}", thresholds)):
             estimates = row.scores[name]
-            assert list(estimates) == ["a", "b", "mean"]
+            assert list(estimates) == ["a", "b", "mean", "pooled"]
             seeds = np.array(found["a"] if k == 2 else np.mean([found["a"], found["b"]], axis=0))
             assert estimates["mean"].mean == pytest.approx(seeds.mean())
             assert estimates["mean"].seeds == pytest.approx(12.7062 * np.ptp(seeds) / 2, rel=1e-4)
+            if (name, k) == ("sensitivity_at_90_specificity_2", 2):
+                # Four images of the class at one site; its threshold needs five.
+                assert estimates["mean"].reason == comparison.TOO_FEW
+                assert estimates["mean"].images is estimates["mean"].interval is None
+                continue
             low, high = estimates["mean"].images
             assert 0 <= low <= estimates["mean"].mean <= high <= 1
             assert low < high
+            low, high = estimates["mean"].interval
+            assert 0 <= low <= estimates["mean"].images[0] < estimates["mean"].images[1] <= high <= 1
     for name in ("recall_2", "sensitivity_at_90_specificity_2"):
         assert row.scores[name]["b"] == comparison.Estimate(None)
-        assert row.scores[name]["mean"] == row.scores[name]["a"]
+        assert row.scores[name]["mean"] == row.scores[name]["a"] == row.scores[name]["pooled"]
+    # Pooled: images count alike, so that site b with more images of class 0 counts more.
+    right, images = np.zeros(2), 0
+    for site in "ab":
+        truth = each[site][0][0] == 0
+        right += [(p.argmax(1)[truth] == 0).sum() for _, p in each[site]]
+        images += truth.sum()
+    assert row.scores["recall_0"]["pooled"].mean == pytest.approx((right / images).mean())
+    assert row.scores["recall_0"]["pooled"].mean != row.scores["recall_0"]["mean"].mean
 
 
 def test_the_table_by_class_says_at_how_many_sites_a_measure_is_defined():
@@ -382,11 +416,7 @@ def test_the_table_by_class_says_at_how_many_sites_a_measure_is_defined():
     where = ["", "", *[" (1 of 2 sites)"] * 5]
     assert table.heads == [
         "method",
-        *(
-            head
-            for name, at in zip(names, where, strict=True)
-            for head in (name + at, f"{name}, 95 % of images")
-        ),
+        *(head for name, at in zip(names, where, strict=True) for head in (name + at, f"{name}, 95 %")),
     ]
     keys = ["balanced_accuracy", *(f"recall_{k}" for k in range(3))]
     keys += [f"sensitivity_at_90_specificity_{k}" for k in range(3)]
@@ -394,9 +424,11 @@ def test_the_table_by_class_says_at_how_many_sites_a_measure_is_defined():
         assert line[0] == row.method
         for key, value, interval in zip(keys, line[1::2], line[2::2], strict=True):
             e = row.scores[key]["mean"]
-            low, high = e.images
-            assert value == f"{100 * e.mean:.2f}" + (" ± 0.00" if row.seeds else "")
-            assert interval == f"{100 * low:.2f} – {100 * high:.2f}"
+            assert value == f"{100 * e.mean:.2f}"
+            ends = e.interval or e.images
+            only = "" if e.interval or not ends else " (images)"
+            assert interval == ("–" if ends is None else f"{100 * ends[0]:.2f} – {100 * ends[1]:.2f}{only}")
+            assert (ends is None) == bool(e.reason)
     nowhere = replace(one, predictions=dict.fromkeys("ab", single["a"]))
     rows = comparison.compare([nowhere], "prrfl", draws=20)
     heads, body = tables.cells(rows, ("nv", "bkl", "mel"))
@@ -434,13 +466,27 @@ def test_the_csv_has_measures_by_class_for_each_site():
                 # These measures are not tested, so that nothing is told about who is better.
                 for head in ("p_against_prrfl", "best", "not_told_apart", "p_images", "p_seeds"):
                     assert line[head] == ""
+    for name in names[1:]:
+        for site in ("mean", "pooled"):
+            e = rows[1].differences[name][site]
+            line = tidy.pop(("fedavg", site, f"{name}_less_prrfl"))
+            assert (
+                float(line["mean"])
+                == e.mean
+                == pytest.approx(rows[1].scores[name][site].mean - rows[0].scores[name][site].mean, abs=1e-12)
+            )
+            assert line["no_interval_because"] == e.reason
+            assert line["p_against_prrfl"] == line["p"] == ""
     assert {site for _, site, _ in tidy} == {"a", "b", "mean"}
     assert not [key for key in tidy if key[2].startswith(("recall", "sensitivity", "balanced"))]
     assert tidy["prrfl", "mean", "macro_f1"]["best"] == "True"
 
 
 def test_tables_for_people_say_what_is_best_and_escape_what_latex_would_read():
-    rows = comparison.compare([run("prrfl", 0, 4.0), run("prrfl:transfer=off_x", 0, 0.5)], "prrfl", draws=200)
+    runs = [
+        run(m, s, skill) for s in (0, 1, 2) for m, skill in (("prrfl", 3.0), ("prrfl:transfer=off_x", 0.5))
+    ]
+    rows = comparison.compare(runs, "prrfl", margin=0.6, draws=200)
     markdown = tables.to_markdown(rows, ("nv", "bkl", "mel"))
     lines = markdown.splitlines()
     assert len({line.count("|") for line in lines[:5]}) == 1
@@ -460,9 +506,27 @@ def test_tables_for_people_say_what_is_best_and_escape_what_latex_would_read():
     titles = [table.title for table in tables.tables(rows, ("nv", "bkl", "mel"))]
     assert "Difference to prrfl (mean of sites)" in titles
     without = comparison.compare([run("fedavg", 0, 1.0), run("local", 0, 2.0)], "prrfl", draws=20)
-    assert len(tables.tables(without, ("nv", "bkl", "mel"))) == len(titles) - 1
+    assert len(tables.tables(without, ("nv", "bkl", "mel"))) == len(titles) - 2
     assert "Difference" not in tables.legend(without)
-    assert "Difference: to prrfl; p, paired bootstrap" in tables.legend(rows)
+    said = tables.legend(rows)
+    for text in (
+        "Difference: to prrfl",
+        "(2 tests)",
+        "Detectable: the",
+        "≈ equal to prrfl within 60 points",
+    ):
+        assert said.count(text) == 1
+    test = rows[1].tests["f1"]
+    heads, body = tables.cells(rows, ("nv", "bkl", "mel"))
+    found = dict(zip(heads, body[1], strict=True))
+    assert found["F1 detectable"] == f"{100 * test.detectable:.2f}"
+    low, high = test.interval
+    assert found["F1 difference, together 95 %"] == f"{100 * low:.2f} – {100 * high:.2f}"
+    assert low < test.difference.interval[0] < test.difference.interval[1] < high
+    assert found["F1 difference"] == f"{100 * test.difference.mean:.2f}" + "≈" * (test.equivalent < 0.05)
+    assert float(gap["detectable"]) == test.detectable
+    assert float(gap["p_equivalent"]) == test.equivalent
+    assert len(heads) == len(set(heads))
 
 
 def test_names_are_escaped():

@@ -74,6 +74,9 @@ def test_more_photographs_of_the_same_lesions_make_no_score_surer():
         assert many.f1["mean"].images == pytest.approx(one.f1["mean"].images)
         assert many.auc["mean"].images == pytest.approx(one.auc["mean"].images)
         assert many_of_rival.tests["f1"].images == one_of_rival.tests["f1"].images
+        assert many_of_rival.tests["f1"].exact == one_of_rival.tests["f1"].exact
+        assert many_of_rival.tests["auc"].exact == pytest.approx(one_of_rival.tests["auc"].exact)
+        assert many.scores["recall_2"]["a"].images == pytest.approx(one.scores["recall_2"]["a"].images)
         found = assess(photographed(ours, times))
         assert (found.images, found.groups) == (70 * times, 70)
         assert found.macro_f1.interval == pytest.approx(assess(ours).macro_f1.interval)
@@ -104,7 +107,7 @@ def test_the_card_counts_lesions():
     one, many = single(1.5), photographed(single(1.5), 2)
     card = model_card(facts, CLASSES, ["a"], many, at_temperature(many, 1.5))
     assert "own 140 test images of 70 lesions or patients, in percent" in card
-    assert "Wilson's interval takes images as independent" in card
+    assert "in which lesions or patients are the independent cases" in card
     assert "own 70 test images, in percent" in model_card(facts, CLASSES, ["a"], one)
 
 

@@ -15,9 +15,11 @@ from prrfl.cli.flags import with_flags
 from prrfl.cli.options import TimeLimit
 from prrfl.cli.screen import console, going_on, print_table
 from prrfl.errors import ConfigError, PRRFLError
+from prrfl.reports.across import standings_table
 from prrfl.reports.comparison import Row
 from prrfl.reports.tables import brief, legend
-from prrfl.runs.compare import Planned, plan, run_all, tabulate
+from prrfl.runs.across import standings
+from prrfl.runs.compare import Planned, keep_margin, plan, run_all, tabulate
 from prrfl.runs.folder import RunFolder
 
 _METHODS = ",".join(ALGORITHMS)
@@ -37,9 +39,28 @@ _METHODS = ",".join(ALGORITHMS)
         "workers": Annotated[
             int | None, typer.Option(min=1, help="runs at a time; by default one per core, one on a GPU")
         ],
+        "margin": Annotated[
+            float | None,
+            typer.Option(
+                help="largest difference in points that does not matter, to test whether methods are equal "
+                "within it; kept in the folder",
+                show_default=False,
+            ),
+        ],
+        "across": Annotated[
+            str | None,
+            typer.Option(
+                help="train nothing, but rank the methods over finished comparisons on at least five data "
+                "sets: their folders, separated by commas",
+                show_default=False,
+            ),
+        ],
         "time_limit": TimeLimit,
     },
-    defaults={"methods": _METHODS, "seeds": "0,1", "workers": None, "time_limit": None},
+    defaults={
+        **{"methods": _METHODS, "seeds": "0,1", "workers": None},
+        **{"margin": None, "across": None, "time_limit": None},
+    },
     leave_out=("method", "seed", "workers", "threads"),
 )
 def compare(methods: str, seeds: str, config: Path | None, out: Path | None, **flags: Any) -> None:
@@ -47,14 +68,24 @@ def compare(methods: str, seeds: str, config: Path | None, out: Path | None, **f
 
     If --out holds an unfinished comparison, it is resumed.
     """
+    across = flags.pop("across")
+    if across is not None:
+        given = {"config": config, "out": out, **flags}
+        if idle := [name for name, value in given.items() if value is not None]:
+            flag = idle[0].replace("_", "-")
+            raise ConfigError(f"--across reads finished comparisons and trains nothing; leave out --{flag}")
+        _print_standings([Path(folder.strip()) for folder in across.split(",")])
+        return
     try:
         numbers = [int(seed) for seed in seeds.split(",")]
     except ValueError:
         raise ConfigError(f"--seeds: expected whole numbers separated by commas, got '{seeds}'") from None
     folder = out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-compare"
-    workers, time_limit = flags.pop("workers"), flags.pop("time_limit")
+    workers, margin, time_limit = flags.pop("workers"), flags.pop("margin"), flags.pop("time_limit")
     given = {key: value for key, value in flags.items() if value is not None}
     planned = plan(config, given, [m.strip() for m in methods.split(",")], numbers, folder)
+    if margin is not None:
+        keep_margin(folder, margin)
     failed = _show(planned, workers, time_limit)
     unfinished = [one for one in planned if not RunFolder(one.folder).is_finished]
     if len(unfinished) < len(planned):
@@ -95,6 +126,21 @@ def _show(planned: list[Planned], workers: int | None, time_limit: float | None)
                 progress.update(task, completed=now.rounds - before)
                 failed = now.failed
     return failed
+
+
+def _print_standings(folders: list[Path]) -> None:
+    shown = standings_table(standings(folders), len(folders))
+    table = Table(title=shown.title)
+    for index, name in enumerate(shown.heads):
+        table.add_column(name, justify="right" if index else "left", overflow="fold")
+    for line in shown.body:
+        table.add_row(*line)
+    print_table(table)
+    console.print(
+        "Rank 1 is the best. * best mean rank; = within the critical difference of it (Nemenyi, 95 %), thus "
+        "not told apart. Scores are means of sites and seeds.",
+        style="dim",
+    )
 
 
 def print_comparison(rows: list[Row]) -> None:

@@ -6,15 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prrfl.reports.calibration import calibration_error, chance_error
-from prrfl.reports.statistics import (
-    Floats,
-    confusion,
-    group_indices,
-    percentile_interval,
-    resampled_auc,
-    resampled_f1,
-    resamples,
-)
+from prrfl.reports.sampled import GroupedImages, sampled, supports
+from prrfl.reports.statistics import Ints, confusion
+from prrfl.reports.uncertainty import FEWEST_GROUPS, NORMAL, bca_interval, wilson_interval
 from prrfl.types import Predictions
 
 DRAWS = 2000
@@ -22,11 +16,12 @@ DRAWS = 2000
 
 @dataclass(frozen=True)
 class Measured:
-    """A score, as a fraction, and its 95 % interval.
+    """A score, as a fraction, and its 95 % interval over images.
 
-    The interval is that of bootstrap percentiles, with whole lesions or patients resampled. For a proportion
-    of images it is Wilson's, which is better for few images, but takes images as independent. ``None`` where
-    a score is not defined: the AUC of a single class, the recall of a class without images.
+    For macro-F1 and AUC it is the BCa bootstrap interval, with whole lesions or patients resampled. For a
+    proportion of images it is Wilson's, with lesions or patients as the number of independent cases. ``None``
+    where a score is not defined (the AUC of a single class, the recall of a class without images), and for
+    macro-F1 and AUC also with fewer than five lesions or patients of a class, or without any spread.
     """
 
     value: float | None
@@ -66,41 +61,39 @@ def assess(predictions: Predictions, seed: int = 0) -> Assessment:
         predictions: a network's predictions.
         seed: seed of the bootstrap.
     """
-    labels = predictions.labels.numpy()
     values = predictions.probabilities.double().numpy()
-    images, classes = values.shape
     predicted = values.argmax(1)
-    # The first sample is the set itself, so that one calculation gives scores and intervals.
-    groups = group_indices(predictions)
-    draws = resamples(groups, DRAWS, np.random.default_rng(seed))
-    counts = np.vstack([np.ones(images), draws])
+    images = GroupedImages.of(predictions)
+    labels, groups = images.labels, images.groups
     right = predicted == labels
+    found = sampled({"": images}, [{"": predictions}], DRAWS, np.random.default_rng(seed))[0]
+    support = supports({"": images})
+
+    def measured(name: str) -> Measured:
+        scores = found.scores[name][""]
+        if np.isnan(scores[0]):
+            return Measured(None, None)
+        enough = support[name][""].rarest >= FEWEST_GROUPS
+        interval = bca_interval(scores, found.influence[name][""]) if enough else None
+        return Measured(float(scores[0]), interval)
+
     return Assessment(
-        images=images,
+        images=len(labels),
         groups=int(groups.max()) + 1,
-        macro_f1=_measured(resampled_f1(counts, labels, predicted)),
-        auc=_measured(resampled_auc(counts, labels, values) if len(set(labels)) > 1 else np.full(1, np.nan)),
-        accuracy=_share(right),
-        recall=tuple(_share(right[labels == c]) for c in range(classes)),
+        macro_f1=measured("f1"),
+        auc=measured("auc"),
+        accuracy=_share(right, groups),
+        recall=tuple(_share(right[labels == c], groups[labels == c]) for c in range(images.classes)),
         calibration_error=calibration_error(predictions),
         chance_error=chance_error(predictions, seed),
-        log_loss=float(-np.log(np.clip(values[np.arange(images), labels], 1e-300, None)).mean()),
-        confusion=confusion(labels, predicted, classes),
+        log_loss=float(-np.log(np.clip(values[np.arange(len(labels)), labels], 1e-300, None)).mean()),
+        confusion=confusion(labels, predicted, images.classes),
     )
 
 
-def _share(right: NDArray[np.bool_]) -> Measured:
+def _share(right: NDArray[np.bool_], groups: Ints) -> Measured:
     """Return the proportion of images that are classified correctly."""
     if not len(right):
         return Measured(None, None)
-    from scipy.stats import binomtest  # takes half a second, which a run must not wait for
-
-    ends = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
-    return Measured(float(right.mean()), (float(ends.low), float(ends.high)))
-
-
-def _measured(samples: Floats) -> Measured:
-    value = float(samples[0])
-    if np.isnan(value):
-        return Measured(None, None)
-    return Measured(value, percentile_interval(samples[1:]))
+    share = float(right.mean())
+    return Measured(share, wilson_interval(share, 0.0, len(np.unique(groups)), NORMAL))

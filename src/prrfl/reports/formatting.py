@@ -4,3 +4,8 @@
 def percent(value: float | None) -> str:
     """Return a fraction as percent with two decimals; a dash for ``None``."""
     return "–" if value is None else f"{100 * value:.2f}"
+
+
+def p_value(value: float | None) -> str:
+    """Return a p-value with three decimals; a dash for ``None``."""
+    return "–" if value is None else f"{value:.3f}" if value >= 0.001 else "< 0.001"

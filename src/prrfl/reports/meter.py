@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
-from prrfl.reports.statistics import seed_interval
+from scipy import stats
+
+from prrfl.reports.uncertainty import LEVEL, seed_interval
 from prrfl.types import ClientId, RoundRecord, ScoreRecord
 
 Outcome = Literal["no fall", "back", "not back", "last round", "not followed"]
@@ -23,6 +25,7 @@ class Drop:
         auc_before: macro AUC before; ``auc_after`` after it; ``None`` if the test set has one class.
         outcome: whether the macro-F1 dropped, and whether it recovered to its former value.
         recovered_after: local epochs until it recovered; ``None`` unless the outcome is ``back``.
+        followed: scored local epochs between the communication and the end of the run.
     """
 
     round: int
@@ -35,6 +38,7 @@ class Drop:
     auc_after: float | None
     outcome: Outcome
     recovered_after: int | None
+    followed: int
 
     @property
     def f1(self) -> float:
@@ -54,12 +58,15 @@ class Recovery:
     """Recovery from drops in macro-F1, as far as it is known.
 
     Attributes:
-        epochs: mean number of local epochs over the drops that recovered; ``None`` if none did.
+        epochs: local epochs after which half of the drops have recovered, with those that had not recovered
+            by the end of their run as censored (Kaplan and Meier, 1958); ``None`` if fewer than half did.
+        longest: local epochs that the longest followed drop was followed for.
         back: number of drops that recovered before the end of the run.
         falls: number of drops.
     """
 
     epochs: float | None
+    longest: int
     back: int
     falls: int
 
@@ -72,11 +79,14 @@ class SiteDrop:
         mean: mean over seeds of the mean over communications.
         largest: largest of all communications.
         seeds: half the 95 % t-interval of the mean over seeds; ``None`` for a single seed.
+        certain: whether the interval of the mean excludes 0, at a level corrected for the number of sites;
+            never for a single seed.
     """
 
     mean: float
     largest: float
     seeds: float | None = None
+    certain: bool = False
 
 
 def measure(records: Iterable[RoundRecord]) -> list[Drop]:
@@ -115,6 +125,7 @@ def measure(records: Iterable[RoundRecord]) -> list[Drop]:
                     auc_after=now.auc,
                     outcome=outcome,
                     recovered_after=back,
+                    followed=len(later),
                 )
             )
     return drops
@@ -122,9 +133,32 @@ def measure(records: Iterable[RoundRecord]) -> list[Drop]:
 
 def recovery(drops: Iterable[Drop]) -> Recovery:
     """Return how drops ended, without drops after which nothing is known."""
-    outcomes = [d for d in drops if d.outcome in ("back", "not back")]
-    epochs = [d.recovered_after for d in outcomes if d.recovered_after is not None]
-    return Recovery(fmean(epochs) if epochs else None, len(epochs), len(outcomes))
+    known = [d for d in drops if d.outcome in ("back", "not back")]
+    back = [d.recovered_after for d in known if d.recovered_after is not None]
+    lost = [d.followed for d in known if d.recovered_after is None]
+    longest = max((d.followed for d in known), default=0)
+    if not back:
+        return Recovery(None, longest, 0, len(known))
+    still_low = stats.ecdf(stats.CensoredData(uncensored=back, right=lost)).sf
+    half = [
+        epoch
+        for epoch, share in zip(still_low.quantiles, still_low.probabilities, strict=True)
+        if share <= 0.5
+    ]
+    return Recovery(float(half[0]) if half else None, longest, len(back), len(known))
+
+
+def mean_drop(drops: Iterable[Drop], score: Literal["f1", "auc"]) -> float | None:
+    """Return the mean over sites of each site's mean drop of a run; ``None`` where no site has the score.
+
+    Sites count alike, also if some missed communications.
+    """
+    falls: dict[ClientId, list[float]] = {}
+    for d in drops:
+        fall = d.f1 if score == "f1" else d.auc
+        if fall is not None:
+            falls.setdefault(d.client, []).append(fall)
+    return fmean(map(fmean, falls.values())) if falls else None
 
 
 def by_site(seeds: Iterable[Iterable[Drop]]) -> dict[ClientId, SiteDrop]:
@@ -136,9 +170,11 @@ def by_site(seeds: Iterable[Iterable[Drop]]) -> dict[ClientId, SiteDrop]:
             of_seed.setdefault(d.client, []).append(d.f1)
         for client, found in of_seed.items():
             falls.setdefault(client, []).append(found)
-    return {client: _site_drop(found) for client, found in sorted(falls.items())}
+    return {client: _site_drop(found, len(falls)) for client, found in sorted(falls.items())}
 
 
-def _site_drop(seeds: Sequence[Sequence[float]]) -> SiteDrop:
+def _site_drop(seeds: Sequence[Sequence[float]], sites: int) -> SiteDrop:
     means = [fmean(falls) for falls in seeds]
-    return SiteDrop(fmean(means), max(map(max, seeds)), seed_interval(means))
+    mean, largest = fmean(means), max(map(max, seeds))
+    corrected = seed_interval(means, LEVEL / sites)  # the worst site is chosen among all
+    return SiteDrop(mean, largest, seed_interval(means), corrected is not None and abs(mean) > corrected)

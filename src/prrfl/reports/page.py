@@ -27,6 +27,7 @@ MARKS = {
     "*": "best mean",
     "=": "not told apart from the best, which does not mean that they are equal",
     "*=": "best mean; not told apart from those marked =",
+    "≈": "equal within the margin",
 }
 
 
@@ -270,7 +271,7 @@ def _mean_of_defined(values: Iterable[float | None]) -> float | None:
 def _sensitivities(predictions: Predictions) -> list[float | None]:
     """Return the sensitivity for each class at 90 % specificity; ``None`` where it is not defined."""
     labels, values = predictions.labels.numpy(), predictions.probabilities.numpy()
-    once = np.ones((1, len(labels)))
+    once = np.ones((1, len(labels)), dtype=np.float32)
     found = [resampled_sensitivity(once, labels == k, of_class).item() for k, of_class in enumerate(values.T)]
     return [None if np.isnan(value) else value for value in found]
 
@@ -300,7 +301,7 @@ def _comparison_sheets(rows: Sequence[Row], classes: Sequence[str]) -> list[Shee
 
 
 def _marked(text: str) -> Cell:
-    mark = text.lstrip("0123456789.± –")
+    mark = text.lstrip("0123456789.±– ()")
     return Cell(text, title=MARKS.get(mark, ""), best="*" in mark)
 
 

@@ -1,14 +1,20 @@
-"""Uncertainty of scores: bootstrap over groups of test images, intervals over seeds, corrected p-values."""
+"""Scores of bootstrap samples of a test set, drawn by lesion or patient, and their influence."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse, stats
+from sklearn.metrics import confusion_matrix
 
 from prrfl.types import Predictions
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+SampleCounts = NDArray[np.float32]
+"""Numbers of images, which float32 holds exactly."""
 
 SPECIFICITY = 0.9
 """Specificity at which the sensitivity for a class is measured."""
@@ -16,11 +22,12 @@ SPECIFICITY = 0.9
 ROUNDING = 1e-12
 """Differences of fractions below this are rounding errors of sums."""
 
+ROWS = 64
+"""Rows that are multiplied and added at a time."""
+
 
 def confusion(labels: Ints, predicted: Ints, classes: int) -> tuple[tuple[int, ...], ...]:
     """Return the confusion matrix: rows are true classes, columns predicted ones."""
-    from sklearn.metrics import confusion_matrix  # takes over a second to import
-
     counts = confusion_matrix(labels, predicted, labels=np.arange(classes))
     return tuple(tuple(map(int, row)) for row in counts)
 
@@ -33,7 +40,7 @@ def group_indices(predictions: Predictions) -> Ints:
     return np.array([numbers[name] for name in names], dtype=np.int64)
 
 
-def resamples(groups: Ints, draws: int, rng: np.random.Generator) -> Floats:
+def resamples(groups: Ints, draws: int, rng: np.random.Generator) -> SampleCounts:
     """Draw bootstrap samples of a test set, group by group.
 
     All images of a lesion are drawn together: another test set would have other lesions, and a second image
@@ -46,51 +53,61 @@ def resamples(groups: Ints, draws: int, rng: np.random.Generator) -> Floats:
         rng: generator of random numbers.
 
     Returns:
-        (B, N): how often each image is in each sample.
+        (B, N): how often each image is in each sample. The B values of an image are contiguous, because
+        scores add images of all samples at once.
     """
     count = int(groups.max()) + 1
     drawn = rng.multinomial(count, np.full(count, 1 / count), size=draws)
-    return drawn[:, groups].astype(np.float64)
+    counts: SampleCounts = drawn.T.astype(np.float32)[groups].T
+    return counts
 
 
-def mean_of_defined(values: Sequence[Floats]) -> Floats:
+def mean_of_defined(values: Sequence[Floats] | Floats) -> Floats:
     """Return the elementwise mean of arrays without their NaNs; NaN where all are NaN."""
     with np.errstate(invalid="ignore"):  # 0 / 0
         mean: Floats = np.nansum(values, axis=0) / (~np.isnan(values)).sum(axis=0)
     return mean
 
 
-def resampled_f1(counts: Floats, labels: Ints, predicted: Ints) -> Floats:
-    """Return the macro-F1 of each sample, (B,), as scikit-learn defines it; see :func:`resamples`.
+def resampled_confusions(counts: SampleCounts, labels: Ints, predicted: Ints, classes: int) -> Floats:
+    """Return the confusion matrix of each sample, (C, C, B): true classes, predicted ones, samples.
+
+    Args:
+        counts: (B, N), see :func:`resamples`.
+        labels: (N,) true classes.
+        predicted: (N,) predicted classes.
+        classes: number C of classes.
+    """
+    every = np.ones(len(labels), dtype=bool)
+    cells = _binned(counts, every, labels * classes + predicted, classes**2)
+    return cells.reshape(classes, classes, -1).astype(np.float64)
+
+
+def f1_of(confusions: Floats) -> Floats:
+    """Return the macro-F1 of confusion matrices, (B,), as scikit-learn defines it.
 
     A class that neither occurs nor is predicted in a sample does not count.
     """
-    scores = []
-    for label in np.union1d(labels, predicted):
-        truth, answer = labels == label, predicted == label
-        both = counts @ (truth & answer)
-        either = counts @ truth + counts @ answer
-        with np.errstate(invalid="ignore"):
-            scores.append(2 * both / either)
-    return mean_of_defined(scores)
-
-
-def resampled_recall(counts: Floats, labels: Ints, predicted: Ints, label: int) -> Floats:
-    """Return the recall of a class in each sample, (B,); NaN for a sample without the class."""
-    truth = labels == label
+    both = np.einsum("ccb->cb", confusions)
+    either = confusions.sum(0) + confusions.sum(1)
     with np.errstate(invalid="ignore"):
-        recall: Floats = counts @ (truth & (predicted == label)) / (counts @ truth)
-    return recall
+        return mean_of_defined(2 * both / either)
 
 
-def resampled_balanced_accuracy(counts: Floats, labels: Ints, predicted: Ints) -> Floats:
-    """Return the mean recall of the classes that occur in each sample, (B,), as scikit-learn defines it."""
-    return mean_of_defined(
-        [resampled_recall(counts, labels, predicted, label) for label in np.unique(labels)]
-    )
+def recalls_of(confusions: Floats) -> Floats:
+    """Return the recall of each class, (C, B); NaN for a sample without the class."""
+    with np.errstate(invalid="ignore"):
+        recalls: Floats = np.einsum("ccb->cb", confusions) / confusions.sum(1)
+    return recalls
 
 
-def resampled_auc(counts: Floats, labels: Ints, probabilities: Floats) -> Floats:
+def one_hot(labels: Ints, classes: Ints) -> Floats:
+    """Return (C, N): 1 where an image has the class, otherwise 0."""
+    chosen: NDArray[np.bool_] = labels == classes[:, None]
+    return chosen.astype(np.float64)
+
+
+def resampled_auc(counts: SampleCounts, labels: Ints, probabilities: Floats) -> Floats:
     """Return the macro one-vs-rest AUC of each sample, (B,), over the classes that occur in it.
 
     NaN for a sample of a single class.
@@ -100,21 +117,11 @@ def resampled_auc(counts: Floats, labels: Ints, probabilities: Floats) -> Floats
         labels: (N,) true classes.
         probabilities: (N, C).
     """
-    return mean_of_defined(
-        [_auc(counts, labels == label, probabilities[:, label]) for label in np.unique(labels)]
-    )
+    rankings = [Ranking.of(counts, labels == k, probabilities[:, k]) for k in np.unique(labels)]
+    return mean_of_defined([ranking.auc() for ranking in rankings])
 
 
-def _auc(counts: Floats, positive: NDArray[np.bool_], values: Floats) -> Floats:
-    wins, losses = _tallies(counts, positive, values)
-    below = losses.cumsum(1) - losses
-    with np.errstate(invalid="ignore"):  # no pair to compare: NaN
-        # Equal values count as half a win.
-        area: Floats = (wins * (below + losses / 2)).sum(1) / (wins.sum(1) * losses.sum(1))
-    return area
-
-
-def resampled_sensitivity(counts: Floats, positive: NDArray[np.bool_], values: Floats) -> Floats:
+def resampled_sensitivity(counts: SampleCounts, positive: NDArray[np.bool_], values: Floats) -> Floats:
     """Return the sensitivity for a class at 90 % specificity in each sample, (B,).
 
     It is the largest among the thresholds whose specificity is at least 90 %, as on scikit-learn's
@@ -125,73 +132,147 @@ def resampled_sensitivity(counts: Floats, positive: NDArray[np.bool_], values: F
         positive: (N,) whether an image is of the class.
         values: (N,) its probability of the class.
     """
-    found, false = (tally[:, ::-1].cumsum(1) for tally in _tallies(counts, positive, values))
-    positives, negatives = found[:, -1], false[:, -1]
-    specific = negatives[:, None] - false >= SPECIFICITY * negatives[:, None]
-    with np.errstate(invalid="ignore"):
-        sensitivity: Floats = np.where(specific, found, 0.0).max(1) / positives
-    return np.where(negatives > 0, sensitivity, np.nan)
+    return Ranking.of(counts, positive, values).sensitivity()
 
 
-def _tallies(counts: Floats, positive: NDArray[np.bool_], values: Floats) -> tuple[Floats, Floats]:
-    """Return how many positive and negative images have each value, (B, V), by increasing value."""
-    order = np.argsort(values, kind="stable")
-    counts, positive, values = counts[:, order], positive[order], values[order]
-    starts = np.flatnonzero(np.r_[True, np.diff(values) > 0])
-    of_class, of_others = (np.add.reduceat(counts * which, starts, axis=1) for which in (positive, ~positive))
-    return of_class, of_others
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """How the images of a class rank among the others, in each sample.
 
+    Only the P values that images of the class have matter. The other images between two of them need not be
+    sorted, and their number is a product with a sparse matrix. For a rare class this is many times as fast as
+    sums along all sorted images.
 
-def seed_interval(values: Sequence[float]) -> float | None:
-    """Return half the width of the 95 % t-interval of a mean over seeds; ``None`` for fewer than two."""
-    if len(values) < 2:
-        return None
-    from scipy import stats  # takes half a second, and only a comparison over seeds needs it
-
-    spread = float(np.std(values, ddof=1)) / len(values) ** 0.5
-    return float(stats.t.ppf(0.975, len(values) - 1) * spread)
-
-
-def percentile_interval(values: Floats) -> tuple[float, float] | None:
-    """Return the 95 % percentile interval of the bootstrap scores that are not NaN; ``None`` if all are."""
-    defined = values[~np.isnan(values)]
-    if not len(defined):
-        return None
-    low, high = np.percentile(defined, [2.5, 97.5])
-    return float(low), float(high)
-
-
-def seeds_p(differences: Floats) -> float | None:
-    """Return the two-sided p-value of a paired t-test over seeds; ``None`` if there is no test.
-
-    Undefined for fewer than two seeds, and if the difference is the same for all seeds: the spread is
-    then unknown, because few seeds on few images may agree by chance. If no seed has a difference, p = 1.
+    Attributes:
+        positives: (P, B) number of images of the class with each of their values, by increasing value.
+        below: (P, B) number of other images with a smaller value.
+        wins: the same, with other images of the same value as half a one each.
+        negatives: (B,) number of other images.
     """
-    if len(differences) > 1 and np.abs(differences).max() < ROUNDING:
-        return 1.0
-    if len(differences) < 2 or np.ptp(differences) < ROUNDING:
-        return None
-    from scipy import stats
 
-    return float(stats.ttest_1samp(differences, 0.0).pvalue)
+    positives: SampleCounts
+    below: SampleCounts
+    wins: SampleCounts
+    negatives: SampleCounts
+
+    @classmethod
+    def of(cls, counts: SampleCounts, positive: NDArray[np.bool_], values: Floats) -> Self:
+        """Return the ranking of N images by their values; arguments as for :func:`resampled_sensitivity`."""
+        levels = np.unique(values[positive])
+        at = np.searchsorted(levels, values)
+        equal = np.append(levels, np.nan)[at] == values
+        # Bins of other images: below a level, and at it; the last bin is above all levels.
+        others = _binned(counts, ~positive, 2 * at + equal, 2 * len(levels) + 1)
+        # Row by row this is ten times as fast as `cumsum`, which adds along the first axis one by one.
+        for row in range(1, len(others)):
+            others[row] += others[row - 1]
+        below = others[:-1:2]
+        wins: SampleCounts = (below + others[1::2]) / np.float32(2) if (equal & ~positive).any() else below
+        return cls(_binned(counts, positive, at, len(levels)), below, wins, others[-1])
+
+    def auc(self) -> Floats:
+        """Return the AUC of each sample, (B,); NaN without a pair to compare."""
+        # Sums of few rows are exact in float32.
+        won = [
+            np.einsum("pb,pb->b", self.positives[row : row + ROWS], self.wins[row : row + ROWS])
+            for row in range(0, len(self.positives), ROWS)
+        ]
+        pairs = self.positives.sum(0, dtype=np.float64) * self.negatives
+        with np.errstate(invalid="ignore"):
+            area: Floats = np.sum(won, axis=0, dtype=np.float64) / pairs
+        return area
+
+    def sensitivity(self) -> Floats:
+        """Return the sensitivity of each sample at 90 % specificity, (B,)."""
+        # In float64, because 0.9 times a whole number must not be rounded up beyond one.
+        needed = np.ceil(SPECIFICITY * self.negatives.astype(np.float64) - ROUNDING)
+        specific = self.below >= needed
+        found = np.where(specific, self.positives, 0).sum(0, dtype=np.float64)
+        with np.errstate(invalid="ignore"):
+            sensitivity: Floats = found / self.positives.sum(0, dtype=np.float64)
+        return np.where(self.negatives > 0, sensitivity, np.nan)
 
 
-def paired_p(differences: Floats) -> float:
-    """Return the two-sided bootstrap p-value of a paired difference: twice the smaller tail, at most 1.
+def _binned(counts: SampleCounts, which: NDArray[np.bool_], bins: Ints, size: int) -> SampleCounts:
+    """Return how many of certain images are in each bin, in each sample: (bins, B)."""
+    rows = np.flatnonzero(which)
+    ones = np.ones(len(rows), dtype=np.float32)
+    binned: SampleCounts = sparse.csr_array((ones, (bins[rows], rows)), shape=(size, len(which))) @ counts.T
+    return binned
 
-    Samples with an undefined score do not count; samples without a difference count in both tails.
+
+def f1_influence(labels: Ints, predicted: Ints, groups: Ints) -> Floats:
+    """Return the derivative of macro-F1 by the weight of each group, (G,): its empirical influence.
+
+    The sum of squares is the infinitesimal jackknife's variance (Efron, 1982), also for the others.
     """
-    differences = differences[~np.isnan(differences)]
-    n = len(differences)
-    tail = min((differences < ROUNDING).sum(), (differences > -ROUNDING).sum())
-    return float(min(1.0, 2 * (tail + 1) / (n + 1)))
+    shown = np.union1d(labels, predicted)
+    truth, answer = one_hot(labels, shown), one_hot(predicted, shown)
+    both, either = truth * answer, truth + answer
+    f1 = 2 * both.sum(1) / either.sum(1)
+    return _by_group(((2 * both - f1[:, None] * either) / either.sum(1)[:, None]).mean(0), groups)
 
 
-def holm(values: Sequence[float]) -> list[float]:
-    """Return p-values corrected for multiple tests (Holm, 1979), in the given order."""
-    corrected = [0.0] * len(values)
-    highest = 0.0
-    for rank, index in enumerate(np.argsort(values)):
-        highest = max(highest, min(1.0, (len(values) - rank) * values[index]))
-        corrected[index] = highest
-    return corrected
+def balanced_accuracy_influence(labels: Ints, predicted: Ints, groups: Ints) -> Floats:
+    """Return the influence of each group on balanced accuracy, (G,)."""
+    truth = one_hot(labels, np.unique(labels))
+    right = labels == predicted
+    images = truth.sum(1)
+    recalls = (truth * right).sum(1) / images
+    return _by_group((truth * (right - recalls[:, None]) / images[:, None]).mean(0), groups)
+
+
+def auc_influence(labels: Ints, probabilities: Floats, groups: Ints) -> Floats:
+    """Return the influence of each group on the macro one-vs-rest AUC, (G,); zeros for a single class.
+
+    The sum of squares is the variance of DeLong et al. (1988), extended to images in groups by Obuchowski
+    (Biometrics 1997): components of all images of a group are added before they are squared.
+    """
+    shown = np.unique(labels)
+    influence = np.zeros(len(labels))
+    for k in shown if len(shown) > 1 else ():
+        positive, values = labels == k, probabilities[:, k]
+        ranks = stats.rankdata(values)
+        for which, others in ((positive, ~positive), (~positive, positive)):
+            # Fraction of the other images with a smaller value.
+            wins = (ranks[which] - stats.rankdata(values[which])) / others.sum()
+            members = len(np.unique(groups[which]))
+            unbiased = (members / max(members - 1, 1)) ** 0.5
+            sign = 1 if which is positive else -1
+            influence[which] += sign * unbiased * (wins - wins.mean()) / which.sum()
+    return _by_group(influence / len(shown), groups)
+
+
+def swaps_of(groups: Ints, draws: int, rng: np.random.Generator) -> SampleCounts:
+    """Return whether the predictions for each image are swapped, (1 + B, N): in the first case, none.
+
+    Args:
+        groups: (N,) lesion or patient of each image; its images are swapped together.
+        draws: number B of random swaps.
+        rng: generator of random numbers.
+    """
+    drawn = rng.integers(2, size=(int(groups.max()) + 1, draws + 1)).astype(np.float32)
+    drawn[:, 0] = 0
+    swaps: SampleCounts = drawn[groups].T
+    return swaps
+
+
+def swapped_f1(swaps: SampleCounts, labels: Ints, ours: Ints, theirs: Ints) -> Floats:
+    """Return the difference in macro-F1 of two networks, (1 + B,), after each swap of their predictions.
+
+    Args:
+        swaps: (1 + B, N), see :func:`swaps_of`.
+        labels: (N,) true classes.
+        ours: (N,) predicted by one network.
+        theirs: (N,) predicted by the other.
+    """
+    classes = int(max(labels.max(), ours.max(), theirs.max())) + 1
+    once = np.ones((1, len(labels)), dtype=np.float32)
+    own, others = (resampled_confusions(once, labels, answers, classes) for answers in (ours, theirs))
+    lost, gained = (resampled_confusions(swaps, labels, answers, classes) for answers in (ours, theirs))
+    change = gained - lost
+    return f1_of(own + change) - f1_of(others - change)
+
+
+def _by_group(influence: Floats, groups: Ints) -> Floats:
+    return np.bincount(groups, weights=influence).astype(np.float64)

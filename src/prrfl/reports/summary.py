@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
-from prrfl.reports.meter import Drop, measure
+from prrfl.reports.meter import Drop, mean_drop, measure
 from prrfl.types import AbsenceRecord, ExchangeRecord, RoundRecord, ScoreRecord, Scores, TrainRecord
 
 
@@ -18,10 +18,10 @@ def summarise(records: Sequence[RoundRecord], first_candidate: int = 0) -> dict[
     Returns:
         ``rounds`` done; ``best_round``; for ``last`` and ``best``, the test scores of each site's deployed
         network, the ``round`` that they are of, and their unweighted mean with its ``rounds``; per network,
-        the mean ``retrogress`` (score before the mean was received minus score after it, over rounds and
-        sites); bytes sent per site and round; ``absent``: per site, the rounds without it. Fractions, not
-        percent; rounds count from 0. A site that was absent at the end has ``last`` scores of its own last
-        round; one that was absent in the best round has no ``best`` scores.
+        the mean ``retrogress`` (score before the mean was received minus score after it, mean of the sites'
+        means over rounds); bytes sent per site and round; ``absent``: per site, the rounds without it.
+        Fractions, not percent; rounds count from 0. A site that was absent at the end has ``last`` scores of
+        its own last round; one that was absent in the best round has no ``best`` scores.
     """
     scores = [r for r in records if isinstance(r, ScoreRecord) and _is_result(r)]
     exchanges = [r for r in records if isinstance(r, ExchangeRecord)]
@@ -110,5 +110,5 @@ def _retrogress(records: Sequence[RoundRecord]) -> dict[str, dict[str, float]]:
 
 
 def _mean_drop(drops: Sequence[Drop]) -> dict[str, float]:
-    aucs = [d.auc for d in drops if d.auc is not None]
-    return {"macro_f1": fmean(d.f1 for d in drops)} | ({"auc": fmean(aucs)} if aucs else {})
+    found = {"macro_f1": mean_drop(drops, "f1"), "auc": mean_drop(drops, "auc")}
+    return {name: drop for name, drop in found.items() if drop is not None}

@@ -33,7 +33,8 @@ from prrfl.reports.page import comparison_page
 from prrfl.runs.deployed import network_path, predictions_path, read_about
 from prrfl.runs.folder import RunFolder
 from prrfl.runs.setup import load_data
-from prrfl.storage.atomic import write_text
+from prrfl.storage.atomic import write_json, write_text
+from prrfl.storage.reading import parse_json, read_text
 from prrfl.storage.records import read_predictions, read_records
 from prrfl.types import ClientId, Predictions
 
@@ -369,10 +370,50 @@ def _method(folder: Path) -> str:
     return f"{name}:{'+'.join(parts)}"
 
 
+MARGIN = "margin.json"
+"""File of a comparison's margin of equivalence, in points; absent if none was given."""
+
+
+def keep_margin(folder: Path, margin: float) -> None:
+    """Write the margin of equivalence of a comparison to its folder.
+
+    Args:
+        folder: the comparison's folder.
+        margin: in points of the scores, more than 0 and less than 100.
+
+    Raises:
+        ConfigError: if the margin is out of range.
+    """
+    if not 0 < margin < 100:
+        raise ConfigError(
+            f"--margin: expected points of a score, more than 0 and less than 100, got {margin:g}"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / MARGIN, {"margin": margin})
+
+
+def read_margin(folder: Path) -> float | None:
+    """Return the margin of equivalence of a comparison, as a fraction; ``None`` without one.
+
+    Raises:
+        ConfigError: if its file is damaged.
+    """
+    path = folder / MARGIN
+    if not path.is_file():
+        return None
+    try:
+        margin = float(parse_json(read_text(path))["margin"])
+    except (ValueError, TypeError, KeyError) as cause:
+        raise ConfigError(
+            f'{path}: expected {{"margin": points}}; repeat `prrfl compare` with --margin, or remove the file'
+        ) from cause
+    return margin / 100
+
+
 def tabulate(folder: Path) -> list[comparison.Row]:
     """Write the tables and figures of a comparison from its finished runs; return the rows."""
     runs, config = read_runs(folder)
-    rows = comparison.compare(runs, DEFAULT)
+    rows = comparison.compare(runs, DEFAULT, read_margin(folder))
     of_runs = [(run.method, run.seed, run.records) for run in runs]
     write_text(folder / "scores.csv", scores.scores_to_csv(of_runs, config.classes))
     write_text(folder / "comparison.csv", tables.comparison_to_csv(rows, DEFAULT))
