@@ -406,7 +406,8 @@ def test_what_a_run_writes_is_only_for_its_user(data, certs, tmp_path):
 def test_an_order_has_no_field_without_a_bound():
     """Who adds a field checks it at the site, and adds it here."""
     assert [one.name for one in fields(Order)] == [
-        *("step", "experiment", "site", "round", "settings", "version", "secure", "cohort", "mean")
+        *("step", "experiment", "site", "round", "settings", "version", "secure", "cohort", "mean"),
+        "class_counts",
     ]
 
 

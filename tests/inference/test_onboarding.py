@@ -69,7 +69,7 @@ def test_evaluate_scores_each_network_their_ensemble_and_the_mean_of_deputies(pr
     deputies = [state.deputy.weights for state in federation.states.values()]
     for key in ("0.weight", "1.running_mean", "5.weight"):
         assert torch.allclose(federation.mean[key], (deputies[0][key] + deputies[1][key]) / 2)
-    outputs = predict([*models, federation.mean], site.test, federation.recipe)
+    outputs = predict([*models, federation.mean], site.test, federation.run.recipe)
     expected = {
         "network of clientA": outputs[0],
         "network of clientB": outputs[1],
@@ -125,7 +125,7 @@ def test_onboard_writes_a_network_of_the_new_site(prrfl, folder):
     network = read_tensors(folder / "o/clientA/model.safetensors")
     federation = read_last_round(folder / "run")
     (site,) = load_sites(folder / "new", image_size=32, classes=("nv", "bkl", "mel"))
-    (logits,) = predict([network], site.test, federation.recipe)
+    (logits,) = predict([network], site.test, federation.run.recipe)
     own = next(value for name, value in scores.items() if "its own network" in name)
     assert own["macro_f1"] == pytest.approx(score(logits, site.test.labels).macro_f1)
     assert not torch.equal(next(iter(network.values())), next(iter(federation.mean.values())))
@@ -137,7 +137,7 @@ def test_onboard_writes_a_network_of_the_new_site(prrfl, folder):
 def test_norms_are_reestimated_as_a_plain_mean_over_batches(prrfl, folder):
     federation = read_last_round(folder / "run")
     (site, *_) = load_sites(folder / "data", image_size=32, classes=("nv", "bkl", "mel"))
-    weights, recipe = federation.mean, federation.recipe
+    weights, recipe = federation.mean, federation.run.recipe
     after = reestimate_norms(weights, site.train, recipe)
     changed = {key for key in weights if not torch.equal(weights[key], after[key])}
     assert changed
