@@ -296,8 +296,8 @@ def test_a_time_limit_leaves_a_run_that_can_be_resumed(prrfl, tmp_path):
     [
         (("--method", "prrfl-imbalance"), "prrfl-imbalance on", "prototypes have no effect: init_iter is 15"),
         (
-            ("--method", "fedavg", "--loss", "focal", "--beta", "0.5"),
-            "fedavg with loss focal on",
+            ("--loss", "focal", "--beta", "0.5"),
+            "prrfl with loss focal on",
             "beta: no effect",
         ),
     ],
