@@ -303,3 +303,33 @@ def test_a_time_limit_leaves_a_run_that_can_be_resumed(prrfl, tmp_path):
     assert code == 0
     assert "Resuming after round 1 of 3" in said
     assert (out / "summary.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said", "warned"),
+    [
+        (("--method", "prrfl-imbalance"), "prrfl-imbalance on", "prototypes have no effect: init_iter is 15"),
+        (
+            ("--loss", "focal", "--beta", "0.5"),
+            "prrfl with loss focal on",
+            "beta: no effect",
+        ),
+    ],
+)
+def test_a_run_says_its_loss_and_what_has_no_effect(prrfl, tmp_path, caplog, flags, said, warned):
+    write_layout(tmp_path / "data")
+    small = ("--image-size", "32", "--rounds", "1", "--epochs", "1", "--data", tmp_path / "data")
+    code, out, _ = prrfl("train", *flags, *small, "--workers", "1", "--out", tmp_path / "run")
+    assert code == 0
+    assert said in out
+    assert any(record.message.startswith(warned) for record in caplog.records)
+
+
+def test_a_method_that_sends_nothing_has_no_loss_that_needs_all_counts(prrfl, tmp_path):
+    write_layout(tmp_path / "data")
+    small = ("--image-size", "32", "--rounds", "1", "--data", tmp_path / "data")
+    code, _, err = prrfl("train", "--method", "local", "--loss", "cpa", *small, "--out", tmp_path / "run")
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "method local sends nothing, but loss cpa needs the class counts of all sites" in err
+    assert not (tmp_path / "run").exists()

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from prrfl.algorithms import traits_of
 from prrfl.cli.comparing import print_comparison
 from prrfl.cli.flags import with_flags
 from prrfl.cli.options import MovedData, TimeLimit
@@ -62,8 +63,9 @@ def run_training(
     # A site that is missing at a resumption is named when the data is compared with that of the start.
     sites = setup.read_sites(settings) if done else setup.load_data(settings)
     settings = setup.resolved(settings, len(sites))
+    loss = "" if settings.loss == traits_of(settings.algorithm()).loss else f" with loss {settings.loss}"
     console.print(
-        f"{settings.method} on {len(sites)} sites ({', '.join(s.name for s in sites)}), "
+        f"{settings.method}{loss} on {len(sites)} sites ({', '.join(s.name for s in sites)}), "
         f"{sum(len(s.train) for s in sites)} training images of {settings.image_size} px, "
         f"{settings.rounds} rounds x {settings.epochs} epochs, "
         f"{settings.device}, processes: {settings.workers}, threads of each: {settings.threads}, "

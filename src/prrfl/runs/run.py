@@ -22,6 +22,7 @@ from prrfl.data.fingerprint import Fingerprints, fingerprints, short
 from prrfl.engine import Engine, Exchange, InProcess, Keeper, Pooled, rounds_from
 from prrfl.engine.workers import Workers
 from prrfl.errors import ConfigError
+from prrfl.losses import CPA
 from prrfl.machine import gpu, prepared, system
 from prrfl.reports.summary import best_round, validation_f1
 from prrfl.runs.checkpoint import commit, records_until, restore
@@ -152,6 +153,12 @@ def remaining_rounds(
     log.info(
         "%s on %s, %s, %s, from round %d", config.method, where, config.device, config.precision, start + 1
     )
+    if isinstance(loss := run.recipe.loss, CPA) and loss.init_iter >= config.rounds:
+        log.warning(
+            "prototypes have no effect: init_iter is %d, and the run has %d rounds",
+            loss.init_iter,
+            config.rounds,
+        )
     if data is not None and start == 0:
         folder.write_data(data)
     folder.write_environment(environment(config.device, data), start)
