@@ -5,14 +5,15 @@ import os
 import sys
 from subprocess import DEVNULL
 
+import torch
+
 from prrfl import cli
 from prrfl.runs import compare
 
 
 def fork_runs(patch):
-    """Let the runs of comparisons be forked, with one thread: a team of threads does not survive a fork."""
+    """Let the runs of comparisons be forked."""
     patch.setattr(compare, "subprocess", ForkedCommands)
-    patch.setattr(compare, "usable_cores", lambda: 1)
 
 
 class ForkedCommands:
@@ -53,6 +54,8 @@ class ForkedCommands:
 
 def _call(arguments, environment, stderr, before):
     before()
+    # A team of threads does not survive a fork, and a test before may have used one.
+    torch.set_num_threads = lambda threads: None
     os.environ.update(environment)
     sys.argv = ["prrfl", *arguments]
     # The screen of the process that forked this one is not ours.
