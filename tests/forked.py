@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import sys
 from subprocess import DEVNULL
 
@@ -53,6 +54,7 @@ class ForkedCommands:
 
 
 def _call(arguments, environment, stderr, before):
+    signal.alarm(300)  # ends the process if it waits for a lock that a thread held when it was forked
     before()
     # A team of threads does not survive a fork, and a test before may have used one.
     torch.set_num_threads = lambda threads: None

@@ -153,6 +153,7 @@ def test_bca_intervals_are_scipys():
     # Percentiles are elsewhere.
     assert abs(np.quantile(samples, 0.975) - high) > 0.05 * width
     assert uncertainty.bca_interval(np.full(100, 0.7), np.zeros(3)) is None
+    assert uncertainty.bca_interval(np.array([0.7] * 999 + [0.8]), np.zeros(3)) is None
     assert uncertainty.bca_interval(np.array([0.7, np.nan, np.nan]), np.zeros(3)) is None
 
 

@@ -136,7 +136,7 @@ def bca_interval(samples: Floats, influence: Floats) -> tuple[float, float] | No
         influence: (G,) of each group on the score, which gives the acceleration.
 
     Returns:
-        The interval; ``None`` if no two samples differ.
+        The interval; ``None`` if no two samples differ, or too few to give it a width.
     """
     score, samples = samples[0], samples[1:][~np.isnan(samples[1:])]
     if len(samples) < 2 or np.ptp(samples) < ROUNDING:
@@ -147,7 +147,7 @@ def bca_interval(samples: Floats, influence: Floats) -> tuple[float, float] | No
     acceleration = (influence**3).sum() / (6 * squares**1.5) if squares else 0.0
     ends = bias + ndtri([LEVEL / 2, 1 - LEVEL / 2])
     low, high = np.quantile(samples, ndtr(bias + ends / (1 - acceleration * ends)))
-    return float(low), float(high)
+    return (float(low), float(high)) if high - low > ROUNDING else None
 
 
 def wilson_interval(share: float, half: float, effective: float, quantile: float) -> tuple[float, float]:
