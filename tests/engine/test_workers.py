@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from functools import partial
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from prrfl import PRRFL, InProcess, NonFiniteShareError, PRRFLError, Recipe, run_rounds
 from prrfl.algorithms import FedAvg
-from prrfl.engine import rounds_from
+from prrfl.engine import rounds_from, workers
 from prrfl.engine.workers import Workers, shared_out
 from prrfl.errors import StateMismatchError
 from prrfl.evaluation import score
@@ -88,6 +89,18 @@ def test_saved_states_do_not_change_when_training_goes_on(tmp_path):
     engine.load(tmp_path / "saved")
     engine.save(tmp_path / "again")
     assert {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()} == saved
+
+
+def test_processes_that_have_hardly_started_are_ended(monkeypatch):
+    def busy(*_):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as if the signal had been lost
+        time.sleep(60)
+
+    monkeypatch.setattr(workers, "_serve", busy)
+    before = time.monotonic()
+    with Workers(partial(InProcess, FedAvg(), recipe=Recipe(tiny_network())), tiny_sites(), 2):
+        time.sleep(0.2)
+    assert time.monotonic() - before < 20
 
 
 def test_absent_sites_are_not_visited():

@@ -210,7 +210,8 @@ class _Worker:
             answers.put(_pack(_Failed("PRRFLError", words)))
 
     def close(self) -> None:
-        self._process.terminate()
+        # SIGTERM would be lost if it came just after the fork, before the child has set what it does then.
+        self._process.kill()
         self._process.join()
         self._thread.shutdown(cancel_futures=True)
         self._connection.close()

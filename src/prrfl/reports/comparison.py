@@ -29,7 +29,7 @@ from prrfl.reports.uncertainty import (
 from prrfl.types import ClientId, ExchangeRecord, Predictions, RoundRecord
 
 TOO_FEW = f"fewer than {FEWEST_GROUPS} lesions or patients of a class"
-NO_SPREAD = "the same in every bootstrap sample"
+NO_SPREAD = "the same in (nearly) every bootstrap sample"
 
 TESTED = ("f1", "auc")
 """Measures in which the methods are tested against each other."""
