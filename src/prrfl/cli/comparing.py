@@ -3,26 +3,23 @@
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from prrfl.algorithms import ALGORITHMS
-from prrfl.cli.flags import with_flags
+from prrfl.cli.flags import described, with_flags
 from prrfl.cli.options import TimeLimit
 from prrfl.cli.screen import console, going_on, print_table
 from prrfl.errors import ConfigError, PRRFLError
-from prrfl.reports.across import standings_table
-from prrfl.reports.comparison import Row
-from prrfl.reports.tables import brief, legend
-from prrfl.runs.across import standings
-from prrfl.runs.compare import Planned, keep_margin, plan, run_all, tabulate
-from prrfl.runs.folder import RunFolder
 
-_METHODS = ",".join(ALGORITHMS)
+if TYPE_CHECKING:
+    from prrfl.reports.comparison import Row
+    from prrfl.runs.compare import Planned
+
+_METHODS = ",".join(described().methods)
 
 
 @with_flags(
@@ -76,6 +73,9 @@ def compare(methods: str, seeds: str, config: Path | None, out: Path | None, **f
             raise ConfigError(f"--across reads finished comparisons and trains nothing; leave out --{flag}")
         _print_standings([Path(folder.strip()) for folder in across.split(",")])
         return
+    from prrfl.runs.compare import keep_margin, plan, tabulate
+    from prrfl.runs.folder import RunFolder
+
     try:
         numbers = [int(seed) for seed in seeds.split(",")]
     except ValueError:
@@ -105,8 +105,11 @@ def compare(methods: str, seeds: str, config: Path | None, out: Path | None, **f
         )
 
 
-def _show(planned: list[Planned], workers: int | None, time_limit: float | None) -> Mapping[str, str]:
+def _show(planned: "list[Planned]", workers: int | None, time_limit: float | None) -> Mapping[str, str]:
     """Do the runs while showing progress; return the last line of output of each that failed."""
+    from prrfl.runs.compare import run_all
+    from prrfl.runs.folder import RunFolder
+
     total = sum(one.config.rounds for one in planned)
     before = sum(RunFolder(one.folder).rounds_done for one in planned)
     console.print(f"{len(planned)} runs, {total} rounds, of which {before} are done.")
@@ -129,6 +132,9 @@ def _show(planned: list[Planned], workers: int | None, time_limit: float | None)
 
 
 def _print_standings(folders: list[Path]) -> None:
+    from prrfl.reports.across import standings_table
+    from prrfl.runs.across import standings
+
     shown = standings_table(standings(folders), len(folders))
     table = Table(title=shown.title)
     for index, name in enumerate(shown.heads):
@@ -143,8 +149,10 @@ def _print_standings(folders: list[Path]) -> None:
     )
 
 
-def print_comparison(rows: list[Row]) -> None:
+def print_comparison(rows: "list[Row]") -> None:
     """Print the columns that fit a terminal; the files hold all of them."""
+    from prrfl.reports.tables import brief, legend
+
     shown = brief(rows)
     table = Table(title=shown.title)
     for index, name in enumerate(shown.heads):

@@ -9,12 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from prrfl.algorithms import DEFAULT
-from prrfl.cli.flags import with_flags
+from prrfl.cli.flags import described, with_flags
 from prrfl.cli.screen import console, going_on, print_summary
-from prrfl.config import TrainConfig
 from prrfl.errors import ConfigError, ParticipationError, PRRFLError
-from prrfl.flower.consent import METHODS, parse_methods
 from prrfl.storage.atomic import only_for_this_user
 
 if TYPE_CHECKING:
@@ -53,7 +50,7 @@ DEFAULTS: dict[str, object] = {
     "port": 9092,
     "show": False,
 }
-OF_SITES = TrainConfig.where(of_site=True) | {"weights"}
+OF_SITES = {setting.name for setting in described().settings if setting.of_site} | {"weights"}
 """Settings that the server cannot set; see :func:`prrfl.flower.federation.federate`."""
 
 
@@ -136,10 +133,10 @@ def site(
     methods: Annotated[
         str,
         typer.Option(
-            help=f"methods that the site agrees to, separated by commas; these send more than {DEFAULT}: "
-            + ", ".join(METHODS[1:])
+            help="methods that the site agrees to, separated by commas; these send more than "
+            f"{described().default_method}: {', '.join(described().consent[1:])}"
         ),
-    ] = DEFAULT,
+    ] = described().default_method,
     device: Annotated[str, typer.Option(help="where to train: auto, cpu, cuda, cuda:1, ...")] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="threads of its arithmetic; 0 chooses")] = 0,
     allow_missing: Annotated[
@@ -156,6 +153,7 @@ def site(
     """
     needs_flower()
     from prrfl.flower.certs import check_private_key, check_readable, check_valid, open_keys
+    from prrfl.flower.consent import parse_methods
     from prrfl.flower.launch import Node, keep_connected
     from prrfl.flower.site.ready import check_data
 

@@ -5,21 +5,18 @@ import time
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prrfl.algorithms import traits_of
 from prrfl.cli.comparing import print_comparison
 from prrfl.cli.flags import with_flags
 from prrfl.cli.options import MovedData, TimeLimit
 from prrfl.cli.screen import console, going_on, print_summary, show_progress
-from prrfl.config import TrainConfig, load_config
 from prrfl.errors import ConfigError
-from prrfl.runs import run, setup
-from prrfl.runs.compare import tabulate
-from prrfl.runs.folder import RunFolder
-from prrfl.runs.report import report as write_report
+
+if TYPE_CHECKING:
+    from prrfl.config import TrainConfig
 
 log = logging.getLogger("prrfl")
 
@@ -32,6 +29,8 @@ def train(time_limit: float | None, config: Path | None, out: Path | None, **fla
 
     Settings are read from --config (TOML); flags override them. Without either, a built-in quickstart runs.
     """
+    from prrfl.config import load_config
+
     given = {key: value for key, value in flags.items() if value is not None}
     settings = load_config(config, given)
     if idle := settings.without_effect():
@@ -42,7 +41,7 @@ def train(time_limit: float | None, config: Path | None, out: Path | None, **fla
 
 
 def run_training(
-    settings: TrainConfig, folder: Path, *, resume: bool = False, time_limit: float | None = None
+    settings: "TrainConfig", folder: Path, *, resume: bool = False, time_limit: float | None = None
 ) -> None:
     """Load the data, train while showing progress, and print the table of sites.
 
@@ -52,6 +51,10 @@ def run_training(
         resume: resume the run in the folder.
         time_limit: minutes from now, after which no further round begins; ``None`` for no limit.
     """
+    from prrfl.algorithms import traits_of
+    from prrfl.runs import run, setup
+    from prrfl.runs.folder import RunFolder
+
     started = time.monotonic()
     seconds = None if time_limit is None else 60 * time_limit
     there = RunFolder(folder)
@@ -100,6 +103,8 @@ def resume(run_folder: RunPath, data: MovedData = None, time_limit: TimeLimit = 
     If the data has changed, an error names the site and split. If the run's device is not available, another
     one is used, with a warning.
     """
+    from prrfl.runs.folder import RunFolder
+
     there = RunFolder(run_folder)
     if there.is_finished:
         print_summary(run_folder)
@@ -125,6 +130,9 @@ def report(
 
     The page is one file that opens in any browser.
     """
+    from prrfl.runs.compare import tabulate
+    from prrfl.runs.report import report as write_report
+
     if (run_folder / "runs").is_dir():
         if data is not None:
             raise ConfigError(f"--data: the report of comparison {run_folder} reads no data; leave it out")
