@@ -15,6 +15,8 @@ TimeLimit = Annotated[
     ),
 ]
 
+# The flag is `--data`, but for `evaluate`: its `--data` is that of new sites, like that of `onboard`. There it is
+# `--own-data`.
 MovedData = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="where the run's data is now, if it was moved", show_default=False),
