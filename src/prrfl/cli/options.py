@@ -15,8 +15,7 @@ TimeLimit = Annotated[
     ),
 ]
 
-# The flag is `--data`, but for `evaluate`: its `--data` is that of new sites, like that of `onboard`. There it is
-# `--own-data`.
+# The flag is `--data`, but `--own-data` for `evaluate`, whose `--data` is that of new sites, as for `onboard`.
 MovedData = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="where the run's data is now, if it was moved", show_default=False),
