@@ -64,6 +64,7 @@ def test_a_site_says_when_it_trains_sends_waits_and_is_done(data, tmp_path, capl
     (networks,) = (tmp_path / "clientA").glob("*/models")
     assert [said for said in caplog.messages if said.startswith("site clientA: r")] == [
         "site clientA: round 1/1: trains",
+        "site clientA: round 1/1, epoch 1/1 done",
         "site clientA: round 1/1: sends its share, and waits for the mean of all",
         "site clientA: round 1/1: took the mean",
     ]
