@@ -25,6 +25,7 @@ from typing import Any
 from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 
 from prrfl.config import TrainConfig, checked, given_settings
+from prrfl.data.own import absolute, is_own_data
 from prrfl.data.fingerprint import Fingerprint, Fingerprints, difference, to_json
 from prrfl.errors import ConfigError, DataError
 from prrfl.losses import LOSSES
@@ -104,7 +105,7 @@ class RunFolder:
         changed_too = {"device": "cpu", **changed}
         config = checked({**implied, **written, **changed_too}, str(path), changed_too)
         # A run writes every setting. A missing one was lost, and its default might be another value.
-        optional = {name for name, setting in TrainConfig.model_fields.items() if setting.default is None}
+        optional = {name for name, one in TrainConfig.model_fields.items() if one.default in (None, {})}
         if lost := TrainConfig.model_fields.keys() - optional - written.keys() - implied.keys():
             raise ConfigError(
                 f"{path} is incomplete: key '{min(lost)}' is missing; restore the file from a copy, or add "
@@ -144,10 +145,10 @@ class RunFolder:
             DataError: if there is no data at that place.
         """
         if data is not None:
-            if not data.exists():
+            if not data.exists() and not is_own_data(data):
                 raise DataError(f"{option} {data} does not exist; expected the data of {self.path}")
-            return config.model_copy(update={"data": data.absolute()})
-        if config.data is not None and not config.data.exists():
+            return config.model_copy(update={"data": absolute(data)})
+        if config.data is not None and not config.data.exists() and not is_own_data(config.data):
             raise DataError(
                 f"{config.data}, the data of {self.path}, does not exist; if it was moved, give its new "
                 f"place with {option}, or as data in {self.path / 'config.toml'}"

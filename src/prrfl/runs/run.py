@@ -24,6 +24,7 @@ from prrfl.engine.workers import Workers
 from prrfl.errors import ConfigError
 from prrfl.losses import CPA
 from prrfl.machine import gpu, prepared, system
+from prrfl.parts import PartError, blamed
 from prrfl.reports.summary import best_round, validation_f1
 from prrfl.runs.checkpoint import commit, records_until, restore
 from prrfl.runs.deployed import DeployedWriter, Which
@@ -193,7 +194,10 @@ def _log_file(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as cause:
-        log.error("%s", cause)
+        error = blamed(cause)
+        log.error("%s", error or cause, exc_info=error is not None or isinstance(cause, PartError))
+        if error is not None:
+            raise error from cause
         raise
     finally:
         log.removeHandler(handler)
