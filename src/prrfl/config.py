@@ -319,7 +319,9 @@ class TrainConfig(BaseModel):
             name, given = info.data.get(kind), value.get(kind, {})
             if name is None or str(name) == "none" or not parts.is_own(str(name)):
                 if given:
-                    raise ValueError(f"{kind} {name} is not a part of your own, so it has no {kind}.{min(given)}")
+                    raise ValueError(
+                        f"{kind} {name} is not a part of your own, so it has no {kind}.{min(given)}"
+                    )
             elif settings := _complete(kind, str(name), given):
                 found[kind] = settings
         return found
@@ -396,7 +398,9 @@ class TrainConfig(BaseModel):
         if parts.is_own(name):
             return construct(kind, self.set.get(key, {}), f"{parts.kind} {name}")
         known = type(self).model_fields
-        return kind(**{field.name: getattr(self, field.name) for field in fields(kind) if field.name in known})
+        return kind(
+            **{field.name: getattr(self, field.name) for field in fields(kind) if field.name in known}
+        )
 
     def without_effect(self) -> list[str]:
         """Return the names of settings that differ from their defaults but have no effect in this run."""

@@ -80,9 +80,10 @@ def guarded(command: Any) -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 1
     except Exception as cause:
-        if (error := blamed(cause)) is None:
+        part = blamed(cause)
+        if part is None:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {part}", file=sys.stderr)
         return 2
     finally:
         for number, handler in before.items():

@@ -164,9 +164,8 @@ class Workers:
 
 
 def _error(failed: _Failed) -> Exception:
-    kinds = {"OSError": OSError, "PartError": PartError}
-    kind = kinds.get(failed.error) or getattr(errors, failed.error, RuntimeError)
-    error: Exception = kind(failed.words)
+    kinds: dict[str, type[Exception]] = {"OSError": OSError, "PartError": PartError, **vars(errors)}
+    error = kinds.get(failed.error, RuntimeError)(failed.words)
     if failed.details:
         error.add_note(failed.details)
     return error
@@ -276,10 +275,11 @@ def _answers(engine: InProcess, order: _Order) -> Iterator[object]:
     except OSError as error:
         yield _Failed("OSError", str(error))
     except Exception as cause:
-        if (error := blamed(cause)) is None:
+        part = blamed(cause)
+        if part is None:
             yield _Failed("", traceback.format_exc())
         else:
-            yield _Failed(type(error).__name__, str(error), traceback.format_exc())
+            yield _Failed(type(part).__name__, str(part), traceback.format_exc())
 
 
 def _events(engine: InProcess, order: _Order) -> Iterator[_Event]:

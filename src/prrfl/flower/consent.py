@@ -65,7 +65,9 @@ def parse_methods(text: str) -> tuple[str, ...]:
     """
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     for name in names:
-        if name not in METHODS and not any(parts.is_own(name) and is_installed(name) for parts in SENT.values()):
+        if name not in METHODS and not any(
+            parts.is_own(name) and is_installed(name) for parts in SENT.values()
+        ):
             hint = nearest(name, METHODS)
             raise ConfigError(f"methods: unknown method '{name}'{hint}; choose from {', '.join(METHODS)}")
     if not names:

@@ -157,8 +157,8 @@ def check_method(config: TrainConfig, secure: bool) -> None:
     for key, parts in SENT.items():
         if not is_installed(name := str(getattr(config, key))):
             raise ConfigError(
-                f"{parts.kind} {name} is a file of this machine; over real sites a part must be in a package that "
-                "is installed at the server and at every site: name it package.module:Class"
+                f"{parts.kind} {name} is a file of this machine; over real sites a part must be in a package "
+                "that is installed at the server and at every site: name it package.module:Class"
             )
     algorithm = config.algorithm()
     match traits_of(algorithm).scope:

@@ -25,10 +25,10 @@ def watch_for(origin: Path, name: str) -> None:
 
 
 def blamed(cause: BaseException) -> PartError | None:
-    """Return a one-line error if a part raised an exception; ``None`` if no part had to do with it.
+    """Return a one-line error if a part raised an exception; ``None`` if none is in use.
 
-    The line tells the innermost place in the part's own files. An error of the package is the package's own
-    word, and is not blamed on anyone.
+    The line tells the innermost place in the part's own files. If there is none, the package could not use
+    what a part returned. Errors of the package have their own messages, and are not blamed on anyone.
     """
     if isinstance(cause, PRRFLError) or not isinstance(cause, Exception):
         return None
@@ -38,7 +38,13 @@ def blamed(cause: BaseException) -> PartError | None:
             if place in _FOREIGN:
                 where = f"{frame.filename}, line {frame.lineno}, in {frame.name}"
                 return PartError(f"{_FOREIGN[place]}: {where}: {described(cause)}")
-    return None
+    if not _FOREIGN:
+        return None
+    last = traceback.extract_tb(cause.__traceback__)[-1]
+    return PartError(
+        f"{' or '.join(_FOREIGN.values())} seems to return something unexpected: {described(cause)} in "
+        f"{last.filename}, line {last.lineno}; the checks in prrfl.testing tell what is expected"
+    )
 
 
 def described(cause: BaseException) -> str:

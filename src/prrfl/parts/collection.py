@@ -92,7 +92,9 @@ class Parts(Mapping[str, T]):
         return len(self.builtin) + len(self.installed)
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and (name in self.builtin or name in self.installed or is_reference(name))
+        return isinstance(name, str) and (
+            name in self.builtin or name in self.installed or is_reference(name)
+        )
 
     def __getitem__(self, name: str) -> T:
         """Return a part.
@@ -137,7 +139,8 @@ class Parts(Mapping[str, T]):
         defined = {word for kind in found.__mro__[:-1] for word in (*vars(kind), *_annotated(kind))}
         if missing := [word for word in self._needs if word not in defined]:
             raise PartError(
-                f"{whole} has no {missing[0]}; a {self.kind} needs {', '.join(self._needs)}, see docs/extending.md"
+                f"{whole} has no {missing[0]}; a {self.kind} needs {', '.join(self._needs)}, "
+                "see docs/extending.md"
             )
 
 
@@ -159,8 +162,8 @@ def _module(place: str, whole: str) -> ModuleType:
         missing = str(cause.name)
         if f"{place}.".startswith(f"{missing}."):
             raise PartError(
-                f"{whole}: module {missing} is not installed; install the package that has it, or give a file, "
-                "such as ./file.py:Class"
+                f"{whole}: module {missing} is not installed; install the package that has it, or give a "
+                "file, such as ./file.py:Class"
             ) from None
         raise _unusable(cause, whole) from cause
     except Exception as cause:
@@ -180,7 +183,8 @@ def _from_file(path: Path, whole: str) -> ModuleType:
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None, "a .py file has a loader"
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     sys.path.insert(0, str(path.parent))  # as in a script, the file can import its neighbours

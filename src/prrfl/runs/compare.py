@@ -79,7 +79,9 @@ def plan(
     """
     source, given = given_settings(config, {**flags, "workers": 1})
     base = checked(given, source, flags)
-    if base.data and not base.data.exists() and not is_own_data(base.data):  # reported once, instead of by every run
+    if (
+        base.data and not base.data.exists() and not is_own_data(base.data)
+    ):  # reported once, instead of by every run
         raise DataError(f"--data {base.data} does not exist; expected a folder, a manifest .csv or an .npz")
     data = (
         absolute(base.data)
@@ -96,7 +98,11 @@ def plan(
         for method in methods:
             settings = {**flags, **_settings(method), "seed": seed, "data": data}
             # What the file or the quickstart gives applies to every run; other settings are its method's.
-            both = {**given, **settings, "set": {**_shared(given), **_shared(flags), **settings.get("set", {})}}
+            both = {
+                **given,
+                **settings,
+                "set": {**_shared(given), **_shared(flags), **settings.get("set", {})},
+            }
             resolved = checked(both, f"method '{method}'", flags)
             name = _labelled(method)
             folder = out / "runs" / f"{name.replace(':', '-').replace('=', '-')}-seed{seed}"

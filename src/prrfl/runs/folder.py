@@ -25,8 +25,8 @@ from typing import Any
 from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 
 from prrfl.config import TrainConfig, checked, given_settings
-from prrfl.data.own import absolute, is_own_data
 from prrfl.data.fingerprint import Fingerprint, Fingerprints, difference, to_json
+from prrfl.data.own import absolute, is_own_data
 from prrfl.errors import ConfigError, DataError
 from prrfl.losses import LOSSES
 from prrfl.storage.atomic import write_json, write_text
