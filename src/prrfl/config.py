@@ -319,9 +319,7 @@ class TrainConfig(BaseModel):
             name, given = info.data.get(kind), value.get(kind, {})
             if name is None or str(name) == "none" or not parts.is_own(str(name)):
                 if given:
-                    raise ValueError(
-                        f"{kind} {name} is not a part of your own, so it has no {kind}.{min(given)}"
-                    )
+                    raise ValueError(f"{kind} {name} is built in, so it has no {kind}.{min(given)}")
             elif settings := _complete(kind, str(name), given):
                 found[kind] = settings
         return found
@@ -412,6 +410,16 @@ class TrainConfig(BaseModel):
             idle |= self.where(of_generator=True)
         known = type(self).model_fields
         return [name for name in known if name in idle and getattr(self, name) != known[name].default]
+
+    def own_parts(self) -> dict[str, str]:
+        """Return where parts of the user's own come from, by kind: :meth:`prrfl.parts.Parts.origin`."""
+        named = {key: str(getattr(self, key)) for key in PARTS}
+        return {key: PARTS[key].origin(name) for key, name in named.items() if self._is_own(key)}
+
+    def _is_own(self, key: str) -> bool:
+        """Return whether a setting names a part of the user's own."""
+        name = getattr(self, key)
+        return name is not None and str(name) != "none" and PARTS[key].is_own(str(name))
 
     def to_toml(self) -> str:
         """Return the settings as TOML, which :func:`load_config` reads back."""

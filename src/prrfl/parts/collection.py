@@ -5,9 +5,9 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, entry_points, packages_distributions, version
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any, TypeVar
@@ -115,6 +115,19 @@ class Parts(Mapping[str, T]):
     def is_own(self, name: str) -> bool:
         """Return whether a name is that of a part that is not the package's."""
         return name not in self.builtin and name in self
+
+    def origin(self, name: str) -> str:
+        """Return the package and version that a part of the user's own comes from, or the hash of its file.
+
+        Nothing is imported.
+        """
+        place = (self.installed[name].value if name in self.installed else name).rpartition(":")[0]
+        if place.endswith(".py"):
+            content = Path(place).read_bytes() if Path(place).is_file() else b""
+            return f"sha256 {sha256(content).hexdigest()}"
+        top = place.partition(".")[0]
+        found = packages_distributions().get(top, [])
+        return f"{found[0]} {version(found[0])}" if found else f"module {top}"
 
     def _load(self, name: str, target: str) -> T:
         place, _, attribute = target.rpartition(":")

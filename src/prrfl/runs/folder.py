@@ -276,6 +276,15 @@ class RunFolder:
         except (OSError, TypeError, ValueError) as cause:
             log.warning("%s cannot be read and is replaced: %s", path, cause)
             first, resumed = {}, []
+        last = (resumed or [first])[-1].get("parts", {})
+        changed = {kind for kind, origin in environment["parts"].items() if origin != last.get(kind, origin)}
+        for kind in sorted(changed):
+            log.warning(
+                "%s: the code of its %s has changed since round %d; the results mix both versions",
+                self.path,
+                kind,
+                rounds,
+            )
         write_json(path, {**first, "resumed": [*resumed, {"after_round": rounds, **environment}]})
 
 
