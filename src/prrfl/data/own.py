@@ -59,7 +59,7 @@ def the_one(sites: Sequence[SiteData], name: ClientId, source: Path) -> SiteData
     """Return the site of this name.
 
     Raises:
-        DataError: if there is none.
+        DataError: if no site has it.
     """
     for site in sites:
         if site.name == name:

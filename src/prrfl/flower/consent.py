@@ -50,7 +50,7 @@ def own_parts(settings: Mapping[str, object]) -> list[str]:
     is installed at the site.
     """
     named = {key: settings.get(key) for key in SENT}
-    return [str(name) for key, name in named.items() if name is not None and str(name) not in _usual(key)]
+    return [name for key, name in named.items() if isinstance(name, str) and name not in _usual(key)]
 
 
 def _usual(key: str) -> set[str]:

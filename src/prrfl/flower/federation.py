@@ -102,7 +102,7 @@ def federate(
         drawn = {"seed": secrets.randbelow(2**32)}
         settings = {**settings, **(drawn if started is None else _seed_of(started))}
     config = checked(settings, "the settings")
-    check_method(config, secure)
+    check_can_federate(config, secure)
     if started is not None:
         given = Federation(started.experiment, settings, names, quorum, deadline, secure)
         for key, value in asdict(given).items():
@@ -148,7 +148,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     return parse_toml(text, str(path))
 
 
-def check_method(config: TrainConfig, secure: bool) -> None:
+def check_can_federate(config: TrainConfig, secure: bool) -> None:
     """Check that the method can run over real sites, and under secure summation if it is asked for.
 
     Raises:

@@ -16,7 +16,7 @@ from prrfl.errors import NonFiniteShareError
 from prrfl.losses import Loss
 from prrfl.storage.tensor_files import read_state, write_state
 from prrfl.tensors import head_keys, norm_keys
-from prrfl.testing.sites import CLASSES, tiny_examples, tiny_network, tiny_sites
+from prrfl.testing.sites import TINY_CLASSES, tiny_examples, tiny_network, tiny_sites
 from prrfl.training import Learner, Recipe, Site, train_epoch
 from prrfl.types import RoundContext, RoundRecord, ScoreRecord, SiteData, Tensors
 
@@ -47,15 +47,17 @@ def check_network(make: Callable[[int], nn.Module], image_size: int = 64) -> Non
         AssertionError: saying what it does not keep to.
     """
     torch.manual_seed(0)
-    network = make(CLASSES)
+    network = make(TINY_CLASSES)
     assert isinstance(network, nn.Module), f"expected a torch.nn.Module, got {type(network).__name__}"
     images = torch.rand(2, 3, image_size, image_size) * 2 - 1
     network.eval()
     with torch.inference_mode():
         logits = network(images)
         assert isinstance(logits, Tensor), f"expected a tensor of logits, got {type(logits).__name__}"
-        assert logits.shape == (2, CLASSES), f"expected logits (2, {CLASSES}), got {tuple(logits.shape)}"
-        other = make(CLASSES).eval()
+        assert logits.shape == (2, TINY_CLASSES), (
+            f"expected logits (2, {TINY_CLASSES}), got {tuple(logits.shape)}"
+        )
+        other = make(TINY_CLASSES).eval()
         other.load_state_dict(network.state_dict())
         assert torch.equal(other(images), logits), (
             "a network rebuilt from its state_dict gives other outputs; keep all that it remembers in "
@@ -83,8 +85,8 @@ def check_loss(loss: Loss) -> None:
     constants = loss.constants(counts)
     assert all(isinstance(value, Tensor) for value in constants.values()), "constants are not all tensors"
     draw = torch.Generator().manual_seed(0)
-    logits = torch.randn(8, CLASSES, generator=draw, requires_grad=True)
-    labels = torch.arange(8) % CLASSES
+    logits = torch.randn(8, TINY_CLASSES, generator=draw, requires_grad=True)
+    labels = torch.arange(8) % TINY_CLASSES
     value = loss(logits, labels, constants)
     assert value.ndim == 0, f"expected the mean over the batch, a scalar; got shape {tuple(value.shape)}"
     assert value.isfinite(), f"the loss is {value.item()}"
@@ -102,7 +104,7 @@ def check_same_bits(method: Algorithm[Any]) -> None:
     assert not same_bits(first[1], run(method, sites, seed=4)[1]), "the seed has no effect"
 
 
-def check_memory(method: Algorithm[Any]) -> None:
+def check_adam(method: Algorithm[Any]) -> None:
     """Optimisers keep their memory within a round."""
     adam = [run(method, tiny_sites(), optimizer="adam")[1] for _ in range(2)]
     assert same_bits(*adam), "training with Adam is not deterministic"
@@ -192,7 +194,7 @@ def check_networks(method: Algorithm[Any]) -> None:
 METHOD_CHECKS: tuple[Callable[[Algorithm[Any]], None], ...] = (
     check_networks,
     check_same_bits,
-    check_memory,
+    check_adam,
     check_purity,
     check_absence,
     check_small_batches,

@@ -8,7 +8,7 @@ from prrfl.types import Examples, SiteData
 SIZE = 8
 """Width and height of the images, in pixels."""
 
-CLASSES = 3
+TINY_CLASSES = 3
 
 
 def tiny_network() -> nn.Module:
@@ -22,16 +22,16 @@ def tiny_network() -> nn.Module:
             nn.Dropout(0.2),
             nn.AdaptiveAvgPool2d(2),
             nn.Flatten(),
-            nn.Linear(24, CLASSES),
+            nn.Linear(24, TINY_CLASSES),
         )
 
 
 def tiny_examples(n: int, seed: int, size: int = SIZE) -> Examples:
     """Return n random images of three classes, which differ in colour."""
     draw = torch.Generator().manual_seed(seed)
-    labels = torch.arange(n) % CLASSES
+    labels = torch.arange(n) % TINY_CLASSES
     images = torch.randint(0, 120, (n, 3, size, size), generator=draw, dtype=torch.uint8)
-    for k in range(CLASSES):
+    for k in range(TINY_CLASSES):
         images[labels == k, k] += 70
     return Examples(images, labels)
 
