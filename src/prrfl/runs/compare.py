@@ -28,8 +28,9 @@ from prrfl.errors import ConfigError, DataError
 from prrfl.machine import usable_cores
 from prrfl.reports import comparison, scores, tables
 from prrfl.reports.meter import measure
-from prrfl.reports.overlay import draw_comparison
+from prrfl.reports.overlay import comparison_figure
 from prrfl.reports.page import comparison_page
+from prrfl.reports.retrogress import save
 from prrfl.runs.deployed import network_path, predictions_path, read_about
 from prrfl.runs.folder import RunFolder
 from prrfl.runs.setup import load_data
@@ -287,12 +288,26 @@ def read_runs(folder: Path) -> tuple[list[comparison.FinishedRun], TrainConfig]:
 
 
 def _read_run(folder: Path, config: TrainConfig) -> comparison.FinishedRun:
-    summary = RunFolder(folder).summary()
-    sites = summary["best"]["sites"]
     if config.method != _method(folder).partition(":")[0]:
         raise ConfigError(f"{folder} holds a run of method {config.method}; rename the folder, or remove it")
+    return read_run(folder, config, _method(folder))
+
+
+def read_run(folder: Path, config: TrainConfig, method: str) -> comparison.FinishedRun:
+    """Return a finished run.
+
+    Args:
+        folder: its folder.
+        config: its settings.
+        method: its name in tables.
+
+    Raises:
+        DataError: if its records or predictions are damaged.
+    """
+    summary = RunFolder(folder).summary()
+    sites = summary["best"]["sites"]
     return comparison.FinishedRun(
-        method=_method(folder),
+        method=method,
         seed=config.seed,
         records=read_records(folder / "metrics.jsonl", classes=len(config.classes)),
         predictions={
@@ -420,7 +435,7 @@ def tabulate(folder: Path) -> list[comparison.Row]:
     write_text(folder / "comparison.md", tables.to_markdown(rows, config.classes))
     write_text(folder / "comparison.tex", tables.to_latex(rows, config.classes))
     write_text(folder / "retrogress.csv", _drops_to_csv(runs))
-    draw_comparison(runs, DEFAULT, folder / "comparison.png")
+    save(comparison_figure(runs, DEFAULT), folder / "comparison.png")
     own = {"seed"}.union(*(_settings(run.method) for run in runs))
     shared = config.model_dump(mode="json", exclude_none=True, exclude=own)
     write_text(folder / "report.html", comparison_page(runs, rows, DEFAULT, shared))
