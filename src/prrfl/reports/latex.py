@@ -11,6 +11,9 @@ TEXT_WIDTH = 345.0
 COLUMN_GAP = 6.0
 """Space between two columns, in points: ``tabcolsep`` on both sides."""
 
+NAME_WIDTH = 88.0
+"""Largest width of the column that names the rows, in points; longer names are broken."""
+
 ESCAPES = str.maketrans({
     **{letter: f"\\{letter}" for letter in "&#$%_{}"},
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}",
@@ -41,12 +44,16 @@ def _font() -> FT2Font:
     return font
 
 
-def panels(widths: Sequence[float], first: float) -> list[list[int]]:
+def panels(
+    widths: Sequence[float], first: float, most: float = TEXT_WIDTH, gap: float = COLUMN_GAP
+) -> list[list[int]]:
     """Return which columns stand side by side, so that no row is wider than the text.
 
     Args:
         widths: of each column, in points.
         first: width of the column that names the rows, which every panel repeats.
+        most: width of the text.
+        gap: between two columns.
 
     Returns:
         The indices of the columns of each panel. A column that is too wide by itself gets its own.
@@ -54,12 +61,30 @@ def panels(widths: Sequence[float], first: float) -> list[list[int]]:
     found: list[list[int]] = []
     room = 0.0
     for index, own in enumerate(widths):
-        if not found or own + COLUMN_GAP > room:
+        if not found or own + gap > room:
             found.append([])
-            room = TEXT_WIDTH - first - COLUMN_GAP
+            room = most - first
         found[-1].append(index)
-        room -= own + COLUMN_GAP
+        room -= own + gap
     return found
+
+
+def row_names(names: Sequence[str], corner: str) -> tuple[str, float, list[str]]:
+    """Return alignment and width of the column that names the rows, and its cells.
+
+    LaTeX may break long names between words and settings; further lines are indented.
+    """
+    widest = max(map(width, (*names, corner)))
+    if widest <= NAME_WIDTH:
+        return "l", widest, list(map(escaped, names))
+    cells = []
+    for name in names:
+        text = escaped(name)
+        if width(name) > NAME_WIDTH:
+            parts = text.replace(":", r":\allowbreak{}").replace("+", r"+\allowbreak{}")
+            text = rf"\raggedright\hangindent=1em {parts}"
+        cells.append(text)
+    return rf"p{{{NAME_WIDTH:g}pt}}", NAME_WIDTH, cells
 
 
 def tabular(columns: str, heads: Sequence[str], body: Sequence[Sequence[str]], foot: int = 0) -> str:
@@ -86,6 +111,6 @@ def floating(tabulars: Sequence[str], caption: str, label: str) -> str:
         caption: LaTeX.
         label: for references.
     """
-    lines = [r"\begin{table}[tp]", r"\centering", rf"\caption{{{caption}}}\label{{{label}}}"]
+    lines = [r"\begin{table}[tp]", r"\centering", rf"\caption{{{caption}}}\label{{{label}}}\par\smallskip"]
     lines += [r"\footnotesize\setlength{\tabcolsep}{3pt}", "\n\\par\\medskip\n".join(tabulars)]
     return "\n".join([*lines, r"\end{table}", ""])

@@ -53,7 +53,8 @@ def comparison_figure(
         panels.append(Curves(method, lines))
     styles = {method: Style(OURS if method == reference else OTHER, width=1.0) for method in methods}
     styles[f"{reference}, repeated"] = Style(OURS, width=0.5)
-    return curves_figure(panels, styles, EPOCHS, legend=False)
+    repeated = [f"{reference}, repeated"] if reference in methods and len(methods) > 1 else []
+    return curves_figure(panels, styles, EPOCHS, repeated)
 
 
 def draw_bands(

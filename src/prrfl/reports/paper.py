@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from prrfl.reports.comparison import Estimate, Row
-from prrfl.reports.latex import COLUMN_GAP, TEXT_WIDTH, escaped, floating, panels, tabular, width
+from prrfl.reports.latex import COLUMN_GAP, TEXT_WIDTH, escaped, floating, panels, row_names, tabular, width
 from prrfl.reports.tables import SENSITIVITY
 from prrfl.reports.uncertainty import LEVEL
 from prrfl.types import ClientId
@@ -329,10 +329,6 @@ def _padding(number: str, widest: str, dialect: _Dialect) -> str:
     return dialect.blank("−" * (widest.count("−") - number.count("−")) + digits)
 
 
-NAME_WIDTH = 88.0
-"""Largest width of the column of names, in points; longer ones are broken."""
-
-
 def to_latex(table: PaperTable) -> str:
     """Return a table for LaTeX; what does not fit beside the rest is below it."""
     templates = [_Template.of(column.entries) for column in table.columns]
@@ -348,17 +344,12 @@ def to_latex(table: PaperTable) -> str:
         )
         for group in groups
     ]
-    longest = max(map(width, (*table.names, table.corner)))
-    first = min(longest, NAME_WIDTH)
+    spec, first, names = row_names(table.names, table.corner)
     if max(of_groups) + first + COLUMN_GAP > TEXT_WIDTH:
         groups, of_groups = [[k] for k in range(len(widths))], widths
-    names = list(map(escaped, table.names))
-    if longest > NAME_WIDTH:
-        broken = [name.replace(":", r":\allowbreak{}").replace("+", r"+\allowbreak{}") for name in names]
-        names = [rf"\raggedright\hangindent=1em {name}" for name in broken]
     return floating(
         [
-            _panel(table, templates, [k for index in panel for k in groups[index]], names)
+            _panel(table, templates, [k for index in panel for k in groups[index]], names, spec)
             for panel in panels(of_groups, first)
         ],
         escaped(table.caption),
@@ -367,7 +358,7 @@ def to_latex(table: PaperTable) -> str:
 
 
 def _panel(
-    table: PaperTable, templates: Sequence[_Template], chosen: Sequence[int], names: Sequence[str]
+    table: PaperTable, templates: Sequence[_Template], chosen: Sequence[int], names: Sequence[str], spec: str
 ) -> str:
     """Return a ``tabular`` with some of the columns."""
     columns = [table.columns[k] for k in chosen]
@@ -378,9 +369,8 @@ def _panel(
         at += len(group)
     heads = [rf"\multicolumn{{1}}{{c}}{{{escaped(column.head)}}}" for column in columns]
     cells = [[templates[k].cell(e, _LATEX) for e in table.columns[k].entries] for k in chosen]
-    first = rf"p{{{NAME_WIDTH:g}pt}}" if r"\raggedright" in names[0] else "l"
     return tabular(
-        first + "r" * len(columns),
+        spec + "r" * len(columns),
         [" & ".join(above) + r" \\", rules, " & ".join([table.corner, *heads]) + r" \\"],
         [[name, *line] for name, line in zip(names, zip(*cells, strict=True), strict=True)],
         table.foot,

@@ -55,7 +55,9 @@ def dots_figure(
         hollow: what the scores ``beside`` are, for the legend; also a name that is drawn hollow.
     """
     rows = -(-len(panels) // columns)
-    height = rows * (0.42 + 0.135 * max(len(names), 2)) + 0.22
+    shown = [broken(name, 24 if columns == 1 else 40) for name in names]
+    lines = 1 + max(name.count("\n") for name in shown)
+    height = rows * (0.42 + (0.03 + 0.105 * lines) * max(len(names), 2)) + 0.22
     figure = Figure(figsize=(SINGLE if columns == 1 else DOUBLE, height), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
     limits = {label: _limits([p for p in panels if p.label == label]) for label in {p.label for p in panels}}
@@ -64,7 +66,7 @@ def dots_figure(
         axis.set_xlim(limits[panel.label])
     for index, axis in enumerate(axes.flat):
         axis.set_visible(index < len(panels))
-    axes[0][0].set_yticks(range(len(names)), names)
+    axes[0][0].set_yticks(range(len(names)), shown)
     axes[0][0].set_ylim(len(names) - 0.4, -0.6)
     figure.legend(
         handles=_legend(panels, names, hollow), loc="outside lower center", ncols=3, frameon=False,
@@ -90,7 +92,8 @@ def _draw_dots(axis: Axes, names: Sequence[str], panel: Dots, reference: str, ho
         axis.plot(100 * e.mean, y, "o", markersize=3.6, color=colour, markerfacecolor=face, zorder=3)
     for y, value in enumerate(panel.beside):
         if value is not None:
-            axis.plot(100 * value, y, "o", markersize=3.6, color=PALE, markerfacecolor="white", zorder=2.5)
+            # A ring around the score, where both are the same.
+            axis.plot(100 * value, y, "o", markersize=5.4, color=PALE, markerfacecolor="none", zorder=2.5)
     axis.set_title(panel.title)
     axis.set_xlabel(panel.label)
     axis.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
@@ -123,7 +126,7 @@ def _legend(panels: Sequence[Dots], names: Sequence[str], hollow: str) -> list[L
     if any(e.images for e in estimates):
         found.append(Line2D([], [], color=OTHER, linewidth=2.2, label="95% over images"))
     if hollow and hollow not in names:
-        mark: dict[str, Any] = {"marker": "o", "markersize": 3.6, "markerfacecolor": "white", "linewidth": 0}
+        mark: dict[str, Any] = {"marker": "o", "markersize": 5.4, "markerfacecolor": "white", "linewidth": 0}
         found.append(Line2D([], [], color=PALE, label=hollow, **mark))
     return found
 
@@ -141,6 +144,11 @@ class Curves:
     lines: Mapping[str, Mapping[str, Band]]
 
 
+def broken(name: str, most: int) -> str:
+    """Return a method's name, broken before its settings if it has more letters than fit."""
+    return name if len(name) <= most else name.replace(":", ":\n").replace("+", "+\n")
+
+
 def columns_for(panels: int, most: int = 5) -> int:
     """Return how many panels stand in a row, so that rows are about equally long."""
     return -(-panels // -(-panels // most))
@@ -148,7 +156,7 @@ def columns_for(panels: int, most: int = 5) -> int:
 
 @print_style()
 def curves_figure(
-    panels: Sequence[Curves], styles: Mapping[str, Style], along: str, *, legend: bool
+    panels: Sequence[Curves], styles: Mapping[str, Style], along: str, legend: Sequence[str]
 ) -> Figure:
     """Return small multiples of scores over time; all panels of a measure have the same scale.
 
@@ -156,7 +164,7 @@ def curves_figure(
         panels: one for each method or site, all with the same measures.
         styles: by name of the line.
         along: label of the horizontal axis.
-        legend: whether to show the names of lines.
+        legend: names of the lines that it shows; there is none if it is empty.
     """
     measures = list(panels[0].lines)
     columns = columns_for(len(panels))
@@ -174,9 +182,10 @@ def curves_figure(
             for name, line in reversed(list(lines.items())):
                 draw(axis, line, styles[name], styles[name].width, label=name)
             dress(axis)
+            axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             axis.tick_params(labelleft=index % columns == 0)
             if below == 0:
-                axis.set_title(panel.title)
+                axis.set_title(broken(panel.title, 110 // columns))
             if index % columns == 0:
                 axis.set_ylabel(measure)
             if below == len(measures) - 1 and index + columns >= len(panels):
@@ -185,11 +194,13 @@ def curves_figure(
         for axis in of_measure[len(panels) :]:
             axis.set_visible(False)
     if legend:
-        handles, labels = axes[0][0].get_legend_handles_labels()
+        handles = [
+            Line2D([], [], color=styles[name].colour, linewidth=styles[name].width, label=name)
+            for name in legend
+        ]
         figure.legend(
-            handles[::-1], labels[::-1], loc="outside lower center", ncols=len(labels), frameon=False,
-            borderpad=0,
-        )  # fmt: skip
+            handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, borderpad=0
+        )
     return figure
 
 
@@ -205,7 +216,7 @@ def reliability_figure(panels: Mapping[str, Predictions], reference: str) -> Fig
     """
     columns = columns_for(len(panels))
     rows = -(-len(panels) // columns)
-    side = (SINGLE if columns == 1 else DOUBLE) / columns
+    side = (SINGLE if columns <= 2 else DOUBLE) / columns
     figure = Figure(figsize=(side * columns, rows * min(side, 2.4) + 0.2), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     for index, (axis, (name, predictions)) in enumerate(zip(axes.flat, panels.items(), strict=False)):
@@ -220,12 +231,12 @@ def reliability_figure(panels: Mapping[str, Predictions], reference: str) -> Fig
             0.04, 0.96, f"ECE {100 * calibration_error(predictions):.1f}", transform=axis.transAxes,
             va="top",
         )  # fmt: skip
-        axis.set_title(name)
+        axis.set_title(broken(name, 110 // max(columns, 3)))
         axis.set_aspect("equal")
         axis.grid(**GRID)
         axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.set(xlim=(0, 103), ylim=(0, 103))
+        axis.set(xlim=(-4, 104), ylim=(-4, 104))
         axis.xaxis.set_major_locator(MultipleLocator(50))
         axis.yaxis.set_major_locator(MultipleLocator(50))
         if index % columns == 0:

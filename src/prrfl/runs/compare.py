@@ -26,7 +26,7 @@ from prrfl.data.synthetic import GeneratedData, cached
 from prrfl.engine.in_process import POOL
 from prrfl.errors import ConfigError, DataError
 from prrfl.machine import usable_cores
-from prrfl.reports import comparison, scores, tables
+from prrfl.reports import comparison, documents, scores, tables
 from prrfl.reports.meter import measure
 from prrfl.reports.overlay import comparison_figure
 from prrfl.reports.page import comparison_page
@@ -432,8 +432,8 @@ def tabulate(folder: Path) -> list[comparison.Row]:
     of_runs = [(run.method, run.seed, run.records) for run in runs]
     write_text(folder / "scores.csv", scores.scores_to_csv(of_runs, config.classes))
     write_text(folder / "comparison.csv", tables.comparison_to_csv(rows, DEFAULT))
-    write_text(folder / "comparison.md", tables.to_markdown(rows, config.classes))
-    write_text(folder / "comparison.tex", tables.to_latex(rows, config.classes))
+    write_text(folder / "comparison.md", documents.to_markdown(rows, config.classes))
+    write_text(folder / "comparison.tex", documents.to_latex(rows, config.classes))
     write_text(folder / "retrogress.csv", _drops_to_csv(runs))
     save(comparison_figure(runs, DEFAULT), folder / "comparison.png")
     own = {"seed"}.union(*(_settings(run.method) for run in runs))

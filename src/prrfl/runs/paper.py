@@ -12,7 +12,7 @@ from prrfl.config import TrainConfig
 from prrfl.data.synthetic import cache_folder
 from prrfl.errors import ConfigError
 from prrfl.reports import paper, paper_figures
-from prrfl.reports.comparison import FinishedRun, Row, compare
+from prrfl.reports.comparison import TOO_FEW, FinishedRun, Row, compare
 from prrfl.reports.latex import escaped
 from prrfl.reports.overlay import comparison_figure
 from prrfl.reports.paper import Metric, PaperTable, Subject
@@ -139,7 +139,7 @@ def _comparison_figures(
 ) -> list[PaperFigure]:
     names = [row.method for row in rows]
     means = [
-        Dots(m.label, "mean of sites (%)", [row.scores[m.key]["mean"] for row in rows])
+        Dots("", f"{m.label}, mean of sites (%)", [row.scores[m.key]["mean"] for row in rows])
         for m in metrics.values()
     ]
     sites = [
@@ -205,6 +205,8 @@ def _lines(rows: Sequence[Row], names: Sequence[str]) -> str:
     text = text[0].upper() + text[1:]
     if MAJORITY in names:
         text += "; hollow: always predicting the site's most frequent class in training"
+    if any(e.reason == TOO_FEW for row in rows for of in row.scores.values() for e in of.values()):
+        text += f"; no interval: {TOO_FEW}"
     return text + "."
 
 
@@ -215,8 +217,8 @@ def _run_figures(
     sites = [*subject.images, "mean"]
     panels = [
         Dots(
-            m.label,
-            "score (%)",
+            "",
+            f"{m.label} (%)",
             [ours.scores[m.key][site] for site in sites],
             [row.scores[m.key][site].mean for row in majority for site in sites],
         )
@@ -251,7 +253,7 @@ def _run_figures(
                 f"Test scores of {run.method} over communication rounds at each site; {subject}. A vertical "
                 f"fall is the effect of a communication{'; ' * bool(strokes)}{strokes}.",
                 paper_figures.curves_figure(
-                    curves, of_networks(models), "communication round", legend=len(models) > 1
+                    curves, of_networks(models), "communication round", models if len(models) > 1 else ()
                 ),
             )
         )
