@@ -53,8 +53,11 @@ def comparison_figure(
         panels.append(Curves(method, lines))
     styles = {method: Style(OURS if method == reference else OTHER, width=1.0) for method in methods}
     styles[f"{reference}, repeated"] = Style(OURS, width=0.5)
-    repeated = [f"{reference}, repeated"] if reference in methods and len(methods) > 1 else []
-    return curves_figure(panels, styles, EPOCHS, repeated)
+    styles["range of seeds"] = Style("#cccccc", width=5.0)
+    shown = [f"{reference}, repeated"] if reference in methods and len(methods) > 1 else []
+    if len({run.seed for run in runs}) > 1:
+        shown.append("range of seeds")
+    return curves_figure(panels, styles, EPOCHS, shown)
 
 
 def draw_bands(

@@ -96,7 +96,7 @@ def _draw_dots(axis: Axes, names: Sequence[str], panel: Dots, reference: str, ho
             axis.plot(100 * value, y, "o", markersize=5.4, color=PALE, markerfacecolor="none", zorder=2.5)
     axis.set_title(panel.title)
     axis.set_xlabel(panel.label)
-    axis.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+    axis.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     axis.grid(**GRID)
     axis.set_axisbelow(True)
     axis.tick_params(axis="y", length=0)
@@ -183,6 +183,7 @@ def curves_figure(
                 draw(axis, line, styles[name], styles[name].width, label=name)
             dress(axis)
             axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            axis.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
             axis.tick_params(labelleft=index % columns == 0)
             if below == 0:
                 axis.set_title(broken(panel.title, 110 // columns))
@@ -228,8 +229,8 @@ def reliability_figure(panels: Mapping[str, Predictions], reference: str) -> Fig
         axis.plot(*at.T, color=colour, linewidth=0.8)
         axis.scatter(*at.T, s=2 + 80 * share, color=colour, linewidth=0, zorder=3)
         axis.text(
-            0.04, 0.96, f"ECE {100 * calibration_error(predictions):.1f}", transform=axis.transAxes,
-            va="top",
+            0.96, 0.05, f"ECE {100 * calibration_error(predictions):.1f}", transform=axis.transAxes,
+            ha="right",
         )  # fmt: skip
         axis.set_title(broken(name, 110 // max(columns, 3)))
         axis.set_aspect("equal")
