@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from prrfl.reports.comparison import FinishedRun
 from prrfl.reports.paper_figures import OTHER, Curves, curves_figure
-from prrfl.reports.plotting import Axes, Figure
-from prrfl.reports.retrogress import MEASURES, Band, band, curve, draw, dress
+from prrfl.reports.plotting import Axes, Figure, default_style
+from prrfl.reports.retrogress import MEASURES, Band, band, curve, draw, dress, save
 from prrfl.reports.styles import OURS, Style
 
 EPOCHS = "local epoch"
@@ -26,6 +27,12 @@ def bands(runs: Sequence[FinishedRun], measure: str) -> dict[str, Band]:
 def _along_epochs(seeds: Sequence[FinishedRun], measure: str) -> Band:
     line = band([curve(run.records, None, None, measure, run.epochs) for run in seeds])
     return replace(line, at=line.at * seeds[0].epochs)
+
+
+@default_style()
+def draw_comparison(runs: Sequence[FinishedRun], reference: str, path: Path) -> None:
+    """Write :func:`comparison_figure` as PNG."""
+    save(comparison_figure(runs, reference), path)
 
 
 def comparison_figure(

@@ -148,7 +148,7 @@ def comparison_tables(rows: Sequence[Row], metrics: Sequence[Metric], subject: S
         columns.append(Column(metric.label, "mean of sites", [_score(row, metric.key) for row in rows]))
         if any(metric.key in row.tests for row in rows):
             gaps = [_difference(row, metric.key) for row in rows]
-            columns.append(Column(metric.label, f"− {reference}", gaps))
+            columns.append(Column(metric.label, _gap(reference), gaps))
     sites = [
         Column(metric.label, site, [_entry(row.scores[metric.key][site]) for row in rows])
         for metric in metrics
@@ -157,7 +157,7 @@ def comparison_tables(rows: Sequence[Row], metrics: Sequence[Metric], subject: S
     caption = f"Scores on {subject}, mean of sites in percent, with {subject.interval}. "
     by_site = (
         f"Scores of each site in percent, {subject}, with {subject.interval}"
-        f"{_gaps_of(sites)}.{_defined(metrics)}"
+        f"{_gaps_of(sites)}. {_sentence(_rows_apart(rows, subject))}{_defined(metrics)}"
     )
     return [
         PaperTable("tab:scores", caption + _marks(rows, columns, subject, reference) + _defined(metrics),
@@ -223,6 +223,11 @@ def _defined(metrics: Sequence[Metric]) -> str:
     return f" {SENSITIVITY}" if any(metric.key.startswith(SENSITIVITY_KEY) for metric in metrics) else ""
 
 
+def _gap(reference: str) -> str:
+    """Return the heading of differences."""
+    return f"− {reference}"
+
+
 def _marks(rows: Sequence[Row], columns: Sequence[Column], subject: Subject, reference: str) -> str:
     """Return the sentence on differences and marks, of which it explains those that occur."""
     entries = [entry for column in columns for entry in column.entries]
@@ -232,19 +237,42 @@ def _marks(rows: Sequence[Row], columns: Sequence[Column], subject: Subject, ref
     if any("†" in e.marks for e in entries):
         parts.append("†: not told apart from the best (Holm-corrected), which does not mean equal")
     tests = [test for row in rows for test in row.tests.values()]
-    if tests:
+    if any(column.head == _gap(reference) for column in columns):
         level = " that hold jointly" if any(test.interval for test in tests) else ""
-        parts.append(f"− {reference}: paired difference to it, with 95% intervals{level}")
+        parts.append(f"{_gap(reference)}: paired difference to it, with 95% intervals{level}")
     if any("*" in e.marks for e in entries):
         parts.append(f"*: p < {LEVEL:g} (Holm-corrected)")
     if any("‡" in e.marks for e in entries):
         margin = next(test.margin for test in tests if test.margin is not None)
         parts.append(f"‡: equal to it within {100 * margin:g} points")
+    parts += _rows_apart(rows, subject)
     if subject.seeds == 1:
         parts.append("one seed says nothing about other training runs, so no method is marked")
     shown = sum(row.seeds > 0 for row in rows)
     if shown < subject.of:
         parts.append(f"shown, and compared with each other, are {shown} of {subject.of} methods")
+    return _sentence(parts)
+
+
+def _rows_apart(rows: Sequence[Row], subject: Subject) -> list[str]:
+    """Return what is special about some rows."""
+    parts = [
+        f"{row.method}: {row.seeds} of {subject.seeds} seeds, so not marked"
+        for row in rows
+        if row.seeds and not row.complete
+    ]
+    parts += [
+        f"{row.method}: always predicting the site's most frequent class in training"
+        for row in rows
+        if not row.seeds
+    ]
+    alone = [row.method for row in rows if row.seeds < 2 <= subject.seeds]
+    if alone:
+        parts.append(f"{' and '.join(alone)}: intervals over {subject.resampled} alone")
+    return parts
+
+
+def _sentence(parts: Sequence[str]) -> str:
     text = "; ".join(parts)
     return f"{text[:1].upper()}{text[1:]}." if text else ""
 

@@ -28,9 +28,8 @@ from prrfl.errors import ConfigError, DataError
 from prrfl.machine import usable_cores
 from prrfl.reports import comparison, documents, scores, tables
 from prrfl.reports.meter import measure
-from prrfl.reports.overlay import comparison_figure
+from prrfl.reports.overlay import draw_comparison
 from prrfl.reports.page import comparison_page
-from prrfl.reports.retrogress import save
 from prrfl.runs.deployed import network_path, predictions_path, read_about
 from prrfl.runs.folder import RunFolder
 from prrfl.runs.setup import load_data
@@ -435,7 +434,7 @@ def tabulate(folder: Path) -> list[comparison.Row]:
     write_text(folder / "comparison.md", documents.to_markdown(rows, config.classes))
     write_text(folder / "comparison.tex", documents.to_latex(rows, config.classes))
     write_text(folder / "retrogress.csv", _drops_to_csv(runs))
-    save(comparison_figure(runs, DEFAULT), folder / "comparison.png")
+    draw_comparison(runs, DEFAULT, folder / "comparison.png")
     own = {"seed"}.union(*(_settings(run.method) for run in runs))
     shared = config.model_dump(mode="json", exclude_none=True, exclude=own)
     write_text(folder / "report.html", comparison_page(runs, rows, DEFAULT, shared))
