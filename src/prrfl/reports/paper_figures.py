@@ -164,7 +164,7 @@ def curves_figure(
         panels: one for each method or site, all with the same measures.
         styles: by name of the line.
         along: label of the horizontal axis.
-        legend: names of the lines that it shows; there is none if it is empty.
+        legend: names of the lines that it shows; without any there is no legend.
     """
     measures = list(panels[0].lines)
     columns = columns_for(len(panels))
