@@ -204,7 +204,7 @@ def compare(
     rng = np.random.default_rng(seed)
     images = {site: GroupedImages.of(_grouped(runs, site)) for site in sorted(runs[0].predictions)}
     support = supports(images)
-    always = _majority(runs)
+    always = majority(runs)
     bundles = [run.predictions for run in runs] + ([always] if always else [])
     scores = sampled(images, bundles, draws, rng)
     by_method: dict[str, dict[int, Sampled]] = {method: {} for method in methods}
@@ -523,7 +523,7 @@ def _with_swaps(row: Row, p: float | None) -> Row:
     return replace(row, tests={**row.tests, "f1": replace(row.tests["f1"], exact=p)})
 
 
-def _majority(runs: Sequence[FinishedRun]) -> dict[ClientId, Predictions]:
+def majority(runs: Sequence[FinishedRun]) -> dict[ClientId, Predictions]:
     """Return each site's most frequent class in training as predictions; empty if a site's is unknown."""
     answers = {}
     for site, p in runs[0].predictions.items():
