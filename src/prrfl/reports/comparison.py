@@ -31,6 +31,9 @@ from prrfl.types import ClientId, ExchangeRecord, Predictions, RoundRecord
 TOO_FEW = f"fewer than {FEWEST_GROUPS} lesions or patients of a class"
 NO_SPREAD = "the same in (nearly) every bootstrap sample"
 
+ALWAYS = "always the most frequent class"
+"""Name of the row of the answer that needs no network."""
+
 TESTED = ("f1", "auc")
 """Measures in which the methods are tested against each other."""
 
@@ -229,7 +232,7 @@ def compare(
     rows = _marked(rows, by_method, support)
     if always:
         estimates = _estimates({0: scores[-1]}, support)
-        rows.append(Row(method="always the most frequent class", seeds=0, scores=estimates))
+        rows.append(Row(method=ALWAYS, seeds=0, scores=estimates))
     return rows
 
 

@@ -1,21 +1,19 @@
 """The verdict on a run or a comparison: does it help, at which site, how sure are we, what is not shown?
 
-Its rules are in :data:`RULES`, which the page shows too. The numbers are those of the tables; tests at single
-sites, which the tables lack, are here. See docs/statistics.md.
+Its rules are in :data:`RULES`, which the page shows too. The numbers are those of the tables; those of
+single sites, which the tables lack, are in :mod:`prrfl.reports.site_tests`. See docs/statistics.md.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import fmean
-from typing import Literal
 
 import numpy as np
 
-from prrfl.reports.comparison import NO_SPREAD, TOO_FEW, Estimate, FinishedRun, Row, majority
+from prrfl.reports.comparison import ALWAYS, NO_SPREAD, TOO_FEW, Estimate, FinishedRun, Row
 from prrfl.reports.glossary import spoken
-from prrfl.reports.sampled import GroupedImages, blocks
-from prrfl.reports.statistics import Floats, f1_of, group_indices, resampled_confusions
-from prrfl.reports.uncertainty import FEWEST_GROUPS, LEVEL, holm, paired_p, variance
+from prrfl.reports.site_tests import ONE_SEED, Against, site_tests
+from prrfl.reports.statistics import group_indices
 from prrfl.types import ClientId, Predictions
 
 FEW = 30
@@ -24,15 +22,6 @@ FEW = 30
 HARDLY = 0.25
 """A class is hardly found if at most this share of its images is."""
 
-ALWAYS = "always the most frequent class"
-ONE_SEED = "one seed"
-
-DRAWS = 2000
-"""Bootstrap samples of a site's test images."""
-
-Outcome = Literal["above", "not told apart", "below", "no test"]
-
-SYMBOLS: Mapping[Outcome, str] = {"above": "▲", "not told apart": "○", "below": "▼", "no test": "–"}
 
 RULES = (
     "▲ Told apart and higher: the p of the difference in macro-F1 is below 0.05, corrected for all tests of "
@@ -48,37 +37,6 @@ RULES = (
     "images of a class are few.",
     "The lowest site is the one with the lowest score here; whether it is truly the lowest is not tested.",
 )
-
-
-@dataclass(frozen=True)
-class Against:
-    """A test of a score against that of another answer to the same images.
-
-    Attributes:
-        difference: own macro-F1 minus the other's, mean over the seeds of both.
-        p: corrected; ``None`` without a test.
-        trainings: whether p covers other trainings, or only other test images.
-        reason: why there is no test; empty if there is one.
-        interval: of the difference, if known.
-        detectable: difference that the test would find with a probability of 80 %, if known.
-    """
-
-    other: str
-    difference: float
-    p: float | None
-    trainings: bool = False
-    reason: str = ""
-    interval: tuple[float, float] | None = None
-    detectable: float | None = None
-
-    @property
-    def outcome(self) -> Outcome:
-        """What the rules call it."""
-        if self.p is None:
-            return "no test"
-        if self.p >= LEVEL:
-            return "not told apart"
-        return "above" if self.difference > 0 else "below"
 
 
 @dataclass(frozen=True)
@@ -180,7 +138,7 @@ def verdict(
     own = [run for run in runs if run.method == method]
     sites = list(own[0].predictions)
     others = [name for name in (baseline, ALWAYS) if name in of and name != method]
-    tests = _tests(runs, method, others)
+    tests = site_tests(runs, method, others)
     found = [
         SiteVerdict(
             site,
@@ -263,90 +221,6 @@ def _overall(row: Row, own: Against, method: str) -> Against:
     return Against(row.method, -test.difference.mean, p, p is not None, reason, interval, test.detectable)
 
 
-def _tests(
-    runs: Sequence[FinishedRun], method: str, others: Sequence[str]
-) -> dict[tuple[str, ClientId], Against]:
-    """Return tests of a method's macro-F1 against other answers, at each site and in their mean."""
-    own = {run.seed: run.predictions for run in runs if run.method == method}
-    always = majority(runs) if ALWAYS in others else {}
-    images = {site: GroupedImages.of(p) for site, p in sorted(next(iter(own.values())).items())}
-    found = {}
-    for name in others:
-        theirs = (
-            dict.fromkeys(own, always)
-            if name == ALWAYS
-            else {run.seed: run.predictions for run in runs if run.method == name}
-        )
-        common = sorted(own.keys() & theirs.keys())
-        if not common:
-            reason = "no seed in common"
-            found |= {
-                (name, site): Against(name, float("nan"), None, reason=reason) for site in (*images, "mean")
-            }
-            continue
-        rng = np.random.default_rng(0)
-        pairs = {
-            site: _differences(
-                tests, [own[seed][site] for seed in common], [theirs[seed][site] for seed in common], rng
-            )
-            for site, tests in images.items()
-        }
-        rarest = {site: _rarest(tests) for site, tests in images.items()}
-        pairs["mean"] = np.mean(list(pairs.values()), axis=0)
-        rarest["mean"] = sum(rarest.values())
-        for site, of_site in pairs.items():
-            found[name, site] = _against(name, of_site, rarest[site], single=name == ALWAYS)
-    return _corrected(found)
-
-
-def _rarest(tests: GroupedImages) -> int:
-    """Return the number of lesions or patients of the class that has the fewest."""
-    return min(tests.groups_of(tests.labels == k) for k in np.unique(tests.labels))
-
-
-def _differences(
-    tests: GroupedImages, ours: Sequence[Predictions], theirs: Sequence[Predictions], rng: np.random.Generator
-) -> Floats:
-    """Return the differences in macro-F1, (S, 1 + B): on the test images, then on samples of them."""
-    answers = [[p.probabilities.numpy().argmax(1) for p in of] for of in (ours, theirs)]
-    parts = [
-        [
-            f1_of(resampled_confusions(counts, tests.labels, mine, tests.classes))
-            - f1_of(resampled_confusions(counts, tests.labels, other, tests.classes))
-            for mine, other in zip(*answers, strict=True)
-        ]
-        for counts in blocks(tests.groups, DRAWS, rng)
-    ]
-    return np.concatenate(parts, axis=1)
-
-
-def _against(name: str, pairs: Floats, rarest: int, single: bool) -> Against:
-    """Return a test, not yet corrected.
-
-    Args:
-        name: of the other answer.
-        pairs: (S, 1 + B) differences of each seed.
-        rarest: number of lesions or patients of the rarest class.
-        single: whether one seed is enough, for a test over images alone.
-    """
-    mean = float(pairs[:, 0].mean())
-    if rarest < FEWEST_GROUPS:
-        return Against(name, mean, None, reason=TOO_FEW)
-    if len(pairs) == 1:
-        if not single:
-            return Against(name, mean, None, reason=ONE_SEED)
-        return Against(name, mean, paired_p(pairs[0, 1:]))
-    spread = variance(pairs, rarest)
-    p = spread.p(mean) if spread else None
-    return Against(name, mean, p, trainings=True, reason="" if p is not None else NO_SPREAD)
-
-
-def _corrected(tests: Mapping[tuple[str, ClientId], Against]) -> dict[tuple[str, ClientId], Against]:
-    known = {key: test.p for key, test in tests.items() if test.p is not None}
-    p = dict(zip(known, holm(list(known.values())), strict=True))
-    return {key: replace(test, p=p.get(key)) for key, test in tests.items()}
-
-
 def _lesions(predictions: Predictions) -> int | None:
     if not any(group is not None for group in predictions.groups):
         return None
@@ -410,105 +284,3 @@ def _of_lesions(sites: Sequence[SiteVerdict]) -> list[str]:
         + ("" if len(unknown) == len(sites) else f" at {', '.join(unknown)}")
         + ". Each image counts as one of its own; if some belong together, intervals are too narrow."
     ]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The answer to a question that readers bring.
-
-    Attributes:
-        outcome: for the symbol; ``None`` without one.
-    """
-
-    question: str
-    text: str
-    outcome: Outcome | None = None
-
-
-def answers(verdict: Verdict) -> list[Answer]:
-    """Return the verdict in words."""
-    found = [
-        Answer(f"Is it better than {_said(test.other)}?", _compared(verdict.method, test), test.outcome)
-        for test in verdict.overall
-    ]
-    lowest, highest = verdict.sites[0], verdict.sites[-1]
-    for name in dict.fromkeys(test.other for one in verdict.sites for test in one.tests):
-        if len(verdict.sites) > 1:
-            found.append(Answer(f"At which site, against {_said(name)}?", _where(verdict, name)))
-    if len(verdict.sites) > 1:
-        found.append(
-            Answer(
-                "How much do sites differ?",
-                f"Lowest {lowest.site} with {_score(lowest.score)}, highest {highest.site} with "
-                f"{_score(highest.score)}: {100 * verdict.spread:.1f} points apart.",
-            )
-        )
-    return found
-
-
-def _said(name: str) -> str:
-    return "always giving the most frequent class" if name == ALWAYS else name
-
-
-def _score(e: Estimate) -> str:
-    """Return a score with its widest interval, in words."""
-    if e.mean is None:
-        return "no score"
-    ends = e.interval or e.images
-    return f"{100 * e.mean:.1f} %" + (f" ({100 * ends[0]:.1f} to {100 * ends[1]:.1f})" if ends else "")
-
-
-def _compared(method: str, test: Against) -> str:
-    """Return the outcome of the test of the mean of sites in words."""
-    size = f"macro-F1 {100 * test.difference:+.1f} points"
-    ends = test.interval
-    if ends:
-        size += f" ({100 * ends[0]:+.1f} to {100 * ends[1]:+.1f})"
-    p = "" if test.p is None else f", p {'< 0.001' if test.p < 0.001 else f'= {test.p:.3f}'}"
-    over = "" if test.trainings else ", for these very networks on other test images"
-    match test.outcome:
-        case "above":
-            return f"{method} is told apart and higher, in the mean of sites: {size}{p}{over}."
-        case "below":
-            return f"{method} is worse, in the mean of sites: {size}{p}{over}."
-        case "not told apart":
-            unseen = (
-                f" A difference of {100 * test.detectable:.1f} points would probably have been found."
-                if test.detectable
-                else ""
-            )
-            return (
-                f"Not told apart, in the mean of sites: {size}{p}{over}. This does not mean that they are "
-                f"equal.{unseen}"
-            )
-        case _:
-            if np.isnan(test.difference):
-                return f"There is no test: {test.reason}."
-            return f"There is no test ({test.reason}). Here the difference is {size}."
-
-
-def _where(verdict: Verdict, name: str) -> str:
-    """Return at which sites the method is higher, lower or not told apart."""
-    by_outcome: dict[Outcome, list[str]] = {}
-    for one in verdict.sites:
-        for test in one.tests:
-            if test.other == name:
-                by_outcome.setdefault(test.outcome, []).append(one.site)
-    words: dict[Outcome, str] = {
-        "above": "higher",
-        "below": "lower",
-        "not told apart": "not told apart",
-        "no test": "no test",
-    }
-    if len(by_outcome) == 1 and "no test" in by_outcome:
-        reasons = dict.fromkeys(t.reason for one in verdict.sites for t in one.tests if t.other == name)
-        return f"{SYMBOLS['no test']} no test at any site: {'; '.join(reasons)}."
-    return (
-        "; ".join(
-            f"{SYMBOLS[outcome]} {words[outcome]} at {len(by_outcome[outcome])} of {len(verdict.sites)}: "
-            f"{', '.join(by_outcome[outcome])}"
-            for outcome in words
-            if outcome in by_outcome
-        )
-        + "."
-    )

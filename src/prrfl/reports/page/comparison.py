@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prrfl.reports.comparison import FinishedRun, Row
+from prrfl.reports.comparison import ALWAYS, FinishedRun, Row
 from prrfl.reports.overlay import EPOCHS, bands
 from prrfl.reports.page.model import Heading, Picture, Section, SiteImages
 from prrfl.reports.page.panels import panel
@@ -21,7 +21,7 @@ from prrfl.reports.page.sheets import (
     site_sheets,
 )
 from prrfl.reports.retrogress import MEASURES
-from prrfl.reports.verdict import ALWAYS, verdict
+from prrfl.reports.verdict import verdict
 
 MANY = 4
 """More lines than this are drawn in a panel each."""
@@ -95,6 +95,9 @@ def comparison_page(results: ComparisonResults) -> str:
                 *results.sections,
             ],
             panels=panels,
+            panels_lead="ROC curves, calibration and confusion matrices are of each method's first seed."
+            if len(seeds) > 1
+            else "",
             classes=classes,
             settings=results.settings,
         )

@@ -34,6 +34,7 @@ class Sheet:
         groups: headings above them, each with its number of columns; together they span all but the first.
         note: text below.
         sortable: whether its headings are buttons that sort it.
+        printed: whether it belongs to the printed page.
     """
 
     title: str
@@ -43,6 +44,7 @@ class Sheet:
     groups: Sequence[tuple[str, int]] = ()
     note: str = ""
     sortable: bool = True
+    printed: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class Section:
     """A section of the page: pictures, then tables.
 
     Attributes:
-        printed: whether it belongs to the printed page.
+        printed: whether it belongs to the printed page, with its pictures that are not folded.
     """
 
     title: str

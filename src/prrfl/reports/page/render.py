@@ -14,7 +14,9 @@ from prrfl.reports.glossary import glossary
 from prrfl.reports.page.model import Heading, Panel, Picture, Section
 from prrfl.reports.page.pictures import Item, intervals
 from prrfl.reports.page.sheets import verdict_sheet
-from prrfl.reports.verdict import RULES, SYMBOLS, Verdict, answers
+from prrfl.reports.site_tests import SYMBOLS
+from prrfl.reports.verdict import RULES, Verdict
+from prrfl.reports.wording import answers
 
 LIBRARIES = ("d3.min.js", "plot.umd.min.js")
 """Published files, in the order in which they must be loaded."""
@@ -28,6 +30,7 @@ class Page:
         banner: what to know before anything else; empty for nothing.
         picture: the one beside the verdict.
         panels: one per method and site.
+        panels_lead: what they show; empty if that is clear.
         classes: names of the labels.
         settings: all of the run, or those that the runs share.
     """
@@ -40,6 +43,7 @@ class Page:
     picture: Picture
     sections: Sequence[Section]
     panels: Sequence[Panel]
+    panels_lead: str
     classes: Sequence[str]
     settings: Mapping[str, object]
 
@@ -60,6 +64,7 @@ def render(page: Page) -> str:
         answers=answers(page.verdict),
         sites=verdict_sheet(page.verdict),
         rules=RULES,
+        symbols=SYMBOLS,
         glossary=words,
         anchors={word: anchor(word) for word in words},
         style=Markup(web("page.css")),
@@ -109,7 +114,7 @@ def verdict_picture(verdict: Verdict) -> Picture:
     """Return the picture beside the verdict: each site's scores with their intervals."""
     items = []
     for one in verdict.sites:
-        note = " ".join(SYMBOLS[test.outcome] for test in one.tests)
+        note = " ".join(SYMBOLS[test.outcome] for test in one.tests if test.p is not None)
         items.append(Item(one.site, one.score, verdict.method, note))
         items += [Item(one.site, estimate, name) for name, estimate in one.others.items()]
     return intervals("Macro-F1 at each site, the lowest first", {"macro-F1 (%)": items})

@@ -82,6 +82,7 @@ def run_page(results: RunResults) -> str:
                 *results.sections,
             ],
             panels=panels,
+            panels_lead="",
             classes=classes,
             settings=results.settings,
         )

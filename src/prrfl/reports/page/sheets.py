@@ -9,9 +9,11 @@ from prrfl.reports.formatting import p_value, percent
 from prrfl.reports.meter import measure
 from prrfl.reports.page.model import Cell, Sheet
 from prrfl.reports.page.pictures import span
+from prrfl.reports.site_tests import SYMBOLS
 from prrfl.reports.tables import RECALL, SENSITIVITY, legend, tables
 from prrfl.reports.uncertainty import LEVEL
-from prrfl.reports.verdict import SYMBOLS, Verdict
+from prrfl.reports.verdict import Verdict
+from prrfl.reports.wording import signed, told
 from prrfl.types import ClientId, RoundRecord
 
 MARKS = {
@@ -50,8 +52,7 @@ def verdict_sheet(verdict: Verdict) -> Sheet:
             *(
                 Cell(
                     f"{SYMBOLS[test.outcome]} {test.outcome}",
-                    f"{100 * test.difference:+.1f} points"
-                    + (f", p = {p_value(test.p)}".replace("= <", "<") if test.p is not None else ""),
+                    f"{signed(test.difference)} points" + (f", {told(test.p)}" if test.p is not None else ""),
                     title=test.reason,
                 )
                 for test in one.tests
@@ -103,7 +104,7 @@ def score_sheet(
     for site, rounds in summary.get("absent", {}).items():
         note += f" Without {site} in round(s) {', '.join(str(index + 1) for index in rounds)}."
     foot = [list(map(Cell, mean))]
-    return Sheet("Scores", heads, [list(map(Cell, line)) for line in body], foot, groups, note)
+    return Sheet("Scores", heads, [list(map(Cell, line)) for line in body], foot, groups, note, printed=True)
 
 
 def _mean_of_defined(values: Iterable[float | None]) -> float | None:
@@ -146,7 +147,7 @@ def main_sheet(rows: Sequence[Row]) -> Sheet:
             line += _difference_cells(row)
         line += [Cell(percent(row.drop[key].mean if key in row.drop else None)) for key in ("f1", "auc")]
         body.append(line)
-    return Sheet("All methods", heads, body, groups=groups, note=legend(rows))
+    return Sheet("All methods", heads, body, groups=groups, note=legend(rows), printed=True)
 
 
 def _difference_cells(row: Row) -> list[Cell]:

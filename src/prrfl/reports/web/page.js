@@ -5,10 +5,10 @@
 
   // Pictures are drawn once they have a width, so that folded and hidden ones cost nothing; and again when it changes.
   const drawn = new WeakMap();
-  const draw = (place, width) => {
+  const draw = (place, width, dense = false) => {
     const figure = place.closest(".picture");
     const data = JSON.parse(figure.querySelector("script").textContent);
-    place.replaceChildren(...pictures[figure.dataset.kind](data, width));
+    place.replaceChildren(...pictures[figure.dataset.kind](data, width, dense));
   };
   const watching = new ResizeObserver(entries => entries.forEach(({ target }) => {
     const width = target.clientWidth;
@@ -20,7 +20,7 @@
   all(".drawing").forEach(place => watching.observe(place));
   // A sheet of A4 is about 680 pixels wide between its margins; the verdict's picture fills half of it.
   const visible = () => all(".drawing").filter(place => place.clientWidth);
-  addEventListener("beforeprint", () => visible().forEach(place => draw(place, place.closest(".verdict") ? 320 : 680)));
+  addEventListener("beforeprint", () => visible().forEach(place => draw(place, place.closest(".verdict") ? 310 : 680, true)));
   addEventListener("afterprint", () => visible().forEach(place => draw(place, place.clientWidth)));
 
   // One site and method is shown at a time; the address may name the site: report.html#clientB.

@@ -1,6 +1,6 @@
 "use strict";
 // The pictures of a page, drawn with Observable Plot. Each function takes data and the width that it may fill, in
-// pixels, and returns elements. Colours are CSS variables, so that pictures follow dark mode and paper.
+// pixels, and returns elements; `dense` asks for small ones, for paper. Colours are CSS variables, so that pictures follow dark mode and paper.
 const pictures = (() => {
   const SYMBOLS = ["circle", "triangle", "square", "diamond", "star", "wye", "cross"];
   const DASHES = ["", "7 3", "2 2", "8 3 2 3", "12 3", "4 4", "1 3"];
@@ -61,9 +61,9 @@ const pictures = (() => {
   const number = value => value === null ? "" : value.toFixed(1);
 
   /** Scores with intervals: thick over images, thin over images and trainings. Names stand above in narrow pictures. */
-  function intervals(data, width) {
+  function intervals(data, width, dense) {
     const many = data.series.length > 1;
-    const [, each] = columns(width, data.panels.length, 360);
+    const [, each] = columns(width, data.panels.length, 320);
     const parts = data.panels.map(panel => {
       const rows = d3.group(panel.items, item => item.row);
       const longest = d3.max([...rows.keys()], measure) + 14;
@@ -74,7 +74,7 @@ const pictures = (() => {
       for (const [row, items] of rows) {
         names.push({ row, y: above ? y++ : y + (items.length - 1) / 2 });
         for (const item of items) placed.push({ ...item, k: data.series.indexOf(item.series), y: y++ });
-        y += many ? 0.5 : above ? 0.2 : 0;
+        y += many ? 0.5 : above ? 0.35 : 0;
       }
       const ends = placed.flatMap(d => [d.value, ...(d.images ?? []), ...(d.both ?? [])]).filter(v => v !== null);
       if (data.zero) ends.push(0);
@@ -84,7 +84,7 @@ const pictures = (() => {
       const of = d => colour(d.k);
       const right = found.some(d => d.note) ? 70 : 44;
       const svg = image({
-        width: each, height: y * (many ? 17 : 23) + 58, marginLeft: left, marginRight: right, marginTop: 6, marginBottom: 42,
+        width: each, height: y * (dense ? 15 : many ? 17 : 23) + 58, marginLeft: left, marginRight: right, marginTop: 6, marginBottom: 42,
         x: { domain, label: panel.label, labelAnchor: "center", labelArrow: "none", ticks: Math.max(3, (each - left) / 70), nice: false },
         y: { domain: [y - 0.3, -0.8], axis: null },
         symbol: { type: "identity" },
@@ -96,8 +96,8 @@ const pictures = (() => {
           Plot.ruleX(placed.filter(d => d.both).flatMap(d => d.both.map(x => ({ ...d, x }))), { x: "x", y1: d => d.y - 0.2, y2: d => d.y + 0.2, stroke: of, strokeWidth: 1.4 }),
           Plot.ruleY(placed.filter(d => d.images), { y: "y", x1: d => d.images[0], x2: d => d.images[1], stroke: of, strokeWidth: 6, strokeOpacity: 0.38, strokeLinecap: "round" }),
           Plot.dot(found, { x: "value", y: "y", symbol: d => at(SYMBOLS, d.k), fill: of, r: 4.6 }),
-          Plot.text(names, { y: "y", text: "row", frameAnchor: "left", textAnchor: "start", dx: above ? 0 : 2 - left, fill: "currentColor",
-            lineWidth: (above ? each - 8 : left - 6) / 11.4, textOverflow: "ellipsis", fontWeight: many ? 600 : 400 }),
+          Plot.text(names, { y: "y", text: "row", frameAnchor: "left", textAnchor: "start", dx: above ? 0 : 2 - left, dy: above && !many ? 5 : 0, fill: "currentColor",
+            lineWidth: (above ? each - 12 : left - 6) / (many ? 13.5 : 12), textOverflow: "ellipsis", fontWeight: many ? 600 : 400 }),
           Plot.text(found, { y: "y", text: d => `${number(d.value)} ${d.note}`, frameAnchor: "right", textAnchor: "start", dx: 8, fill: "currentColor" }),
           Plot.tip(found, Plot.pointer({ x: "value", y: "y", title: tipOf })),
         ],
@@ -119,9 +119,9 @@ const pictures = (() => {
   ].filter(Boolean).join("\n");
 
   /** Curves with ranges, a panel beside the other; those drawn for comparison are grey. */
-  function curves(data, width) {
+  function curves(data, width, dense) {
     const alone = data.panels.length === 1;
-    const [count, each] = columns(width, data.panels.length, alone ? 0 : 230);
+    const [count, each] = columns(width, data.panels.length, alone ? 0 : dense ? 118 : 230);
     const values = data.panels.flatMap(p => p.lines.flatMap(l => l.points.flatMap(([, ...ys]) => ys))).filter(v => v !== null);
     const [low, high] = d3.extent(values), room = Math.max(0.5, 0.05 * (high - low));
     const domain = [Math.max(0, low - room), Math.min(100, high + room)];
@@ -141,8 +141,8 @@ const pictures = (() => {
       });
       const pointed = panel.lines.filter(l => !l.ghost).flatMap(l => l.points.filter(p => p[1] !== null).map(p => ({ x: p[0], y: p[1], name: l.name })));
       const svg = image({
-        width: each, height: alone ? Math.min(340, Math.max(240, 0.5 * width)) : 190, marginLeft: 40, marginBottom: 38, marginTop: 10, marginRight: 12,
-        x: { domain: [0, last], label: data.x, labelAnchor: "center", labelArrow: "none", ticks: Math.min(last, each / 60), tickFormat: d => Number.isInteger(d) ? String(d) : "" },
+        width: each, height: alone ? Math.min(dense ? 240 : 340, Math.max(240, 0.5 * width)) : dense ? 110 : 190, marginLeft: 40, marginBottom: 38, marginTop: 10, marginRight: 12,
+        x: { domain: [0, last], label: data.x, labelAnchor: "center", labelArrow: "none", ticks: Math.min(last, each / (dense ? 40 : 60)), tickFormat: d => Number.isInteger(d) ? String(d) : "" },
         y: { domain, label: null, ticks: 4, grid: false },
         marks: [
           Plot.gridY({ strokeOpacity: 0.12, ticks: 4 }), ...marks,
@@ -201,7 +201,7 @@ const pictures = (() => {
         x: { axis: null, domain: [0, Math.max(1, d3.max(split.counts))] }, y: { axis: null, domain: bars.map(d => d.k), padding: 0.25 },
         marks: [
           Plot.barX(bars, { x: "count", y: "k", fill: "var(--s0)", fillOpacity: 0.8 }),
-          Plot.text(bars, { y: "k", text: "name", frameAnchor: "left", textAnchor: "start", dx: 2 - left, fill: "currentColor", lineWidth: left / 11.4, textOverflow: "ellipsis" }),
+          Plot.text(bars, { y: "k", text: "name", frameAnchor: "left", textAnchor: "start", dx: 2 - left, fill: "currentColor", lineWidth: left / 12, textOverflow: "ellipsis" }),
           Plot.text(bars, { x: "count", y: "k", text: "count", dx: 5, textAnchor: "start", fill: "currentColor" }),
         ],
       }, `${split.name}: ${bars.map(d => `${d.name} ${d.count}`).join(", ")}`));
