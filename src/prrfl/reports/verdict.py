@@ -203,7 +203,7 @@ def recorded_verdict(
         hardly=hardly,
         cautions=[
             "Predictions stay at the sites. The server has scores and counts, from which neither intervals "
-            "nor tests can be made; each site can make its own with `prrfl evaluate`.",
+            "nor tests can be made.",
             *_of_training([seed]),
             *_of_images(counts, classes),
         ],

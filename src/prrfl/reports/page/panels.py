@@ -35,8 +35,8 @@ def panel(run: FinishedRun, row: Row, site: ClientId, images: SiteImages, classe
         method=run.method,
         pictures=[
             intervals("How much of each class is found", of_classes),
-            roc("ROC curves", predictions, classes),
             calibration("Is it as often right as it is sure?", predictions),
+            roc("ROC curves", predictions, classes),
             balance("Class balance", counts, classes),
         ],
         confusion=confusion(

@@ -64,7 +64,7 @@ def run_page(results: RunResults) -> str:
         Page(
             heading=results.heading,
             title=f"{run.method} at {counted(len(sites), 'site')}",
-            lead=f"{done if done < planned else planned} communication rounds of {run.epochs} local epochs, "
+            lead=f"{f'{done} of {planned}' if done < planned else planned} communication rounds of {run.epochs} local epochs, "
             f"seed {run.seed}. Scores are of {moment}, on test images.",
             banner=banner,
             verdict=verdict,

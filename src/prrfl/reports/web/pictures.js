@@ -78,7 +78,8 @@ const pictures = (() => {
       }
       const ends = placed.flatMap(d => [d.value, ...(d.images ?? []), ...(d.both ?? [])]).filter(v => v !== null);
       if (data.zero) ends.push(0);
-      const [low, high] = ends.length ? d3.extent(ends) : [0, 100], room = Math.max(1, 0.06 * (high - low));
+      // At least 20 points wide: small differences must not look large.
+      const [low, high] = ends.length ? d3.extent(ends) : [0, 100], room = Math.max(0.06 * (high - low), 10 - (high - low) / 2);
       const domain = data.zero ? [low - room, high + room] : [Math.max(0, low - room), Math.min(100, high + room)];
       const found = placed.filter(d => d.value !== null);
       const of = d => colour(d.k);
@@ -159,7 +160,7 @@ const pictures = (() => {
     const [, each] = columns(width, Math.max(2, data.curves.length), 185);
     const side = Math.min(each, 240);
     return data.curves.map(curve => part(`${curve.class}: AUC ${number(curve.auc)}`, side, image({
-      width: side, height: side, marginLeft: 36, marginBottom: 36, marginRight: 8, marginTop: 8,
+      width: side, height: side - 10, marginLeft: 46, marginBottom: 36, marginRight: 8, marginTop: 8,
       x: { domain: [0, 100], label: "100 − specificity (%)", labelAnchor: "center", labelArrow: "none", ticks: 3 },
       y: { domain: [0, 100], label: "sensitivity (%)", labelArrow: "none", labelAnchor: "center", ticks: 3 },
       marks: [
