@@ -116,7 +116,7 @@ def _lengths(runs: Mapping[str, FinishedRun]) -> str:
     lengths = {method: (run.rounds, run.epochs) for method, run in runs.items()}
     if len(set(lengths.values())) == 1:
         rounds, epochs = next(iter(lengths.values()))
-        return f"{rounds} communication rounds of {epochs} local epochs"
+        return f"{counted(rounds, 'communication round')} of {counted(epochs, 'local epoch')}"
     listed = ", ".join(f"{method} {rounds} × {epochs}" for method, (rounds, epochs) in lengths.items())
     return f"Communication rounds × local epochs of {listed}"
 

@@ -122,7 +122,7 @@ const pictures = (() => {
   /** Curves with ranges, a panel beside the other; those drawn for comparison are grey. */
   function curves(data, width, dense) {
     const alone = data.panels.length === 1;
-    const [count, each] = columns(width, data.panels.length, alone ? 0 : dense ? 118 : 230);
+    const [count, each] = columns(width, data.panels.length, alone ? 0 : dense ? 118 : width < 500 ? 150 : 230);
     const values = data.panels.flatMap(p => p.lines.flatMap(l => l.points.flatMap(([, ...ys]) => ys))).filter(v => v !== null);
     const [low, high] = d3.extent(values), room = Math.max(0.5, 0.05 * (high - low));
     const domain = [Math.max(0, low - room), Math.min(100, high + room)];
@@ -142,8 +142,8 @@ const pictures = (() => {
       });
       const pointed = panel.lines.filter(l => !l.ghost).flatMap(l => l.points.filter(p => p[1] !== null).map(p => ({ x: p[0], y: p[1], name: l.name })));
       const svg = image({
-        width: each, height: alone ? Math.min(dense ? 240 : 340, Math.max(240, 0.5 * width)) : dense ? 110 : 190, marginLeft: 40, marginBottom: 38, marginTop: 10, marginRight: 12,
-        x: { domain: [0, last], label: data.x, labelAnchor: "center", labelArrow: "none", ticks: Math.min(last, each / (dense ? 40 : 60)), tickFormat: d => Number.isInteger(d) ? String(d) : "" },
+        width: each, height: alone ? Math.min(dense ? 240 : 340, Math.max(240, 0.5 * width)) : dense ? 110 : each < 200 ? 140 : 190, marginLeft: 40, marginBottom: 38, marginTop: 10, marginRight: 12,
+        x: { domain: [0, last], label: data.x, labelAnchor: "center", labelArrow: "none", ticks: Math.min(last, each / (each < 200 ? 40 : 60)), tickFormat: d => Number.isInteger(d) ? String(d) : "" },
         y: { domain, label: null, ticks: 4, grid: false },
         marks: [
           Plot.gridY({ strokeOpacity: 0.12, ticks: 4 }), ...marks,
