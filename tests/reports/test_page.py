@@ -367,6 +367,17 @@ def test_a_comparison_has_a_verdict_curves_and_tables(tmp_path, prrfl, forked, u
         assert headings.count(heading) == 1
     panels = re.findall(r'<section class="panel" data-site="(\w+)" data-method="(\w+)', text)
     assert sorted(panels) == [(f"client{s}", m) for s in "AB" for m in ("fedavg", "local", "prrfl")]
+    assert "Not finished" not in text
+
+    # A second seed that is half done is left out, and named.
+    half = shutil.copytree(tmp_path / "c/runs/local-seed0", tmp_path / "c/runs/local-seed1")
+    (half / "config.toml").write_text((half / "config.toml").read_text().replace("seed = 0\n", "seed = 1\n"))
+    (half / "summary.json").unlink()
+    shutil.rmtree(half / "state/round-0001")
+    assert prrfl("report", tmp_path / "c")[0] == 0
+    text = (tmp_path / "c/report.html").read_text("utf-8")
+    assert "⚠ Not finished, and left out here: local, seed 1 (round 1 of 2)." in text
+    assert "left out here: local, seed 1" in text_of(text)
 
 
 def test_a_report_writes_every_score(folder):
