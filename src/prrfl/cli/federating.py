@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from prrfl.cli.flags import described, with_flags
+from prrfl.cli.flags import described, given_flags, with_flags
 from prrfl.cli.screen import console, going_on, print_summary
 from prrfl.errors import ConfigError, ParticipationError, PRRFLError
 from prrfl.storage.atomic import only_for_this_user
@@ -73,11 +73,12 @@ def server(
     The exit code is 3 if the run is complete, but some sites were absent in some rounds.
     """
     needs_flower()
+    from prrfl.config import merged
     from prrfl.flower.federation import federate, read_settings
     from prrfl.flower.launch import Server
 
     settings = read_settings(config) if config else {}
-    settings |= {key: value for key, value in flags.items() if value is not None}
+    settings = merged(settings, given_flags(flags))
     names = [name.strip() for name in sites.split(",") if name.strip()]
     folder = (out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-federation").absolute()
     ours = Server(folder, certs.absolute(), host, port)
@@ -152,6 +153,7 @@ def site(
     Images and the personalised model never leave the site.
     """
     needs_flower()
+    from prrfl.data.own import absolute, is_own_data
     from prrfl.flower.certs import check_private_key, check_readable, check_valid, open_keys
     from prrfl.flower.consent import parse_methods
     from prrfl.flower.launch import Node, keep_connected
@@ -163,11 +165,11 @@ def site(
         check_private_key(key)
     if secure:
         check_readable(certs / "roster.txt")
-    if not data.exists():
+    if not data.exists() and not is_own_data(data):
         raise ConfigError(f"data {data} does not exist; give a folder, a manifest .csv or an .npz file")
     own: dict[str, str | int | bool] = {
         "name": name,
-        "data": str(data.absolute()),
+        "data": str(absolute(data)),
         "home": str(home.absolute()),
         "device": device,
         "threads": threads,

@@ -13,10 +13,12 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType, UnionType
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin
 
 import typer
 from rich.markup import escape
+
+from prrfl.errors import ConfigError
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -32,7 +34,8 @@ class Setting:
 
     Attributes:
         name: its key in a file of settings.
-        kind: what the help shows as its type: BOOLEAN, INTEGER, FLOAT, PATH or TEXT.
+        kind: what the help shows as its type: BOOLEAN, INTEGER, FLOAT, PATH, TEXT, or LIST if the flag may be
+            repeated.
         text: its description, with choices and default.
         of_site: whether each site of a federation sets it for itself.
     """
@@ -78,7 +81,7 @@ def describe() -> Described:
         Setting(name, _kind(field.annotation), _text(field), SCOPES[name].of_site)
         for name, field in TrainConfig.model_fields.items()
     )
-    return Described(tuple(settings), tuple(ALGORITHMS), DEFAULT, METHODS)
+    return Described(tuple(settings), tuple(ALGORITHMS.builtin), DEFAULT, METHODS)
 
 
 def with_flags(
@@ -115,6 +118,30 @@ def with_flags(
     return decorate
 
 
+def given_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings among flags that were given, those of own parts by kind.
+
+    Raises:
+        ConfigError: if --set is not kind.name=value.
+    """
+    given = {key: value for key, value in flags.items() if value not in (None, [])}
+    if assignments := given.pop("set", []):
+        tables: dict[str, dict[str, str]] = {}
+        for assignment in assignments:
+            key, equals, value = assignment.partition("=")
+            kind, dot, name = key.partition(".")
+            if not (equals and dot and name):
+                from prrfl.config import PARTS
+
+                raise ConfigError(
+                    f"--set {assignment}: expected kind.name=value, such as method.step=0.2; kinds are "
+                    f"{', '.join(PARTS)}"
+                )
+            tables.setdefault(kind, {})[name] = value
+        given["set"] = tables
+    return given
+
+
 def _parameter(name: str, kind: Any, **option: Any) -> signatures.Parameter:
     annotation = Annotated[kind | None, typer.Option(show_default=False, **option)]
     return signatures.Parameter(name, signatures.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
@@ -122,8 +149,8 @@ def _parameter(name: str, kind: Any, **option: Any) -> signatures.Parameter:
 
 def _flag(setting: Setting) -> signatures.Parameter:
     text = escape(setting.text)  # brackets are no markup of rich's
-    if setting.kind == "BOOLEAN":
-        return _parameter(setting.name, bool, help=text)
+    if kind := {"BOOLEAN": bool, "LIST": list[str]}.get(setting.kind):
+        return _parameter(setting.name, kind, help=text)
     number = {"INTEGER": int, "FLOAT": float}.get(setting.kind)
     if number is None:
         return _parameter(setting.name, str, help=text, metavar=setting.kind)
@@ -151,6 +178,8 @@ def _frozen(value: Any) -> Any:
 
 def _kind(annotation: Any) -> str:
     """Return what the help shows as the type of a setting."""
+    if get_origin(annotation) is dict:
+        return "LIST"
     kinds = {bool: "BOOLEAN", int: "INTEGER", float: "FLOAT", Path: "PATH"}
     parts = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
     return next((kinds[part] for part in parts if part in kinds), "TEXT")
@@ -163,7 +192,7 @@ def _text(field: "FieldInfo") -> str:
     values = choices(field.annotation)
     listed = f"; one of {', '.join(map(str, values))}" if values else ""
     shown = ",".join(field.default) if isinstance(field.default, tuple) else field.default
-    default = "" if shown is None else f" [default: {shown}]"
+    default = "" if shown in (None, {}) else f" [default: {shown}]"
     return f"{field.description}{listed}{default}"
 
 
