@@ -580,6 +580,7 @@ def _expected(key: str, fault: str, error: Mapping[str, Any]) -> str:
         return f"expected {_bounds(field.metadata)}"
     kinds = {"int": "a whole number", "float": "a number", "finite": "a finite number"}
     kinds |= {"bool": "true or false", "path": "a path", "string": "text", "tuple": "a list of names"}
+    kinds |= {"dict": "a table of settings"}
     kind = kinds.get(fault.partition("_")[0])
     return f"expected {kind}" if kind else error["msg"].removeprefix("Value error, ")
 
