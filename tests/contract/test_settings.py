@@ -19,14 +19,14 @@ def test_every_setting_has_a_scope():
 @pytest.mark.parametrize(
     ("facts", "names"),
     [
-        ({"resumable": True}, OF_MACHINE | {"tensorboard", "data", "allow_missing"}),
-        ({"comparison": "free"}, OF_MACHINE | {"tensorboard"}),
+        ({"resumable": True}, OF_MACHINE | {"track", "data", "allow_missing"}),
+        ({"comparison": "free"}, OF_MACHINE | {"track"}),
         (
             {"comparison": "same"},
             {"data", "classes", "image_size", "allow_missing", "sites", "images", "method", "seed"},
         ),
         ({"of_site": True}, OF_MACHINE | {"data", "allow_missing", "sites", "images"}),
-        ({"of_server": True}, {"tensorboard"}),
+        ({"of_server": True}, {"track"}),
         ({"of_hardware": True}, {"precision"}),
         ({"of_generator": True}, {"sites", "images"}),
     ],

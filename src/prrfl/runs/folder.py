@@ -24,7 +24,7 @@ from typing import Any
 
 from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 
-from prrfl.config import TrainConfig, checked, given_settings
+from prrfl.config import READING, TrainConfig, checked, given_settings, renamed
 from prrfl.data.fingerprint import Fingerprint, Fingerprints, difference, to_json
 from prrfl.errors import ConfigError, DataError
 from prrfl.losses import LOSSES
@@ -91,7 +91,7 @@ class RunFolder:
         """Return the settings of the run, some of them changed.
 
         The device is returned as the run used it, even if this machine has no such device: reading a run
-        needs none.
+        needs none. It needs no tracker's package, either.
 
         Raises:
             ConfigError: if the folder holds no run, or its settings are incomplete or invalid.
@@ -99,10 +99,11 @@ class RunFolder:
         path = self.path / "config.toml"
         if not path.is_file():
             raise ConfigError(f"{self.path} is not a run folder: it has no config.toml")
-        _, written = given_settings(path, {})
+        _, given = given_settings(path, {})
+        written = renamed(given)
         implied = {} if NEWER & written.keys() else _implied(written)
         changed_too = {"device": "cpu", **changed}
-        config = checked({**implied, **written, **changed_too}, str(path), changed_too)
+        config = checked({**implied, **written, **changed_too}, str(path), changed_too, READING)
         # A run writes every setting. A missing one was lost, and its default might be another value.
         optional = {name for name, setting in TrainConfig.model_fields.items() if setting.default is None}
         if lost := TrainConfig.model_fields.keys() - optional - written.keys() - implied.keys():
