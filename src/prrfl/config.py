@@ -42,7 +42,7 @@ TRACKERS = ("mlflow", "tensorboard", "wandb")
 """Trackers by name, which is also that of their package and of the extra that installs it."""
 
 READING = "reading"
-"""Context of validation for the settings of a run that was started already: its trackers may be missing here."""
+"""Context of validating the settings of a run that was started: its trackers may be missing here."""
 
 Ratio = Annotated[float, Field(ge=0, le=1)]
 Factor = Annotated[float, Field(ge=0, le=LARGEST)]

@@ -5,9 +5,10 @@ from dataclasses import fields
 import pytest
 
 from prrfl.algorithms import ALGORITHMS
-from prrfl.config import SCOPES, TrainConfig, checked
+from prrfl.config import SCOPES, TRACKERS, TrainConfig, checked
 from prrfl.errors import ConfigError
 from prrfl.losses import LOSSES
+from prrfl.reports.tracking import trackers
 
 OF_MACHINE = {"device", "workers", "threads"}
 
@@ -33,6 +34,10 @@ def test_every_setting_has_a_scope():
 )
 def test_settings_are_found_by_scope(facts, names):
     assert TrainConfig.where(**facts) == names
+
+
+def test_every_tracker_that_can_be_named_is_there():
+    assert set(TRACKERS) == set(trackers.KINDS)
 
 
 @pytest.mark.parametrize(("name", "kind"), ALGORITHMS.items(), ids=ALGORITHMS)

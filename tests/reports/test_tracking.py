@@ -222,7 +222,9 @@ def server(tmp_path):
 
 
 @pytest.mark.slow
-def test_mlflow_server_gets_what_it_missed_while_it_was_gone(data, tmp_path, drawn, monkeypatch, server, caplog):
+def test_mlflow_server_gets_what_it_missed_while_it_was_gone(
+    data, tmp_path, drawn, monkeypatch, server, caplog
+):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri.replace("//", "//user:secret@"))
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     settings, folder = settings_of(data, "mlflow"), tmp_path / "run"

@@ -10,6 +10,8 @@ predictions/<site>/{best,last}{,-valid}.csv
 state/round-<n>/    checkpoints, from which the run can be resumed, see prrfl.runs.checkpoint
 summary.json, scores.csv, retrogress.png, report.html
 results, see prrfl.runs.report
+mlflow/, tensorboard/, wandb/
+what trackers keep, see prrfl.reports.tracking
 log.txt
 """
 

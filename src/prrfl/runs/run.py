@@ -213,7 +213,7 @@ def _tracked(run: Run, folder: Path, data: Fingerprints | None) -> Tracked:
 
 
 def _results(folder: Path) -> Results:
-    """Return the files of a finished run that trackers keep; in a federation the networks are at the sites."""
+    """Return the files of a finished run that trackers keep. A federation's networks are at the sites."""
     models = folder / "models"
     networks = {str(path.relative_to(models)): path for path in sorted(models.glob("*/*.safetensors"))}
     return Results([path for path in [folder / "retrogress.png"] if path.is_file()], networks)

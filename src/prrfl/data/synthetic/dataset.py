@@ -34,14 +34,13 @@ _MIN_SIZE = 16
 _MAX_SITES, _MAX_IMAGES, _MAX_SIZE = 1000, 100_000, 1024  # a typo should not fill a disk
 
 
-
 def _evened(nv: int, bkl: int, mel: int) -> tuple[float, float, float]:
-    """Return class shares between equal ones and those of the counts, namely in proportion to square roots."""
+    """Return class shares that are less unequal than the counts: in proportion to their square roots."""
     return math.sqrt(nv), math.sqrt(bkl), math.sqrt(mel)
 
 
-# The counts are those of the published split (train, valid and test together). Taken as they are, 240 images of
-# B would be 231 nv, 8 bkl and 1 mel, and its network would learn to answer nv to all of them.
+# The counts are those of the published split (train, valid and test together). Taken as they are, 240 images
+# of B would be 231 nv, 8 bkl and 1 mel, and its network would learn to answer nv to all of them.
 STYLES = (
     # A: HAM10000, vidir_modern
     SiteStyle(_evened(1832, 475, 680), (0.93, 0.97, 1.14), 0.03, 0.95, vignette=0.5, hair=0.25, bubbles=0.1),

@@ -15,7 +15,7 @@ class TensorBoard:
     """
 
     rounds = 0
-    """Every process of a run writes all of its rounds: events are buffered, so a killed one may have lost some."""
+    """Every process of a run writes all rounds, because a killed one may have lost what it had buffered."""
 
     def __init__(self, run: Tracked) -> None:
         """Open the folder of events; what earlier processes wrote there no longer counts."""

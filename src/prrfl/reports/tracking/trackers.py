@@ -44,6 +44,8 @@ class Trackers:
         Args:
             records: of one or more rounds, in order of time.
         """
+        if not self._open:
+            return
         for index, of_round in groupby(records, lambda r: r.round):
             values = values_of_round(of_round)
 
