@@ -35,8 +35,8 @@ _MAX_SITES, _MAX_IMAGES, _MAX_SIZE = 1000, 100_000, 1024  # a typo should not fi
 
 
 def _evened(nv: int, bkl: int, mel: int) -> tuple[float, float, float]:
-    """Return class shares that are less unequal than the counts: in proportion to their square roots."""
-    return math.sqrt(nv), math.sqrt(bkl), math.sqrt(mel)
+    """Return class shares that are less unequal than the counts: in proportion to their cube roots."""
+    return math.cbrt(nv), math.cbrt(bkl), math.cbrt(mel)
 
 
 # The counts are those of the published split (train, valid and test together). Taken as they are, 240 images

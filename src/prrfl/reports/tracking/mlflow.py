@@ -84,7 +84,7 @@ class MLflow:
 
 
 def _begun(note: Path, place: str) -> str:
-    """Return the id of the run that was begun in a store; empty if there is none."""
+    """Return the id of the run that was begun in a store; empty without one."""
     if not note.is_file():
         return ""
     written = parse_json(read_text(note))
