@@ -64,8 +64,9 @@ class WandB:
             self._run.finish(exit_code=1)
             return
         self._run.log({path.stem: wandb.Image(str(path)) for path in results.figures}, step=self._last)
-        networks = wandb.Artifact(f"networks-{self._run.id}", type="model")
-        for name, path in results.networks.items():
-            networks.add_file(str(path), name=name, policy="immutable")
-        self._run.log_artifact(networks)
+        if results.networks:
+            networks = wandb.Artifact(f"networks-{self._run.id}", type="model")
+            for name, path in results.networks.items():
+                networks.add_file(str(path), name=name, policy="immutable")
+            self._run.log_artifact(networks)
         self._run.finish()
