@@ -19,7 +19,7 @@ METRICS_PER_REQUEST = 1000
 PARAMETERS_PER_REQUEST = 100
 """The limits of MLflow's interface."""
 
-DEFAULTS = {
+ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -38,7 +38,7 @@ class MLflow:
     def __init__(self, run: Tracked) -> None:
         """Open the run in MLflow: the one that an earlier process of this run began there, or a new one."""
         os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-        for name, value in DEFAULTS.items():
+        for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         from mlflow import MlflowClient
 
