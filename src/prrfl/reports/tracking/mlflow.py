@@ -24,7 +24,8 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-"""A server that is gone should not hold up training for the ten minutes of MLflow's own defaults."""
+"""What is set unless the user has: a server that is gone should not hold up training for the ten minutes of
+MLflow's own defaults, and the screen is prrfl's."""
 
 
 class MLflow:
