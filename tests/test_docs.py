@@ -8,8 +8,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from typer.main import get_command
 
 from prrfl import InProcess, Recipe, build_network, cli, config, run_rounds
@@ -54,13 +56,23 @@ def test_data(call, tmp_path):
         assert split in SPLITS
         rows.append(f"{image.relative_to(tmp_path)},{int(number) % 3},{site},{split},{image.stem}")
     (tmp_path / "manifest.csv").write_text("\n".join(rows) + "\n")
+    for name, colour in (("nv", 0), ("mel", 200)):
+        for k in range(12):
+            image = tmp_path / "lesions" / name / f"{k}.png"
+            image.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (32, 32), (colour, 5 * k, 9)).save(image)
+    (tmp_path / "photos").symlink_to(tmp_path / "lesions" / "nv")
+    cells = ["filename,diagnosis,hospital,patient", *(f"{k},nv,h{k % 2},p{k}" for k in range(9))]
+    (tmp_path / "table.csv").write_text("\n".join(cells))
+    (tmp_path / "scans").mkdir()
+    Image.fromarray(np.full((8, 8), 300, dtype=np.int32)).save(tmp_path / "scans" / "1.tif")
     ran = []
     for arguments in commands("data.md"):
         if arguments[:2] == ["data", "build"]:
             continue  # needs the archives; tests/data/test_trust.py makes small ones
         call([*arguments, *(TINY if arguments[0] == "train" else [])])
         ran.append(arguments[0])
-    assert ran == ["data", "train", "data"]
+    assert ran == ["data", "train", *["data"] * 5]
     assert (tmp_path / "split.csv").is_file()
 
 

@@ -214,7 +214,7 @@ def _images_at(path: Path) -> list[Path]:
     found, others = walk(path, IMAGE_SUFFIXES)
     if not found:
         there = f", but {told(others)}" if others else ""
-        dicom = "; DICOM is not read: convert it to PNG" if "files ending in .dcm" in others else ""
+        dicom = "; DICOM is not read: use `prrfl data convert`" if "files ending in .dcm" in others else ""
         raise DataError(
             f"folder {path} holds no image{there}; expected files ending in "
             f"{', '.join(sorted(IMAGE_SUFFIXES))}{dicom}"
@@ -246,8 +246,8 @@ def read_image(path: Path, size: int | None = None, file: BinaryIO | None = None
                 )
             if image.mode.startswith(("I", "F")):
                 raise DataError(
-                    f"image {path} has pixels of mode {image.mode}; expected 8 bits per channel; convert it, "
-                    "with a suitable intensity window"
+                    f"image {path} has pixels of mode {image.mode}; expected 8 bits per channel; convert it "
+                    "with `prrfl data convert`, with a suitable intensity window"
                 )
             with _one_large if image.width * image.height > LARGE else nullcontext():
                 rgb = _upright(image).convert("RGB")
@@ -284,8 +284,8 @@ def _bounded(content: BinaryIO, path: Path) -> BinaryIO:
     content.seek(0)
     if content.read(132).endswith(b"DICM") or path.suffix.lower() in (".dcm", ".dicom"):
         raise DataError(
-            f"image {path} is DICOM, which is not read; convert it to PNG or TIFF of 8 bits, with a suitable "
-            "intensity window, for example with DCMTK's dcm2img"
+            f"image {path} is DICOM, which is not read; convert it to PNG with `prrfl data convert`, with a "
+            "suitable intensity window"
         )
     content.seek(0)
     return content
