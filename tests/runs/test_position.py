@@ -13,8 +13,8 @@ from prrfl.engine.workers import Workers
 from prrfl.runs import position
 from prrfl.runs.folder import RunFolder
 from prrfl.runs.position import Position, SitePosition, position_of, reporting, seconds_left
+from prrfl.testing.contract import moment, recipe_of
 from prrfl.training import ImageCounter
-from tests.contract.test_algorithms import moment, recipe_of
 from tests.sites import tiny_sites
 
 SIZES = {"s0": 21, "s1": 21, "s2": 21}
