@@ -3,6 +3,7 @@
 import io
 import re
 import shlex
+import signal
 from contextlib import redirect_stderr
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +18,7 @@ from typer.main import get_command
 from prrfl import InProcess, Recipe, build_network, cli, config, run_rounds
 from prrfl.algorithms import FedBN, Local
 from prrfl.data.images import SPLITS
+from prrfl.errors import Stopped
 from prrfl.runs.compare import plan
 from tests.forked import fork_runs
 from tests.sites_on_disk import write_layout
@@ -179,6 +181,20 @@ def test_using(arguments, walk, prrfl, monkeypatch):
     assert code == 0, err
     if "--out" in arguments:
         assert Path(arguments[arguments.index("--out") + 1]).exists()
+
+
+def test_watching(walk, prrfl, monkeypatch):
+    monkeypatch.chdir(walk)
+
+    def stop(_):
+        raise Stopped(signal.SIGINT)
+
+    monkeypatch.setattr("prrfl.live.serving.PageServer.serve_forever", stop)
+    (arguments,) = commands("watching.md")
+    code, out, err = prrfl(*arguments)
+    assert code == 0, err
+    begins = re.search(r"`(http://\S+/)`", (DOCS / "watching.md").read_text("utf-8"))[1]
+    assert f"open {begins}" in out
 
 
 def test_using_from_python(walk, monkeypatch):

@@ -14,10 +14,18 @@ from prrfl.algorithms import traits_of
 from prrfl.cli.comparing import print_comparison
 from prrfl.cli.flags import given_flags, with_flags
 from prrfl.cli.options import MovedData, TimeLimit
-from prrfl.cli.screen import console, going_on, print_summary, show_progress
+from prrfl.cli.screen import (
+    console,
+    going_on,
+    print_next,
+    print_summary,
+    print_watch,
+    show_progress,
+)
 from prrfl.config import TrainConfig, load_config
 from prrfl.errors import ConfigError
 from prrfl.runs import run, setup
+from prrfl.runs.afterwards import after_run, command, with_networks
 from prrfl.runs.compare import tabulate
 from prrfl.runs.folder import RunFolder
 from prrfl.runs.paper import write_comparison, write_run
@@ -75,25 +83,27 @@ def run_training(
     )
     if done:
         console.print(f"Resuming after round {done} of {settings.rounds}.")
+    print_watch(folder)
     with (
         going_on(
             lambda: (
                 f"{there.rounds_done} of {settings.rounds} rounds are saved; "
-                f"continue with `prrfl resume {folder}`"
+                f"continue with `{command('resume', folder)}`"
             )
         ),
         closing(run.train(settings, sites, folder, resume=resume)) as records,
     ):
-        show_progress(run.in_time(records, settings.rounds, seconds, started), sites, settings, done)
+        show_progress(run.in_time(records, settings.rounds, seconds, started), folder, settings)
     if not there.is_finished:
         console.print(
             f"Time limit: {there.rounds_done} of {settings.rounds} rounds are saved; "
-            f"continue with `prrfl resume {folder}`",
+            f"continue with `{command('resume', folder)}`",
             soft_wrap=True,
         )
         return
     print_summary(folder)
     console.print(f"Run folder: {folder}", soft_wrap=True)
+    print_next(after_run(folder))
 
 
 def resume(run_folder: RunPath, data: MovedData = None, time_limit: TimeLimit = None) -> None:
@@ -169,6 +179,8 @@ def report(
             write_report(run_folder, data)
             print_summary(run_folder)
         console.print(f"Page: {run_folder / 'report.html'}", soft_wrap=True)
+        if not comparison and not RunFolder(run_folder).is_federation:
+            print_next(with_networks(run_folder))
         return
     if data is not None:
         raise ConfigError("--data: tables and figures for a paper need no images; leave it out")

@@ -11,6 +11,7 @@ state/round-<n>/    checkpoints, from which the run can be resumed, see prrfl.ru
 summary.json, scores.csv, retrogress.png, report.html
 results, see prrfl.runs.report
 log.txt
+position.json       only while a process works on the run: where it is, see prrfl.runs.position
 """
 
 import fcntl
