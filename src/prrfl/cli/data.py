@@ -280,8 +280,8 @@ def partition(
     if by is not None:
         placed = by_column(rows, by, str(source))
     else:
-        cells = ([row.get(name, "") for row in rows] for name in ("label", "split", "group"))
-        placed = by_skew(*cells, Skew(sites or 0, dirichlet, least, seed))
+        labels, splits, groups = ([row.get(name, "") for row in rows] for name in ("label", "split", "group"))
+        placed = by_skew(labels, splits, groups, Skew(sites or 0, dirichlet, least, seed))
     written = [
         {
             **{name: row.get(name, "") for name in COLUMNS},
@@ -292,13 +292,13 @@ def partition(
         for row, there in zip(rows, placed, strict=True)
     ]
     write_text(out, manifest_of(written, out.parent))
-    labels = sorted({row["label"] for row in rows})
+    classes = sorted({row["label"] for row in rows})
     table = Table(title="Images")
-    for name in ("site", *labels, "all"):
+    for name in ("site", *classes, "all"):
         table.add_column(name, justify="left" if name == "site" else "right")
     for there in sorted(set(placed)):
         own = [row["label"] for row, place in zip(rows, placed, strict=True) if place == there]
-        table.add_row(there, *(str(own.count(label)) for label in labels), str(len(own)))
+        table.add_row(there, *(str(own.count(label)) for label in classes), str(len(own)))
     print_table(table, names=1)
     console.print(f"{len(rows)} images: {out}", soft_wrap=True)
 

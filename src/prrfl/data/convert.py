@@ -36,7 +36,8 @@ class Window:
     def __call__(self, values: NDArray[Any]) -> NDArray[np.uint8]:
         """Return values of any type as 0...255."""
         scaled = (values.astype(np.float64) - self.low) / (self.high - self.low)
-        return np.rint(255 * scaled.clip(0, 1)).astype(np.uint8)
+        shown: NDArray[np.uint8] = np.rint(255 * scaled.clip(0, 1)).astype(np.uint8)
+        return shown
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def _shown(values: NDArray[Any], path: Path, window: Window | None) -> tuple[NDA
 def _dicom(path: Path, window: Window | None) -> tuple[NDArray[np.uint8], str]:
     try:
         import pydicom
-        from pydicom.pixels import apply_modality_lut, convert_color_space
+        from pydicom.pixels.processing import apply_modality_lut, convert_color_space
     except ImportError:
         raise DataError("DICOM needs the package pydicom; pip install 'prrfl[dicom]'") from None
     try:

@@ -15,7 +15,7 @@ from prrfl.data.tables import is_plain_name, read_rows
 from prrfl.errors import DataError, nearest
 from prrfl.types import Split
 
-WORDS: Mapping[str, Split] = {
+SPLIT_NAMES: Mapping[str, Split] = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("valid", "val", "validation", "dev"), "valid"),
     **dict.fromkeys(("test", "testing"), "test"),
@@ -53,7 +53,7 @@ def from_folders(folder: Path, classes: Sequence[str] = (), site: str = "all") -
     images, passed_over = walk(folder, IMAGE_SUFFIXES)
     if not images:
         raise DataError(f"folder {folder} holds no image; expected a folder for each class")
-    splits = {path.relative_to(folder).parts[0].casefold() in WORDS for path in images}
+    splits = {path.relative_to(folder).parts[0].casefold() in SPLIT_NAMES for path in images}
     if len(splits) > 1:
         raise DataError(
             f"folder {folder} holds folders of splits, such as train, beside others; expected either splits "
@@ -65,7 +65,7 @@ def from_folders(folder: Path, classes: Sequence[str] = (), site: str = "all") -
         parts = path.relative_to(folder).parts
         if len(parts) < depth + 2:
             raise DataError(f"image {path} is in no folder of a class; expected {folder}/CLASS/IMAGE")
-        split = WORDS[parts[0].casefold()] if depth else "train"
+        split = SPLIT_NAMES[parts[0].casefold()] if depth else "train"
         found.append((path, parts[depth], split))
     names = tuple(classes) or tuple(sorted({name for _, name, _ in found}))
     for name in names:
@@ -160,11 +160,12 @@ def _in_order(label: str) -> tuple[int, str]:
 def _split(text: str, where: str) -> Split:
     """Return the split that a cell names: ``train``, ``Validation``, or as FLamby writes it, ``test_3``."""
     word = text.casefold().partition("_")[0]
-    if word not in WORDS:
+    if word not in SPLIT_NAMES:
         raise DataError(
-            f"{where}: unknown split '{text}'{nearest(word, WORDS)}; expected one of {', '.join(WORDS)}"
+            f"{where}: unknown split '{text}'{nearest(word, SPLIT_NAMES)}; expected one of "
+            f"{', '.join(SPLIT_NAMES)}"
         )
-    return WORDS[word]
+    return SPLIT_NAMES[word]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from prrfl.data.images import SPLITS
 from prrfl.data.tables import is_plain_name
 from prrfl.errors import DataError
 
-DRAWS = 100
+DIVISIONS = 100
 """Random divisions that are tried until each site has enough images."""
 
 
@@ -48,14 +48,14 @@ def by_skew(labels: Sequence[str], splits: Sequence[str], groups: Sequence[str],
     """
     draw = np.random.default_rng(skew.seed)
     units = _units(labels, splits, groups)
-    for _ in range(DRAWS):
+    for _ in range(DIVISIONS):
         place = _divided(units, skew, draw)
         if not (lack := _lack(units, place, skew)):
             break
     else:
         raise DataError(
-            f"no division among {skew.sites} sites was found in {DRAWS} draws; the last one gives {lack}; "
-            "use a larger --dirichlet, or fewer --sites"
+            f"no division among {skew.sites} sites was found in {DIVISIONS} draws; the last one gives {lack};"
+            " use a larger --dirichlet, or fewer --sites"
         )
     width = len(str(skew.sites))
     site_of = {image: place[k] for k, unit in enumerate(units) for image in unit.images}
