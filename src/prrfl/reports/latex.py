@@ -11,6 +11,15 @@ TEXT_WIDTH = 345.0
 COLUMN_GAP = 6.0
 """Space between two columns, in points: ``tabcolsep`` on both sides."""
 
+PAGE = 430.0
+"""Height of a page of ``article`` without a caption of eight lines, in points."""
+
+LINE = 9.5
+"""Distance of lines at footnote size, in points."""
+
+HEADS = 5.5
+"""Height of the heads, rules and gap of a tabular, in lines."""
+
 NAME_WIDTH = 88.0
 """Largest width of the column that names the rows, in points; longer names are broken."""
 
@@ -103,14 +112,21 @@ def tabular(columns: str, heads: Sequence[str], body: Sequence[Sequence[str]], f
     return "\n".join([begin, r"\toprule", *heads, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}"])
 
 
-def floating(tabulars: Sequence[str], caption: str, label: str) -> str:
-    """Return a ``table`` with its caption above, as journals want it.
+def floating(tabulars: Sequence[str], lines: int, caption: str, label: str) -> str:
+    """Return a ``table`` with its caption above, as journals want it, and more if a page cannot hold it.
 
     Args:
         tabulars: one below the other.
+        lines: of text in each, without its heads.
         caption: LaTeX.
         label: for references.
     """
-    lines = [r"\begin{table}[tp]", r"\centering", rf"\caption{{{caption}}}\label{{{label}}}\par\smallskip"]
-    lines += [r"\footnotesize\setlength{\tabcolsep}{3pt}", "\n\\par\\medskip\n".join(tabulars)]
-    return "\n".join([*lines, r"\end{table}", ""])
+    fitting = max(1, int(PAGE // (LINE * (lines + HEADS))))
+    tables = []
+    for start in range(0, len(tabulars), fitting):
+        name = f"{label}-{start // fitting + 1}" if start else label
+        text = rf"Continued from Table~\ref{{{label}}}." if start else caption
+        tables += [r"\begin{table}[tp]", r"\centering", rf"\caption{{{text}}}\label{{{name}}}\par\smallskip"]
+        tables += [r"\footnotesize\setlength{\tabcolsep}{3pt}"]
+        tables += ["\n\\par\\medskip\n".join(tabulars[start : start + fitting]), r"\end{table}", ""]
+    return "\n".join(tables)

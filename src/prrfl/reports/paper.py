@@ -358,7 +358,7 @@ def _padding(number: str, widest: str, dialect: _Dialect) -> str:
 
 
 def to_latex(table: PaperTable) -> str:
-    """Return a table for LaTeX; what does not fit beside the rest is below it."""
+    """Return a table for LaTeX; what does not fit beside the rest is below it, or on the next page."""
     templates = [_Template.of(column.entries) for column in table.columns]
     groups = [list(indices) for indices in _groups(table.columns, range(len(table.columns)))]
     widths = [
@@ -374,15 +374,14 @@ def to_latex(table: PaperTable) -> str:
     ]
     spec, first, names = row_names(table.names, table.corner)
     if max(of_groups) + first + COLUMN_GAP > TEXT_WIDTH:
-        groups, of_groups = [[k] for k in range(len(widths))], widths
-    return floating(
-        [
-            _panel(table, templates, [k for index in panel for k in groups[index]], names, spec)
-            for panel in panels(of_groups, first)
-        ],
-        escaped(table.caption),
-        table.label,
-    )
+        groups = [[k] for k in range(len(widths))]
+        of_groups = [max(own, width(c.group)) for own, c in zip(widths, table.columns, strict=True)]
+    tabulars = [
+        _panel(table, templates, [k for index in panel for k in groups[index]], names, spec)
+        for panel in panels(of_groups, first)
+    ]
+    lines = sum(2 if width(name) > first else 1 for name in table.names)
+    return floating(tabulars, lines, escaped(table.caption), table.label)
 
 
 def _panel(
