@@ -35,8 +35,7 @@ def folder(tmp_path_factory):
     arguments += ["--image-size", 32, "--rounds", 1, "--epochs", 1, "--network", "tiny"]
     with pytest.MonkeyPatch.context() as patch:
         fork_runs(patch)
-        for module in ("report.draw_retrogress", "compare.tabulate"):
-            patch.setattr(f"prrfl.runs.{module}", lambda *_: None)
+        patch.setattr("prrfl.runs.report.draw_retrogress", lambda *_: None)
         patch.setattr("prrfl.cli.comparing.tabulate", lambda *_: [])
         patch.setattr("prrfl.cli.comparing.print_comparison", lambda *_: None)
         patch.setattr("sys.argv", ["prrfl", *map(str, arguments)])

@@ -39,18 +39,23 @@ def escaped(text: str) -> str:
 
 def width(text: str) -> float:
     """Return the width of a text in points, in LaTeX's font at footnote size (8 pt)."""
-    font = _font()
-    # Letters of Computer Modern are drawn wider for 8 points (cmr8) than for 10 (cmr10): a digit by 6 %.
-    known = text.translate({ord("−"): "+", ord("–"): "--", ord("Δ"): "W", ord("†"): "*", ord("‡"): "*"})
+    font, letters = _font()
+    # Other signs, such as Chinese ones, are taken as wide as the widest Latin letter.
+    known = "".join(sign if sign in letters else "M" for sign in text.translate(ALIKE))
     font.set_text(known)
+    # Computer Modern is drawn wider for 8 points (cmr8) than for 10 (cmr10): a digit by 6 %.
     return 1.0625 * font.get_width_height()[0] / 64
 
 
+ALIKE = str.maketrans({"−": "+", "–": "--", "Δ": "W", "†": "*", "‡": "*", "≈": "=", "±": "+", "×": "+"})
+"""Signs that LaTeX takes from other fonts, and some of their width."""
+
+
 @lru_cache
-def _font() -> FT2Font:
+def _font() -> tuple[FT2Font, frozenset[str]]:
     font = FT2Font(font_manager.findfont("cmr10"))
     font.set_size(8, 72.27)
-    return font
+    return font, frozenset(map(chr, font.get_charmap()))
 
 
 def panels(
