@@ -184,28 +184,28 @@ def test_marks_are_those_of_the_comparison_and_the_caption_explains_just_them():
         assert (words in table.caption) == (mark in shown)
     assert "*" in shown
     assert "Bold: best mean" in table.caption
-    text = paper.to_latex(table)
+    text = paper.table_to_latex(table)
     mean = f"{100 * rows[0].f1['mean'].mean:.1f}"
     assert rf"\textbf{{{mean}}}" in text
-    assert f"**{mean}**" in paper.to_markdown(table)
+    assert f"**{mean}**" in paper.table_to_markdown(table)
 
 
 def test_numbers_stand_below_each_other():
     entries = [
-        paper.Entry(0.0412, (-0.1, 0.095)),
-        paper.Entry(-0.123, (-0.2, 0.301), marks="*"),
-        paper.Entry(-0.0001),
-        paper.Entry(None),
+        paper.Number(0.0412, (-0.1, 0.095)),
+        paper.Number(-0.123, (-0.2, 0.301), marks="*"),
+        paper.Number(-0.0001),
+        paper.Number(None),
     ]
     table = paper.PaperTable("tab:x", "c", "x", "abcd", [paper.Column("Macro-F1", "−", entries)])
-    lines = paper.to_markdown(table).splitlines()[4:]
+    lines = paper.table_to_markdown(table).splitlines()[4:]
     space = paper.FIGURE_SPACE
     cells = [line.split(" | ")[1].removesuffix(" |") for line in lines]
     assert cells[0] == f"{space * 2}4.1 [−10.0, {space}9.5]{space}"
     assert cells[1] == r"−12.3 [−20.0, 30.1]\*"
     assert cells[2] == f"{space * 2}0.0{space * len(' [−20.0, 30.1]*')}"
     assert cells[3].strip(space) == "–"
-    assert r"$-$12.3 [$-$20.0, 30.1]*" in paper.to_latex(table)
+    assert r"$-$12.3 [$-$20.0, 30.1]*" in paper.table_to_latex(table)
 
 
 @needs_latex
@@ -215,7 +215,7 @@ def test_latex_takes_all_and_no_line_is_wider_than_the_text(printed, tmp_path):
     known = paper.metrics_of(CLASSES)
     metrics = [known[name] for name in ("f1", "auc", "recall_mel", "sensitivity_mel")]
     tables = paper.comparison_tables(rows, metrics, subject) + paper.run_tables(rows[-2:], metrics, subject)
-    (tmp_path / "many.tex").write_text("\n".join(map(paper.to_latex, tables)))
+    (tmp_path / "many.tex").write_text("\n".join(map(paper.table_to_latex, tables)))
     (tmp_path / "all.tex").write_text(documents.to_latex(rows, ("nv", "b_k&l", "mel")))
     inputs = [rf"\input{{{name}}}\clearpage" for name in ("table", "figures", "many", "all")]
     preamble = r"\documentclass{article}\usepackage{booktabs,graphicx}\begin{document}"
@@ -237,7 +237,7 @@ def test_columns_that_do_not_fit_are_below_and_none_is_lost():
     rows, subject = many(sites=7)
     metrics = list(paper.metrics_of(CLASSES).values())
     for table in paper.comparison_tables(rows, metrics, subject):
-        found = [line for line in paper.to_latex(table).splitlines() if line.startswith("method-2 &")]
+        found = [line for line in paper.table_to_latex(table).splitlines() if line.startswith("method-2 &")]
         assert sum(line.count(" & ") for line in found) == len(table.columns)
         assert len(found) > 1
 

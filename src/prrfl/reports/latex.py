@@ -17,7 +17,7 @@ PAGE = 430.0
 LINE = 9.5
 """Distance of lines at footnote size, in points."""
 
-HEADS = 5.5
+HEAD_LINES = 5.5
 """Height of the heads, rules and gap of a tabular, in lines."""
 
 NAME_WIDTH = 88.0
@@ -126,7 +126,7 @@ def floating(tabulars: Sequence[str], lines: int, caption: str, label: str) -> s
         caption: LaTeX.
         label: for references.
     """
-    fitting = max(1, int(PAGE // (LINE * (lines + HEADS))))
+    fitting = max(1, int(PAGE // (LINE * (lines + HEAD_LINES))))
     tables = []
     for start in range(0, len(tabulars), fitting):
         name = f"{label}-{start // fitting + 1}" if start else label
