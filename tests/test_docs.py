@@ -81,7 +81,7 @@ def test_data(call, tmp_path):
 def test_comparing(call, tmp_path, forked):
     write_layout(tmp_path / "DIR")
     write_layout(tmp_path / "NEW", sites=1)
-    compare, losses, _, evaluate, onboard = commands("comparing.md")  # --across needs five data sets
+    compare, losses, paper, _, evaluate, onboard = commands("comparing.md")  # --across needs five data sets
     # Two of the methods and one seed, to be quick; the page's other names are checked by their plan.
     methods, others = (line[line.index("--methods") + 1].split(",") for line in (compare, losses))
     planned = plan(None, {"data": tmp_path / "DIR"}, [*methods, *others[1:]], [0], tmp_path / "planned")
@@ -92,6 +92,10 @@ def test_comparing(call, tmp_path, forked):
     text = (DOCS / "comparing.md").read_text("utf-8")
     for name in re.findall(r"`(\w+\.\w+)`", text):
         assert (tmp_path / "runs/mine" / name).is_file(), name
+    paper[paper.index("--methods") + 1] = f"{methods[-1]},{methods[0]}"
+    call(paper)
+    for name in re.findall(r"`(paper/\w+\.\S+)`", text):
+        assert list((tmp_path / "runs/mine").glob(name)), name
     run = "runs/mine/runs/prrfl-seed0"
     assert "mean of" in call([run if word == "RUN" else word for word in evaluate])
     call([run if word == "RUN" else word for word in onboard])
