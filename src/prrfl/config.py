@@ -21,13 +21,26 @@ from pydantic import (
     model_validator,
 )
 
-from prrfl.algorithms import ALGORITHMS, DEFAULT, FML, PRRFL, Algorithm, FedProx, traits_of
+from prrfl.algorithms import (
+    ALGORITHMS,
+    DEFAULT,
+    FML,
+    MOON,
+    PRRFL,
+    Algorithm,
+    Ditto,
+    FedProx,
+    FedRep,
+    FineTune,
+    traits_of,
+)
 from prrfl.algorithms.prrfl import Aggregation, TransferMode
 from prrfl.errors import ConfigError, nearest
 from prrfl.losses import CPA, LOSSES, Focal, LogitAdjusted, Loss
 from prrfl.machine import best_device, gpu, multiplies_bfloat16
 from prrfl.models import NETWORKS, Init
 from prrfl.storage.reading import read_text
+from prrfl.training import Weighting
 
 LARGEST_FILE = 2**14
 """Largest settings file, in bytes. The time to parse TOML keys can grow with the square of their length."""
@@ -126,6 +139,33 @@ class TrainConfig(BaseModel):
     )
     meme_weight: Annotated[Ratio, METHOD] = Field(
         FML.meme_weight, description="fml: weight of the labels in the meme's loss"
+    )
+
+    tune_epochs: Annotated[int, METHOD] = Field(
+        FineTune.tune_epochs,
+        ge=0,
+        le=10_000,
+        description="finetune: local epochs after which the mean is deployed; 0 is all of a round",
+    )
+    body_epochs: Annotated[int, METHOD] = Field(
+        FedRep.body_epochs,
+        ge=1,
+        le=10_000,
+        description="fedrep: last local epochs of a round, which train the body; the others train the head",
+    )
+    lam: Annotated[Factor, METHOD] = Field(
+        Ditto.lam, description="ditto: strength of the pull to the global network"
+    )
+    contrast: Annotated[Factor, METHOD] = Field(
+        MOON.contrast, description="moon: weight of the contrast of features (mu in the paper)"
+    )
+    temperature: Annotated[Factor, METHOD] = Field(
+        MOON.temperature, ge=1e-3, description="moon: divides the cosines of features"
+    )
+    weighting: Annotated[Weighting, METHOD] = Field(
+        "uniform",
+        description="weight of a site in every mean: the same for all, or its number of training images, "
+        "which it then sends",
     )
 
     loss: Annotated[str, METHOD] = Field(
@@ -353,6 +393,8 @@ class TrainConfig(BaseModel):
             idle -= {field.name for field in fields(kinds[chosen])}
         if self.data is not None:
             idle |= self.where(of_generator=True)
+        if traits_of(ALGORITHMS[self.method]).scope != "federated":
+            idle.add("weighting")
         known = type(self).model_fields
         return [name for name in known if name in idle and getattr(self, name) != known[name].default]
 

@@ -2,12 +2,17 @@
 
 from prrfl.algorithms.base import Aggregator, Algorithm, MeanOfShares, Traits, traits_of, variant_of
 from prrfl.algorithms.centralised import Centralised
+from prrfl.algorithms.ditto import Ditto
 from prrfl.algorithms.fedavg import FedAvg
 from prrfl.algorithms.fedbn import FedBN
+from prrfl.algorithms.fedper import FedPer
 from prrfl.algorithms.fedprox import FedProx
+from prrfl.algorithms.fedrep import FedRep
+from prrfl.algorithms.finetune import FineTune
 from prrfl.algorithms.fml import FML
 from prrfl.algorithms.ida import IDA
 from prrfl.algorithms.local import Local
+from prrfl.algorithms.moon import MOON
 from prrfl.algorithms.prrfl import PRRFL
 from prrfl.algorithms.prrfl_imbalance import PRRFLImbalance
 from prrfl.algorithms.silobn import SiloBN
@@ -19,12 +24,17 @@ __all__ = [
     "Aggregator",
     "Algorithm",
     "Centralised",
+    "Ditto",
     "FML",
     "FedAvg",
     "FedBN",
+    "FedPer",
     "FedProx",
+    "FedRep",
+    "FineTune",
     "IDA",
     "Local",
+    "MOON",
     "MeanOfShares",
     "PRRFL",
     "PRRFLImbalance",
@@ -43,6 +53,11 @@ ALGORITHMS: dict[str, type] = {
     "silobn": SiloBN,
     "ida": IDA,
     "fml": FML,
+    "finetune": FineTune,
+    "fedper": FedPer,
+    "fedrep": FedRep,
+    "ditto": Ditto,
+    "moon": MOON,
     "local": Local,
     "centralised": Centralised,
 }

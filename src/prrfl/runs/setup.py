@@ -155,6 +155,7 @@ def make_recipe(config: TrainConfig) -> Recipe:
         augment=Augmentation() if config.augment else None,
         device=config.device,
         precision=cast(Precision, config.precision),  # the settings have replaced auto
+        weighting=config.weighting,
     )
 
 
