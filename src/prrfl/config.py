@@ -23,12 +23,14 @@ from pydantic import (
 
 from prrfl.algorithms import (
     ALGORITHMS,
+    APFL,
     DEFAULT,
     FML,
     MOON,
     PRRFL,
     Algorithm,
     Ditto,
+    FedALA,
     FedProx,
     FedRep,
     FineTune,
@@ -161,6 +163,24 @@ class TrainConfig(BaseModel):
     )
     temperature: Annotated[Factor, METHOD] = Field(
         MOON.temperature, ge=1e-3, description="moon: divides the cosines of features"
+    )
+    alpha: Annotated[Ratio, METHOD] = Field(
+        APFL.alpha, description="apfl: weight of the personal network in the mixture, at the start"
+    )
+    adaptive: Annotated[bool, METHOD] = Field(
+        APFL.adaptive, description="apfl: each site learns its own alpha"
+    )
+    adapt_layers: Annotated[int, METHOD] = Field(
+        FedALA.adapt_layers,
+        ge=1,
+        le=1000,
+        description="fedala: number of last layers that take in the mean by weights",
+    )
+    adapt_images: Annotated[Ratio, METHOD] = Field(
+        FedALA.adapt_images, gt=0, description="fedala: fraction of the images on which weights are learnt"
+    )
+    adapt_lr: Annotated[Factor, METHOD] = Field(
+        FedALA.adapt_lr, description="fedala: learning rate of the weights"
     )
     weighting: Annotated[Weighting, METHOD] = Field(
         "uniform",
@@ -317,6 +337,18 @@ class TrainConfig(BaseModel):
         if value == "auto":
             return traits_of(ALGORITHMS.get(info.data.get("method", DEFAULT))).loss
         return _one_of(value, LOSSES)
+
+    @field_validator("prototypes")
+    @classmethod
+    def _not_by_images(cls, value: str, info: ValidationInfo) -> str:
+        # A share has one weight. The variance of prototypes is over sites that count alike.
+        by_images = info.data.get("weighting") == "images" and info.data.get("loss") == "cpa"
+        if by_images and value == "per-round":
+            raise ValueError(
+                "prototypes that travel with the share would be weighted by images; expected per-epoch, or "
+                "weighting uniform"
+            )
+        return value
 
     @field_validator("network")
     @classmethod

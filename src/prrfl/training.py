@@ -486,13 +486,20 @@ def features_of(step: Step, weights: Tensors) -> Tensor:
     network, seen = step.networks[0], list[Tensor]()
     handle = head_of(network)[1].register_forward_pre_hook(partial(_note, seen))
     network.eval()
-    try:
-        with torch.no_grad():
-            forward([partial(functional_call, network, dict(weights))], step.inputs, step.recipe)
-    finally:
-        network.train()
-        handle.remove()
+    with torch.no_grad():
+        forward([partial(functional_call, network, dict(weights))], step.inputs, step.recipe)
+    network.train()
+    handle.remove()
     return seen[0]
+
+
+def with_features(network: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a network's logits, (N, C), and the inputs of its last linear layer, (N, D)."""
+    seen: list[Tensor] = []
+    handle = head_of(network)[1].register_forward_pre_hook(partial(_note, seen))
+    logits: Tensor = network(inputs)
+    handle.remove()
+    return logits, seen[0]
 
 
 def _note(seen: list[Tensor], _: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from prrfl import PRRFL, InProcess, NonFiniteShareError, ParticipationError, Recipe, norm_keys, run_rounds
-from prrfl.algorithms import ALGORITHMS, FedAvg
+from prrfl.algorithms import ALGORITHMS, FedAvg, traits_of
 from prrfl.algorithms.prototyped import Prototyped
 from prrfl.engine import Pooled, rounds_from
 from prrfl.losses import CPA
@@ -40,7 +40,11 @@ def run(method, sites, *, present=None, seed=3, **recipe):
 
 def recipe_of(method, **recipe):
     loss = {"loss": method.loss} if isinstance(method, Prototyped) else {}
-    return Recipe(tiny_network(), **{"batch": 8, **loss, **recipe})
+    return Recipe(network_of(method), **{"batch": 8, **loss, **recipe})
+
+
+def network_of(method):
+    return traits_of(method).network(tiny_network())
 
 
 def moment(recipe, rounds=2, epochs=2, seed=7):
@@ -101,7 +105,7 @@ def test_no_input_is_changed(method):
 @every_method
 def test_an_absent_site_keeps_what_it_has(method):
     away = run(method, tiny_sites(), present=lambda ctx: {"s0", "s2"} if ctx.round == 0 else {"s0"})
-    initial = tiny_network().state_dict()
+    initial = network_of(method).state_dict()
     for tensors in away[1]["s1"].values():
         assert all(torch.equal(tensors[key], initial[key]) for key in initial)
     assert {r.client for r in away[0] if isinstance(r, ScoreRecord) and r.round == 1} == {"s0"}
@@ -120,6 +124,28 @@ def test_a_batch_of_one_a_large_batch_and_one_epoch_are_no_trouble(method):
 def test_training_that_breaks_down_is_named(method):
     with pytest.raises(NonFiniteShareError, match="s0, round 1, epoch 1"):
         run(method, tiny_sites(), lr=1e30)
+
+
+@every_method
+def test_a_share_counts_by_its_weight(method):
+    initial = network_of(method).state_dict()
+    ctx = moment(recipe_of(method))
+    aggregator = method.aggregator(ctx)
+    if not aggregator.only_adds:
+        return
+    shares = [method.share(method.start({k: t * c for k, t in initial.items()}), ctx) for c in (1, 5)]
+    for name, share, weight in zip("ab", shares, (1.0, 3.0), strict=True):
+        aggregator.add(name, replace(share, weight=weight))
+    for key, found in aggregator.result().items():
+        first, second = (share.tensors[key].double() for share in shares)
+        torch.testing.assert_close(found, ((first + 3 * second) / 4).to(found.dtype))
+
+
+def test_sites_weigh_by_their_training_images_if_asked():
+    for weighting, weight in (("uniform", 1.0), ("images", 21.0)):
+        made = recipe_of(FedAvg(), weighting=weighting)
+        *_, arrival = InProcess(FedAvg(), tiny_sites(1, 21), made).train(moment(made, 1, 1))
+        assert arrival.share.weight == weight
 
 
 def test_nobody_present_and_equal_names():

@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from prrfl import Examples, Recipe, SiteData
-from prrfl.algorithms import MOON, Ditto, FedPer, FedRep, FineTune
+from prrfl.algorithms import APFL, FENDA, MOON, Ditto, FedALA, FedPer, FedRep, FedRoD, FineTune
+from prrfl.algorithms.apfl import mixture
+from prrfl.algorithms.fedala import FedALAState, has_converged, last_layers
 from prrfl.algorithms.moon import contrastive
 from prrfl.training import Learner, Site
 from tests.contract.test_methods_by_hand import CTX, column, communicate, line_site
@@ -29,6 +31,7 @@ def deep_site(x, label, width=1):
 
 
 DEEP_SITES = deep_site(1.0, 0), deep_site(2.0, 1)
+HEAD = torch.tensor([[1.0, 1.0], [-1.0, -1.0]]) / 2**0.5
 START = {"0.weight": torch.tensor([[1.0]]), "1.weight": column(1.0, -1.0)}
 
 
@@ -182,3 +185,154 @@ def test_the_contrast_of_moon():
     # Cosines 0.7071068 and 0: log(1 + e^(-0.7071068 / 0.5)) = 0.2176217.
     z, positive, negative = torch.tensor([[2.0, 0.0]]), torch.tensor([[1.0, 1.0]]), torch.tensor([[0.0, 3.0]])
     assert contrastive(z, positive, negative, 0.5).item() == pytest.approx(0.2176217)
+
+
+def test_apfl_learns_both_networks_and_how_to_mix_them():
+    method = APFL(alpha=0.5)
+    sites = line_site(), line_site(x=2.0, label=1)
+    clients = [method.train(method.start({"weight": column(0.0, 0.0)}), site, CTX)[0] for site in sites]
+    # All start at zero. Gradients of both losses are (-1/2, 1/2) and (1, -1); v's are times alpha. v equals
+    # w, so alpha has no gradient.
+    for client, w, v in zip(clients, (0.05, -0.1), (0.025, -0.05), strict=True):
+        near(client.shared["weight"], w, -w)
+        near(client.personal["weight"], v, -v)
+        near(method.models(client)["mixed"]["weight"], (v + w) / 2, -(v + w) / 2)
+        assert client.alpha == 0.5
+    mean, clients = communicate(method, *clients)
+    near(mean, -0.025, 0.025)
+    near(clients[0].mixed["weight"], 0.0, 0.0)
+    near(clients[1].mixed["weight"], -0.0375, 0.0375)
+    first, second = (method.train(c, site, CTX)[0] for c, site in zip(clients, sites, strict=True))
+    # First: the mixture is zero, its gradient (-1/2, 1/2). v0 rises by 0.1 * 0.5 / 2; alpha by
+    # 0.1 * 2 * 0.05 / 2, with v0 - w0 = 0.05; w as in FedAvg.
+    near(first.personal["weight"], 0.05, -0.05)
+    near(first.shared["weight"], 0.02624974, -0.02624974)
+    assert first.alpha == pytest.approx(0.505)
+    near(first.mixed["weight"], 0.03824362, -0.03824362)
+    # Second: p(0) = 1 / (1 + e^0.15) = 0.4625702, the gradient 2 * p(0) = 0.9251403.
+    near(second.personal["weight"], -0.09625702, 0.09625702)
+    near(second.shared["weight"], -0.12000416, 0.12000416)
+    assert second.alpha == pytest.approx(0.5046257)
+    near(second.mixed["weight"], -0.10802074, 0.10802074)
+    fixed = APFL(alpha=0.5, adaptive=False)
+    assert fixed.train(clients[0], sites[0], CTX)[0].alpha == 0.5
+
+
+def test_apfl_mixes_weights_but_not_statistics():
+    own = {
+        "w": torch.tensor([1.0]),
+        "bn.running_var": torch.tensor([1.0]),
+        "bn.num_batches_tracked": torch.tensor(3),
+    }
+    other = {key: tensor + 4 for key, tensor in own.items()}
+    mixed = mixture(own, other, 0.25)
+    assert {key: tensor.item() for key, tensor in mixed.items()} == {
+        "w": 4.0,
+        "bn.running_var": 1.0,
+        "bn.num_batches_tracked": 3,
+    }
+
+
+def test_fedrod_balances_the_shared_head_and_not_the_personal_one():
+    method, now = FedRoD(), replace(CTX, head_keys=frozenset({"weight"}))
+    sites = line_site(), line_site(x=2.0, label=1)
+    clients = [method.train(method.start({"weight": column(0.0, 0.0)}), site, now)[0] for site in sites]
+    # Each site has two images of its class, and counts one of the other: frequencies 2/3 and 1/3. All logits
+    # are zero, so the balanced probability of the class is 2/3, the plain one 1/2. The gradients of the
+    # generic head are x times -/+1/3, those of the personal head -/+1/2.
+    for client, generic, personal in zip(clients, (0.1 / 3, -0.2 / 3), (0.05, -0.1), strict=True):
+        near(client.generic["weight"], generic, -generic)
+        near(client.head["weight"], personal, -personal)
+        near(client.deployed["weight"], generic + personal, -generic - personal)
+    mean, clients = communicate(method, *clients)
+    near(mean, -0.05 / 3, 0.05 / 3)
+    near(clients[0].deployed["weight"], 0.1 / 3, -0.1 / 3)
+    near(clients[1].deployed["weight"], -0.35 / 3, 0.35 / 3)
+    first, second = (method.train(c, site, now)[0] for c, site in zip(clients, sites, strict=True))
+    # First: balanced p(0) = 1 / (1 + e^(0.1/3 - ln 2)) = 0.6592186, plain 1 / (1 + e^(-0.2/3)) = 0.5166605.
+    near(first.generic["weight"], 0.01741148, -0.01741148)
+    near(first.deployed["weight"], 0.11574543, -0.11574543)
+    # Second: balanced p(0) = 1 / (1 + e^(0.2/3 + ln 2)) = 0.3186867, plain 1 / (1 + e^(1.4/3)) = 0.3854055.
+    near(second.generic["weight"], -0.08040400, 0.08040400)
+    near(second.deployed["weight"], -0.25748510, 0.25748510)
+    assert set(method.share(first, now).tensors) == {"weight"}
+    assert method.share(first, now).tensors is first.generic
+
+
+@pytest.mark.parametrize(("values", "taken"), [((0.1, 0.05), (0.1, 0.05)), ((0.05, 0.1), (0.075, 0.075))])
+def test_fedala_takes_in_the_mean_only_where_it_helps(values, taken):
+    # Label 0 wants the first weight high, label 1 low; steps of W are so large that they end at 0 or 1.
+    method = FedALA(adapt_lr=1000.0)
+    sites = line_site(), line_site(x=2.0, label=1)
+    clients = [method.start({"weight": column(value, -value)}) for value in values]
+    _, clients = communicate(method, *clients)
+    for client, site, own, theirs in zip(clients, sites, values, taken, strict=True):
+        near(method.models(client)["model"]["weight"], own, -own)
+        still = replace(site, recipe=replace(site.recipe, lr=1e-12))
+        near(method.train(client, still, CTX)[0].learner.weights["weight"], theirs, -theirs)
+
+
+def test_fedala_learns_weights_for_one_pass_in_later_rounds():
+    own, mean = {"weight": column(0.05, -0.05)}, {"weight": column(-0.025, 0.025)}
+    client = FedALAState(Learner(own), mean, {"weight": column(0.5, 0.5)})
+    after, _ = FedALA().train(client, line_site(), CTX)
+    # Between: 0.0125, p(0) = 1 / (1 + e^-0.025) = 0.5062497. W's gradient is -(1 - p(0)) * -0.075.
+    near(after.weights["weight"], 0.46296873, 0.46296873)
+    # Then Θ = 0.05 - 0.075 W = 0.01527735, p(0) = 0.5076381, and an epoch adds 0.1 (1 - p(0)).
+    near(after.learner.weights["weight"], 0.06451354, -0.06451354)
+    assert after.received == {}
+
+
+def test_fedala_leaves_lower_layers_to_the_mean():
+    client = FedALAState(
+        Learner(START), {"0.weight": torch.tensor([[3.0]]), "1.weight": column(1.0, -1.0)}, {}
+    )
+    site = deep_site(1.0, 0)
+    after, _ = FedALA().train(client, replace(site, recipe=replace(site.recipe, lr=1e-12)), DEEP)
+    near(after.learner.weights["0.weight"], 3.0)
+    assert set(after.weights) == {"1.weight"}
+    assert last_layers(site.recipe.network, 2) == ["0.weight", "1.weight"]
+
+
+def test_fedala_converges_when_the_last_losses_differ_little():
+    assert not has_converged([1.0] * 10)
+    assert has_converged([9.0] + [1.0, 1.1] * 5)
+    assert not has_converged([1.0, 1.3] * 6)
+    assert has_converged([1.0, 1.3] * 50)
+
+
+def test_fenda_shares_one_of_two_extractors():
+    method = FENDA()
+    sites = [
+        replace(site, recipe=replace(site.recipe, network=method.traits.network(site.recipe.network)))
+        for site in DEEP_SITES
+    ]
+    for site in sites:
+        site.recipe.network.load_state_dict(
+            {"local.0.weight": START["0.weight"], "shared.0.weight": START["0.weight"], "head.weight": HEAD}
+        )
+    clients = [method.train(method.start(site.recipe.network.state_dict()), site, DEEP)[0] for site in sites]
+    # First: both features are 1, logits +-1.4142136, p(0) = 1 / (1 + e^-2.8284271) = 0.9441928. Both columns
+    # of the head rise by 0.1 (1 - p(0)), both bodies by 0.1 * 1.4142136 (1 - p(0)).
+    near(clients[0].weights["head.weight"], 0.71268750, 0.71268750, -0.71268750, -0.71268750)
+    near(clients[0].weights["local.0.weight"], 1.00789233)
+    near(clients[0].weights["shared.0.weight"], 1.00789233)
+    # Second: features 2, p(0) = 1 / (1 + e^-5.6568542) = 0.9965187; bodies fall by 0.2 * 1.4142136 p(0).
+    near(clients[1].weights["local.0.weight"], 0.71814196)
+    assert set(method.share(clients[0], DEEP).tensors) == {"shared.0.weight"}
+    mean, after = exchange(method, *clients)
+    near(mean["shared.0.weight"], 0.86301714)
+    for client, before in zip(after, clients, strict=True):
+        assert torch.equal(client.weights["shared.0.weight"], mean["shared.0.weight"])
+        for key in ("local.0.weight", "head.weight"):
+            assert torch.equal(client.weights[key], before.weights[key])
+
+
+def test_fenda_starts_with_the_head_twice_mirrored():
+    network = nn.Sequential(nn.Linear(1, 2, bias=False), nn.Linear(2, 2))
+    with torch.no_grad():
+        network[1].weight.copy_(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    both = FENDA.traits.network(network)
+    near(both.head.weight * 2**0.5, 1.0, 2.0, 2.0, 1.0, 3.0, 4.0, 4.0, 3.0)
+    assert torch.equal(both.head.bias, network[1].bias)
+    assert set(both.state_dict()) == {"local.0.weight", "shared.0.weight", "head.weight", "head.bias"}

@@ -107,7 +107,19 @@ def outcome(algorithm, made):
 
 
 @pytest.mark.parametrize(
-    "name", ["prrfl", "fedprox", "fml", "fedavg", "fedrep", "ditto", "moon", "prototypes per-epoch"]
+    "name",
+    [
+        "prrfl",
+        "fedprox",
+        "fml",
+        "fedavg",
+        "fedrep",
+        "moon",
+        "apfl",
+        "fedrod",
+        "fedala",
+        "prototypes per-epoch",
+    ],
 )
 def test_replayed_steps_give_the_bits_of_launched_ones(recorded, name):
     method = METHODS[name]

@@ -1,13 +1,17 @@
 """The federated methods, by name."""
 
+from prrfl.algorithms.apfl import APFL
 from prrfl.algorithms.base import Aggregator, Algorithm, MeanOfShares, Traits, traits_of, variant_of
 from prrfl.algorithms.centralised import Centralised
 from prrfl.algorithms.ditto import Ditto
+from prrfl.algorithms.fedala import FedALA
 from prrfl.algorithms.fedavg import FedAvg
 from prrfl.algorithms.fedbn import FedBN
 from prrfl.algorithms.fedper import FedPer
 from prrfl.algorithms.fedprox import FedProx
 from prrfl.algorithms.fedrep import FedRep
+from prrfl.algorithms.fedrod import FedRoD
+from prrfl.algorithms.fenda import FENDA
 from prrfl.algorithms.finetune import FineTune
 from prrfl.algorithms.fml import FML
 from prrfl.algorithms.ida import IDA
@@ -19,18 +23,22 @@ from prrfl.algorithms.silobn import SiloBN
 
 __all__ = [
     "ALGORITHMS",
+    "APFL",
     "BASELINE",
     "DEFAULT",
     "Aggregator",
     "Algorithm",
     "Centralised",
     "Ditto",
+    "FENDA",
     "FML",
+    "FedALA",
     "FedAvg",
     "FedBN",
     "FedPer",
     "FedProx",
     "FedRep",
+    "FedRoD",
     "FineTune",
     "IDA",
     "Local",
@@ -58,6 +66,10 @@ ALGORITHMS: dict[str, type] = {
     "fedrep": FedRep,
     "ditto": Ditto,
     "moon": MOON,
+    "apfl": APFL,
+    "fedrod": FedRoD,
+    "fedala": FedALA,
+    "fenda": FENDA,
     "local": Local,
     "centralised": Centralised,
 }

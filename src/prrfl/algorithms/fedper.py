@@ -2,8 +2,9 @@
 
 Base and personalisation layer learn together (Algorithm 1); the server averages the base (Algorithm 2). The
 paper leaves the number of personalisation layers open, and in its ResNets lets blocks before the classifier
-stay too. Here it is the last linear layer alone. Everything else of a network is base, also its normalisation
-layers with their statistics. The paper weighs sites by images; here that is ``weighting=images``.
+stay too. Here it is the last linear layer alone. Everything else of a network is base, also its
+normalisation layers with their statistics. The paper weighs sites by images; here that is
+``weighting=images``.
 """
 
 from dataclasses import dataclass

@@ -3,11 +3,11 @@
 In every round a site first trains its head with the body frozen, then the body with the head frozen
 (Algorithm 1, *client update* and *representation update*). The server averages bodies.
 
-The paper trains the head for some epochs, often ten, and then the body for one. Here both
-share the local epochs of a round: the last ``body_epochs`` train the body, all before them the head, and the
-first epoch always trains the head. With a single local epoch both learn in it, as in FedPer. The optimiser
-starts again between head and body. Norm layers belong to the body; their statistics follow the images in all
-epochs. The head is the last linear layer.
+The paper trains the head for some epochs, often ten, and then the body for one. Here both share the local
+epochs of a round: the last ``body_epochs`` train the body, all before them the head, and the first epoch
+always trains the head. With a single local epoch both learn in it, as in FedPer. The optimiser starts again
+between head and body. Norm layers belong to the body; their statistics follow the images in all epochs. The
+head is the last linear layer.
 """
 
 from collections.abc import Mapping

@@ -1,13 +1,13 @@
 """FedAvg with local fine-tuning, also called local adaptation (Yu et al., 2020, arXiv 2002.04758).
 
-Each site deploys the mean after some local epochs of training on its own images. In FedAvg every round begins
-with exactly that: the site trains the mean that it received. So the deployed network is the site's network
-after these epochs, and a communication does not change it. This costs nothing more than FedAvg, in arithmetic
-or in bytes.
+Each site deploys the mean after some local epochs of training on its own images. In FedAvg every round
+begins with exactly that: the site trains the mean that it received. So the deployed network is the site's
+network after these epochs, and a communication does not change it. This costs nothing more than FedAvg, in
+arithmetic or in bytes.
 
 Differs from the usual protocol, which fine-tunes the mean once more after the last round: here the network
-that is deployed after round t comes from the mean of round t - 1. The mean of the last round is not tuned; it
-is scored as the second network, ``global``.
+that is deployed after round t comes from the mean of round t - 1. The mean of the last round is not tuned;
+it is scored as the second network, ``global``.
 """
 
 from collections.abc import Mapping

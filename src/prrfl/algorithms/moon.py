@@ -5,8 +5,8 @@ To the loss of each image, equation 3 of the paper adds
     −log( exp(cos(z, z_global)/τ) / (exp(cos(z, z_global)/τ) + exp(cos(z, z_previous)/τ)) )
 
 times ``contrast`` (μ in the paper). z are the features of the network in training, z_global those of the
-network that the site received, and z_previous those of its own network at the end of its previous round. In a
-site's first round these two are the same network, and the term has no gradient.
+network that the site received, and z_previous those of its own network at the end of its previous round. In
+a site's first round these two are the same network, and the term has no gradient.
 
 Differs from the paper: features are the inputs of the last linear layer, before which the paper inserts a
 projection head of two layers; here the network stays as it is. Both compared networks are frozen and run in

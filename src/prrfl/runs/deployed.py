@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
+from prrfl.algorithms import ALGORITHMS, traits_of
 from prrfl.calibration import fit_temperature
 from prrfl.config import TrainConfig
 from prrfl.data.images import SPLITS, read_image
@@ -211,7 +212,8 @@ def read_network(
         valid = read_predictions(predictions_path(folder, site, which, "valid"))
         temperature, fitted_on = fit_temperature(valid, f"site {site}"), len(valid.labels)
     weights, about = read_tensors(path), read_about(path)
-    network = build_network(about.network, len(about.classes))
+    traits = traits_of(ALGORITHMS.get(about.method))
+    network = traits.network(build_network(about.network, len(about.classes)))
     check_same_layout(network.state_dict(), weights, str(path))
     return SavedNetwork(site, about, weights, Recipe(network, device=device), temperature, fitted_on)
 
