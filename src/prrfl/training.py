@@ -331,7 +331,7 @@ def train_epoch(
         ctx: the current moment, which determines learning rate and randomness. At epoch 0 optimisers restart.
         objective: what each network minimises; by default its own loss.
         given: tensors that the objective reads, by name; of the same shapes in every epoch.
-        frozen: names of the parameters that do not learn. Statistics of batch norm are none.
+        frozen: names of the parameters that do not learn. Statistics of batch norm are not among them.
     """
     recipe = site.recipe
     trainer, step = _trainer(recipe, len(learners), objective, site.watch is not None, frozen)

@@ -11,6 +11,8 @@ from prrfl.algorithms import APFL, FENDA, MOON, Ditto, FedALA, FedPer, FedRep, F
 from prrfl.algorithms.apfl import mixture
 from prrfl.algorithms.fedala import FedALAState, has_converged, last_layers
 from prrfl.algorithms.moon import contrastive
+from prrfl.algorithms.prototyped import Prototyped
+from prrfl.losses import CPA
 from prrfl.training import Learner, Site
 from tests.contract.test_methods_by_hand import CTX, column, communicate, line_site
 
@@ -336,3 +338,16 @@ def test_fenda_starts_with_the_head_twice_mirrored():
     near(both.head.weight * 2**0.5, 1.0, 2.0, 2.0, 1.0, 3.0, 4.0, 4.0, 3.0)
     assert torch.equal(both.head.bias, network[1].bias)
     assert set(both.state_dict()) == {"local.0.weight", "shared.0.weight", "head.weight", "head.bias"}
+
+
+def test_prototypes_are_of_the_features_that_are_deployed():
+    cpa, ctx = CPA(init_iter=0, prototypes="per-round"), replace(DEEP, rounds=2, class_counts=(2, 2))
+    site = DEEP_SITES[1]
+    site = replace(site, recipe=replace(site.recipe, loss=cpa))
+    method = Prototyped(APFL(), cpa, "1.weight")
+    start, other = method.start(START), {**START, "0.weight": torch.tensor([[4.0]])}
+    mixed = replace(start, inner=replace(start.inner, shared=other))
+    # The mixture's body is (1 + 4) / 2, the image 2.
+    assert method.train(mixed, site, ctx)[0].own["mean"].tolist() == [[1.0], [5.0]]
+    method = Prototyped(FedRoD(), cpa, "1.weight")
+    assert method.train(method.start(other), site, ctx)[0].own["mean"].tolist() == [[1.0], [8.0]]

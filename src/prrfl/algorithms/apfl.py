@@ -8,7 +8,7 @@ alone is averaged.
 Differs from the paper: v and α are updated in every step by the recipe's optimiser, at the recipe's
 learning rate and with its weight decay; the authors' experiments update α once in a round. α is cut to
 0...1 after each local epoch, and as it is used. Statistics of batch norm are those that v̄ itself meets in
-training; after a communication, which changes w and thereby v̄, they stay until the site trains again.
+training; after a communication, which changes w and so v̄, they stay until the site trains again.
 """
 
 import copy

@@ -1,7 +1,7 @@
 """Ditto (Li et al., ICML 2021): a personalised network that stays near the mean of FedAvg.
 
 A site trains two networks on the same batches (Algorithm 1). The global one, w, is FedAvg's. The
-personalised one, v, minimises its own loss plus lam/2 · ‖v − w_received‖² (equation 2), with the weights
+personalised one, v, minimises its own loss plus lam/2 · ‖v − w_received‖², with the weights
 that the site received at the start of the round. v never leaves the site, and is deployed.
 
 Differs from the paper: both networks train for the local epochs of the round, while the paper lets v take a

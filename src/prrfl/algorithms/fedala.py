@@ -4,10 +4,10 @@ When a round starts, the site's network Θ_local and the mean Θ_mean that it re
 
     Θ = Θ_local + (Θ_mean − Θ_local) ⊙ W        with W in 0...1, as large as the last layers
 
-(equation 4). All layers before the last ones are the mean's (equation 3). The site learns W by gradient
-steps on a random part of its training images, all else frozen (equation 5): until the loss has converged
-when it first does so, for one pass in every later round. Then it trains Θ. W starts with ones and stays at
-the site.
+as in the paper's section on adaptive local aggregation. All layers before the last ones are the mean's. The
+site learns W by gradient steps on a random part of its training images, all else frozen: until the loss has
+converged when it first does so, for one pass in every later round. Then it trains Θ. W starts with ones and
+stays at the site.
 
 As in the authors' description, the loss has converged when the standard deviation of its last ten values,
 here means over a pass, is below 0.1; after at most 100 passes it counts as converged. In the first round

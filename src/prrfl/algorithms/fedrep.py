@@ -1,7 +1,7 @@
 """FedRep (Collins et al., ICML 2021): a shared body, and local heads that are trained before it.
 
 In every round a site first trains its head with the body frozen, then the body with the head frozen
-(Algorithm 1, *client update* and *representation update*). The server averages bodies.
+(Algorithm 1). The server averages bodies.
 
 The paper trains the head for some epochs, often ten, and then the body for one. Here both share the local
 epochs of a round: the last ``body_epochs`` train the body, all before them the head, and the first epoch

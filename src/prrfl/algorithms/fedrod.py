@@ -55,7 +55,7 @@ def two_headed(recipe: Recipe) -> Recipe:
 class FedRoDState:
     """The shared network, the personal head, their sum, and the optimiser's state within a round.
 
-    The head's tensors have their names in the network; before the first epoch there are none.
+    The head's tensors have their names in the network. Before the first epoch it is empty.
     """
 
     generic: Tensors

@@ -1,6 +1,6 @@
 """MOON (Li, He and Song, CVPR 2021): FedAvg whose local features stay near those of the received network.
 
-To the loss of each image, equation 3 of the paper adds
+To the loss of each image, the paper (equations 2 and 3) adds
 
     −log( exp(cos(z, z_global)/τ) / (exp(cos(z, z_global)/τ) + exp(cos(z, z_previous)/τ)) )
 
