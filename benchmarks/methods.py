@@ -23,7 +23,7 @@ def measure_methods(settings: Settings) -> Iterator[Figure]:
     # Without those published with a loss that needs all sites' class counts: by themselves they are PRR-FL.
     names = [
         name
-        for name, kind in ALGORITHMS.items()
+        for name, kind in ALGORITHMS.builtin.items()
         if (traits_of(kind).scope, traits_of(kind).loss) == ("federated", "cross-entropy")
     ]
     rounds = settings.repeats + 3

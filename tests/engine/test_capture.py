@@ -15,9 +15,10 @@ from torch.utils._pytree import tree_flatten
 from prrfl import Recipe, capture, training
 from prrfl.algorithms import PRRFL
 from prrfl.engine import InProcess, rounds_from
+from prrfl.testing.contract import moment, recipe_of
 from prrfl.training import Learner, Site, predict, train_epoch
 from prrfl.types import RoundContext
-from tests.contract.test_algorithms import METHODS, moment, recipe_of
+from tests.contract.test_algorithms import METHODS
 from tests.sites import tiny_network, tiny_sites
 
 

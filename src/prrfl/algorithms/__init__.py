@@ -20,6 +20,7 @@ from prrfl.algorithms.moon import MOON
 from prrfl.algorithms.prrfl import PRRFL
 from prrfl.algorithms.prrfl_imbalance import PRRFLImbalance
 from prrfl.algorithms.silobn import SiloBN
+from prrfl.parts import Parts
 
 __all__ = [
     "ALGORITHMS",
@@ -52,7 +53,7 @@ __all__ = [
     "variant_of",
 ]
 
-ALGORITHMS: dict[str, type] = {
+ALGORITHMS: Parts[type] = Parts("method", "prrfl.methods", {
     "prrfl": PRRFL,
     "prrfl-imbalance": PRRFLImbalance,
     "fedavg": FedAvg,
@@ -72,8 +73,8 @@ ALGORITHMS: dict[str, type] = {
     "fenda": FENDA,
     "local": Local,
     "centralised": Centralised,
-}
-"""All methods by name. To add one, write its file and name it here."""
+}, needs=("start", "train", "share", "aggregator", "receive", "models"))  # fmt: skip
+"""All methods by name. To add one to the package, write its file and name it here."""
 
 DEFAULT = "prrfl"
 """The method that runs unless another is chosen. A comparison tests all other methods against it."""
