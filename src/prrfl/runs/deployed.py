@@ -249,6 +249,10 @@ def read_about(path: Path) -> About:
         raise StateMismatchError(
             f"{path}: unknown network '{about.network}'; known networks: {', '.join(sorted(NETWORKS))}"
         )
+    if about.built_by and about.built_by not in ALGORITHMS:
+        raise StateMismatchError(
+            f"{path}: unknown method '{about.built_by}'; known methods: {', '.join(sorted(ALGORITHMS))}"
+        )
     return about
 
 
