@@ -107,8 +107,8 @@ def _own(name: str, num_classes: int, settings: Mapping[str, object]) -> nn.Modu
 def _makes_network(name: str) -> Callable[..., nn.Module]:
     """Return a class or function that makes networks.
 
-    The file of a saved network names its architecture. Such a file may come from someone else, so only what
-    is declared to be a network, or to return one, is ever called.
+    The file of a saved network names its architecture. Such a file may come from someone else, so only
+    what is declared to be a network, or to return one, is ever called.
 
     Raises:
         PartError: if the part is neither.

@@ -8,15 +8,17 @@ from typing import Any
 
 from PIL import Image
 
-from prrfl.algorithms import traits_of
+from prrfl import __version__
+from prrfl.algorithms import BASELINE, traits_of
 from prrfl.config import TrainConfig
 from prrfl.data.fingerprint import difference, fingerprints
 from prrfl.errors import ConfigError, DataError
-from prrfl.reports.page import Sample, SiteImages, run_page
+from prrfl.reports.comparison import FinishedRun
+from prrfl.reports.page import Heading, RunResults, Sample, SiteImages, run_page
 from prrfl.reports.retrogress import draw_retrogress
 from prrfl.reports.scores import scores_to_csv
 from prrfl.reports.summary import summarise
-from prrfl.runs.deployed import Which, predictions_path
+from prrfl.runs.deployed import Which, predictions_path, training_counts
 from prrfl.runs.folder import RunFolder, first_candidate
 from prrfl.runs.setup import read_sites
 from prrfl.storage.atomic import write_json, write_text
@@ -85,23 +87,52 @@ def report(folder: Path, data: Path | None = None) -> dict[str, Any]:
     except DataError as cause:
         log.warning("the page shows no images, because the data cannot be read: %s", cause)
         sites = []
+    run = FinishedRun(
+        method=settings.method,
+        seed=settings.seed,
+        records=records,
+        predictions=predictions,
+        seconds=summary.get("seconds", 0.0),
+        rounds=settings.rounds,
+        epochs=settings.epochs,
+        training={site: counts for site in local if (counts := training_counts(folder, site, which))},
+        stages=traits_of(settings.algorithm()).stages,
+    )
+    images = {
+        site.name: SiteImages(
+            class_counts(site, len(settings.classes)),
+            samples(site, predictions[site.name], settings.classes),
+        )
+        for site in sites
+        if site.name in predictions  # a site may have been added to the data since
+    }
     page = run_page(
-        records,
-        predictions,
-        summary,
-        settings.model_dump(mode="json", exclude_none=True),
-        {
-            site.name: SiteImages(
-                class_counts(site, len(settings.classes)),
-                samples(site, predictions[site.name], settings.classes),
-            )
-            for site in sites
-            if site.name in predictions  # a site may have been added to the data since
-        },
-        traits_of(settings.algorithm()).stages,
+        RunResults(
+            heading=heading(there, settings),
+            run=run,
+            summary=summary,
+            settings=settings.model_dump(mode="json", exclude_none=True),
+            baseline=BASELINE,
+            images=images,
+            chosen=which == "best",
+        )
     )
     write_text(folder / "report.html", page)
     return summary
+
+
+def heading(folder: RunFolder, settings: TrainConfig, name: str = "") -> Heading:
+    """Return what the page of a run, or of a comparison with this run, is about.
+
+    Args:
+        folder: the run's.
+        settings: its settings.
+        name: of the comparison's folder.
+    """
+    data = "generated images" if settings.data is None else settings.data.name
+    environment = folder.environment()
+    day = str(environment.get("time", ""))[:10]
+    return Heading(name or folder.path.resolve().name, data, day, __version__)
 
 
 def _warn_of_changes(folder: RunFolder, sites: Sequence[SiteData]) -> None:

@@ -109,7 +109,7 @@ def check_same_bits(method: Algorithm[Any]) -> None:
 
 
 def check_weights(method: Algorithm[Any]) -> None:
-    """A share counts by its weight, if the sum of shares is enough for the method; prototypes have their own."""
+    """A share counts by its weight if the sum of shares is enough for the method. Prototypes do not."""
     recipe = recipe_of(method)
     ctx, initial = moment(recipe), recipe.network.state_dict()
     aggregator = method.aggregator(ctx)
