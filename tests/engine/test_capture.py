@@ -107,7 +107,21 @@ def outcome(algorithm, made):
     return records, {(s, m, k): t for s in models for m in models[s] for k, t in models[s][m].items()}
 
 
-@pytest.mark.parametrize("name", ["prrfl", "fedprox", "fml", "fedavg", "prototypes per-epoch"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "prrfl",
+        "fedprox",
+        "fml",
+        "fedavg",
+        "fedrep",
+        "moon",
+        "apfl",
+        "fedrod",
+        "fedala",
+        "prototypes per-epoch",
+    ],
+)
 def test_replayed_steps_give_the_bits_of_launched_ones(recorded, name):
     method = METHODS[name]
     made = replace(recipe_of(method), lr=0.05, lr_step=2)

@@ -147,7 +147,7 @@ def make_recipe(config: TrainConfig) -> Recipe:
     if config.weights is not None:
         _start_from(config, network)
     return Recipe(
-        network=network,
+        network=traits_of(ALGORITHMS[config.method]).network(network),
         batch=config.batch,
         optimizer=config.optimizer,
         lr=config.lr,
@@ -158,6 +158,7 @@ def make_recipe(config: TrainConfig) -> Recipe:
         augment=config.augmentation(),
         device=config.device,
         precision=cast(Precision, config.precision),  # the settings have replaced auto
+        weighting=config.weighting,
     )
 
 

@@ -155,12 +155,13 @@ class Fleet:
         """Yield what the sites answer to an order, and their shares or the sum of these."""
         keys: list[SignedKey] = []
         attendance, secure = self._attendance, self._federation.secure
+        weighted = step == "train" and self._run.recipe.weighting == "images"
 
         def read(answer: Answer) -> tuple[list[RoundRecord], Share | SignedKey]:
             records = self._records(answer, step, ctx)
             if secure:
                 return records, parse_key(answer)
-            check_share(answer, expected)
+            check_share(answer, expected, weighted)
             return records, Share(answer.share, answer.weight)
 
         attendance.start_round()
@@ -183,7 +184,7 @@ class Fleet:
         attendance.check_quorum(ctx.round)
         if secure:
             self._masked.check_complete(ctx.round)
-            yield from self._masked.sum(ctx, keys, expected)
+            yield from self._masked.sum(ctx, keys, expected, weighted)
 
     def receive(self, mean: Tensors, ctx: RoundContext) -> Iterator[RoundRecord]:
         """Send the mean to every site that shared in this round.
