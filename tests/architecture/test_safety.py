@@ -11,6 +11,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -375,6 +376,19 @@ def test_training_needs_no_network(tmp_path):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run/summary.json").is_file()
     assert list((tmp_path / "cache/prrfl").iterdir())
+
+
+@pytest.mark.slow
+def test_trackers_need_no_network(tmp_path):
+    trackers = ["tensorboard", *(name for name in ("mlflow", "wandb") if find_spec(name))]
+    data, run = write_layout(tmp_path / "data"), tmp_path / "run"
+    command = ["train", "--data", data, *SMALL, *SHORT, "--track", ",".join(trackers), "--out", run]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW", "WANDB"))}
+    subprocess.run(
+        [*in_no_network(), sys.executable, "-m", "prrfl", *map(str, command)], env=environment, check=True
+    )
+    assert all((run / name).is_dir() for name in trackers)
+    assert "WARNING" not in (run / "log.txt").read_text()
 
 
 OF_THE_GPU = re.compile(r"nvidia-|cuda-|triton$")

@@ -27,6 +27,7 @@ from prrfl.losses import CPA
 from prrfl.machine import gpu, prepared, system
 from prrfl.parts import PartError, blamed
 from prrfl.reports.summary import best_round, validation_f1
+from prrfl.reports.tracking import Results, Tracked, tracking
 from prrfl.runs.checkpoint import commit, records_until, restore
 from prrfl.runs.deployed import DeployedWriter, Which
 from prrfl.runs.folder import RunFolder, first_candidate
@@ -181,7 +182,8 @@ def remaining_rounds(
     folder.write_environment(environment(config, data), start)
     history = records_until(folder, done)
     unsaved: list[RoundRecord] = []
-    with _events(config, folder.path) as add_event:
+    with tracking(config.track, _tracked(run, folder.path, data)) as trackers:
+        trackers.add(history)
         for record in rounds_from(run.moment(start), run.method, exchange):
             history.append(record)
             unsaved.append(record)
@@ -193,10 +195,11 @@ def remaining_rounds(
                 seconds = done.seconds + time.monotonic() - started
                 commit(folder, config, keeper, record.round, seconds)
                 log.info("round %d done: validation macro-F1 %.4f", record.round + 1, validation_f1(unsaved))
+                trackers.add(unsaved)
                 unsaved = []
-            add_event(record)
             yield record
-    finish(history, config, folder, done.seconds + time.monotonic() - started)
+        finish(history, config, folder, done.seconds + time.monotonic() - started)
+        trackers.close(_results(folder.path))
 
 
 @contextmanager
@@ -220,19 +223,20 @@ def _log_file(path: Path) -> Iterator[None]:
         handler.close()
 
 
-def _nothing(_: RoundRecord) -> None:
-    pass
+def _tracked(run: Run, folder: Path, data: Fingerprints | None) -> Tracked:
+    """Return what trackers are told about a run."""
+    config = run.settings
+    tags = {"method": config.method, "seed": str(config.seed), "prrfl": version("prrfl")}
+    if data is not None:
+        tags["data"] = short(data)
+    return Tracked(folder, config.model_dump(mode="json", exclude_none=True), tags)
 
 
-@contextmanager
-def _events(config: TrainConfig, folder: Path) -> Iterator[Callable[[RoundRecord], None]]:
-    if not config.tensorboard:
-        yield _nothing
-        return
-    from prrfl.reports.tensorboard import EventLog  # an optional dependency
-
-    with EventLog(folder / "tensorboard", config.epochs) as events:
-        yield events.add
+def _results(folder: Path) -> Results:
+    """Return the files of a finished run that trackers keep. A federation's networks are at the sites."""
+    models = folder / "models"
+    networks = {str(path.relative_to(models)): path for path in sorted(models.glob("*/*.safetensors"))}
+    return Results([path for path in [folder / "retrogress.png"] if path.is_file()], networks)
 
 
 STATES_IN_MEMORY = 2**30
