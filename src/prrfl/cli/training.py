@@ -12,14 +12,16 @@ import typer
 from prrfl.algorithms import traits_of
 from prrfl.cli.comparing import print_comparison
 from prrfl.cli.flags import with_flags
-from prrfl.cli.options import MovedData, TimeLimit
-from prrfl.cli.screen import console, going_on, print_summary, show_progress
+from prrfl.cli.options import MovedData, Subgroups, TimeLimit
+from prrfl.cli.screen import console, going_on, print_subgroups, print_summary, show_progress
 from prrfl.config import TrainConfig, load_config
+from prrfl.data.subgroups import parse_columns
 from prrfl.errors import ConfigError
 from prrfl.runs import run, setup
 from prrfl.runs.compare import tabulate
 from prrfl.runs.folder import RunFolder
 from prrfl.runs.report import report as write_report
+from prrfl.runs.report import subgroups as score_subgroups
 
 log = logging.getLogger("prrfl")
 
@@ -120,17 +122,27 @@ def resume(run_folder: RunPath, data: MovedData = None, time_limit: TimeLimit = 
 def report(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run or comparison")],
     data: MovedData = None,
+    subgroups: Subgroups = None,
 ) -> None:
     """Write report.html for a run or a comparison, and redraw its tables and figures.
 
-    The page is one file that opens in any browser.
+    The page is one file that opens in any browser. With --subgroups, scores by age or sex, for instance, are
+    added to a run's page and written to subgroups.csv.
     """
+    columns = parse_columns(subgroups) if subgroups is not None else ()
     if (run_folder / "runs").is_dir():
+        if columns:
+            raise ConfigError(
+                f"--subgroups: {run_folder} is a comparison; give one of the runs in {run_folder / 'runs'}"
+            )
         if data is not None:
             raise ConfigError(f"--data: the report of comparison {run_folder} reads no data; leave it out")
         print_comparison(tabulate(run_folder))
         console.print(f"Page: {run_folder / 'report.html'}", soft_wrap=True)
         return
-    write_report(run_folder, data)
+    found = score_subgroups(run_folder, columns, data) if columns else []
+    write_report(run_folder, data, found)
     print_summary(run_folder)
+    if found:
+        print_subgroups(found, RunFolder(run_folder).settings().classes)
     console.print(f"Page: {run_folder / 'report.html'}", soft_wrap=True)

@@ -18,17 +18,18 @@ log = logging.getLogger("prrfl")
 COLUMNS = ("path", "label", "site", "split", "group")
 
 
-def read_manifest(path: Path, classes: Sequence[str]) -> list[Entry]:
+def read_manifest(path: Path, classes: Sequence[str], columns: Sequence[str] = ()) -> list[Entry]:
     """Read a manifest with the columns path, label, site, split and, optionally, group.
 
     Args:
         path: the CSV. Paths in it are absolute, or relative to its folder.
         classes: names of the labels 0, 1, ...; a label is an index or a name.
+        columns: other columns that it may have, once only.
 
     Raises:
         DataError: naming the file and line, what was expected, and what to do.
     """
-    rows = read_rows(path, COLUMNS[:-1], "manifest", COLUMNS[-1:], classes)
+    rows = read_rows(path, COLUMNS[:-1], "manifest", (*COLUMNS[-1:], *columns), classes)
     cells = [row for _, row in rows]
     where = [f"{path}:{line}" for line, _ in rows]
     labels = class_indices([(at, row["label"]) for at, row in zip(where, cells, strict=True)], classes)
@@ -36,7 +37,7 @@ def read_manifest(path: Path, classes: Sequence[str]) -> list[Entry]:
     groups = group_ids([row.get("group", "") for row in cells], str(path))
     paths = _paths(rows, path)
     entries = [
-        Entry(image, label, *_site_and_split(row, at), group)
+        Entry(image, label, *_site_and_split(row, at), group, row)
         for image, label, row, at, group in zip(paths, labels, cells, where, groups, strict=True)
     ]
     first: dict[tuple[str, Path], int] = {}
