@@ -51,11 +51,13 @@ def made(tmp_path_factory):
     """Return data with columns, and a run on it whose network misses what a man has at clientA."""
     folder = tmp_path_factory.mktemp("subgroups")
     data = write_layout(folder / "data", train=24, other=TESTS)
-    write_columns(data, sex=sex, age=age, skin=lambda n: f"{n % 4 + 1}", scanner=lambda n: f"number {n}")
+    write_columns(data, sex=sex, age=age, skin=lambda n: f"{n % 7 // 2 + 1}", scanner=lambda n: f"number {n}")
     run = folder / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("prrfl.runs.report.draw_retrogress", lambda *_: None)
-        patch.setattr(sys, "argv", ["prrfl", "train", "--data", str(data), "--out", str(run), *map(str, SMALL)])
+        patch.setattr(
+            sys, "argv", ["prrfl", "train", "--data", str(data), "--out", str(run), *map(str, SMALL)]
+        )
         assert cli.guarded(cli.app) == 0
     for site in ("clientA", "clientB"):
         path = run / "predictions" / site / "best.csv"
@@ -90,7 +92,7 @@ def refused(answer):
 
 
 def test_a_report_scores_each_subgroup_of_each_site(prrfl, made):
-    data, run = made
+    _, run = made
     code, out, err = prrfl("report", run, "--subgroups", "sex,age")
     assert (code, err) == (0, "")
     rows = {(row["site"], row["column"], row["subgroup"]): row for row in rows_of(run / "subgroups.csv")}
@@ -113,7 +115,9 @@ def test_a_report_scores_each_subgroup_of_each_site(prrfl, made):
         for (column, name), which in members.items():
             row = rows[site, column, name]
             assert int(row["images"]) == int(row["lesions"]) == which.sum()
-            assert [int(row[f"images_{c}"]) for c in CLASSES] == np.bincount(labels[which], minlength=3).tolist()
+            assert [int(row[f"images_{c}"]) for c in CLASSES] == np.bincount(
+                labels[which], minlength=3
+            ).tolist()
             if which.sum() > 1:
                 expected = balanced_accuracy_score(labels[which], answers[which])
                 assert float(row["balanced_accuracy"]) == pytest.approx(expected)
@@ -129,7 +133,7 @@ def test_a_report_scores_each_subgroup_of_each_site(prrfl, made):
     assert few["not_compared"].startswith("fewer than two classes with 5 lesions")
     lines = " ".join(out.split())
     assert "sex is unknown for 6 of 72 test images of clientA." in lines
-    assert "(p < 0.05, Holm over 10 tests): sex male at clientA, sex female at clientA." in lines
+    assert "(p < 0.05, Holm over 8 tests): sex male at clientA, sex female at clientA." in lines
     assert "Largest gap: at clientA, the balanced accuracy (nv, bkl, mel) of sex male is" in lines
     assert "points below that of the rest" in lines
     assert (run / "report.html").is_file()
@@ -222,7 +226,9 @@ def test_a_manifest_has_columns_and_arrays_have_none(prrfl, copy):
     code, _, err = prrfl("report", copy / "run", "--data", manifest, "--subgroups", "sex")
     assert (code, err) == (0, "")
     assert rows_of(copy / "run/subgroups.csv") == expected
-    arrays = {f"{part}_{what}": np.zeros(1) for part in ("train", "val", "test") for what in ("images", "labels")}
+    arrays = {
+        f"{part}_{what}": np.zeros(1) for part in ("train", "val", "test") for what in ("images", "labels")
+    }
     np.savez(copy / "arrays.npz", **arrays)
     told = refused(prrfl("report", copy / "run", "--data", copy / "arrays.npz", "--subgroups", "sex"))
     assert "arrays.npz holds arrays, which have no columns; give image files with a manifest CSV" in told
@@ -232,26 +238,24 @@ def test_images_of_one_name_in_several_folders_stay_apart(prrfl, tmp_path):
     """Patients' folders often hold files of the same names."""
     data = write_layout(tmp_path / "data", sites=2, train=12, other=6)
     rows = ["path,label,site,split,sex"]
-    for k, path in enumerate(sorted((tmp_path / "data").rglob("*.png"))):
+    for path in sorted((tmp_path / "data").rglob("*.png")):
         site, split, n = path.stem.split("_")
         target = data / site / split / f"patient{n}" / "image.png"
         target.parent.mkdir(parents=True)
         path.rename(target)
         rows.append(f"{target.relative_to(tmp_path)},{int(n) % 3},{site},{split},{'mf'[int(n) > 1]}")
-        assert k < 60
     (tmp_path / "all.csv").write_text("\n".join(rows) + "\n")
     run = tmp_path / "run"
     assert prrfl("train", "--data", tmp_path / "all.csv", "--out", run, *SMALL)[0] == 0
     assert prrfl("report", run, "--subgroups", "sex")[0] == 0
     counts = [[int(row[f"images_{c}"]) for c in CLASSES] for row in rows_of(run / "subgroups.csv")]
-    assert counts == 2 * [[1, 1, 2], [1, 1, 0]] or counts == 2 * [[1, 1, 2], [1, 1, 0]]
+    assert counts == 2 * [[1, 1, 2], [1, 1, 0]]
 
 
-def test_values_that_differ_in_case_are_noted(prrfl, copy):
+def test_values_that_differ_in_case_are_noted(prrfl, copy, caplog):
     write_columns(copy / "data", sex=lambda n: ("male", "Male", "n/a")[n % 3])
-    code, _, err = prrfl("report", copy / "run", "--data", copy / "data", "--subgroups", "sex")
-    assert code == 0
-    assert "column sex holds 'Male' and 'male', which are read as different" in " ".join(err.split())
+    assert prrfl("report", copy / "run", "--data", copy / "data", "--subgroups", "sex")[0] == 0
+    assert "column sex holds 'Male' and 'male', which are read as different" in caplog.text
     assert {row["subgroup"] for row in rows_of(copy / "run/subgroups.csv")} == {"Male", "male", "unknown"}
 
 
@@ -296,22 +300,13 @@ def test_the_card_publishes_no_numbers_of_few_images(prrfl, copy):
     images, balanced, nv, bkl, mel, *_ = cells["rare mel only"]
     assert (images, balanced, nv, bkl) == ("26", "–", "–", "–")
     assert "to" in mel
-    assert "Told apart from the rest" in section
-    assert "nose" not in section.split("p |")[-1].split("- ")[-1]
+    told = [line for line in section.splitlines() if line.startswith("- ")]
+    assert told[0] == "- sex is unknown for 6 of 72 test images of clientA."
+    assert not [line for line in told if "nose" in line or "hand" in line]
     limits = card.split("## Limits")[1]
     assert "Subgroups were divided by sex, place, rare only." in limits
-    assert "age" not in limits.replace("image", "")
+    assert "skin tone" not in limits
     assert "clientA_test" not in card
-
-
-def test_a_card_without_subgroups_knows_of_none(prrfl, copy):
-    pytest.importorskip("onnxruntime")
-    code, _, _ = prrfl("export", copy / "run", "--site", "clientA", "--out", copy / "card")
-    assert code == 0
-    card = (copy / "card/model_card.md").read_text()
-    assert "## Subgroups" not in card
-    assert "No subgroups were evaluated: its performance by skin tone, age or sex was not measured." in card
-    told = refused(
+    assert "only --subgroups reads the data" in refused(
         prrfl("export", copy / "run", "--site", "clientA", "--out", copy / "c", "--data", copy / "data")
     )
-    assert "only --subgroups reads the data" in told

@@ -5,7 +5,7 @@ import logging
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -65,6 +65,12 @@ class Entry:
     def name(self) -> str:
         """The image's name, without folder and suffix."""
         return self.path.stem
+
+
+def other_columns(entries: Iterable[Entry], but: Collection[str]) -> list[str]:
+    """Return the columns of the tables that name the entries, in their order, but for some."""
+    columns = dict.fromkeys(column for entry in entries for column in entry.cells)
+    return [column for column in columns if column not in but]
 
 
 def load_entries(

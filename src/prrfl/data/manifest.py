@@ -9,7 +9,7 @@ from pathlib import Path
 
 from prrfl.data.columns import NumberedRow, class_indices, group_ids, warn_of_ignored
 from prrfl.data.files import is_file
-from prrfl.data.images import SPLITS, Entry
+from prrfl.data.images import SPLITS, Entry, other_columns
 from prrfl.data.tables import is_plain_name, read_rows
 from prrfl.errors import DataError, nearest
 from prrfl.types import ClientId, Split
@@ -88,13 +88,27 @@ def _paths(rows: Sequence[NumberedRow], manifest: Path) -> list[Path]:
 
 
 def manifest_csv(entries: Sequence[Entry], folder: Path) -> str:
-    """Return the text of a manifest in a folder, with paths relative to that folder."""
+    """Return the text of a manifest in a folder, with paths relative to that folder.
+
+    Other columns of the images' tables follow. A column that is called like one of the manifest's own is left
+    out, with a warning.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    if taken := {
+        c for e in entries for c in COLUMNS if c != "label" and c in e.cells and "path" not in e.cells
+    }:
+        log.warning(
+            "column %s of the tables is left out: in a manifest, its name has another meaning",
+            ", ".join(sorted(taken)),
+        )
+    others = other_columns(entries, {*COLUMNS, "image_id", "lesion_id"})
+    writer.writerow([*COLUMNS, *others])
     for e in entries:
         path = os.path.relpath(_resolved(e.path), _resolved(folder))
-        writer.writerow([path, e.label, e.site, e.split, e.group or ""])
+        writer.writerow(
+            [path, e.label, e.site, e.split, e.group or "", *(e.cells.get(c, "") for c in others)]
+        )
     return text.getvalue()
 
 
