@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +13,15 @@ import torch
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from prrfl import cli
+from prrfl.data.sources import read_entries
+from prrfl.data.subgroups import parse_columns, read_tables
+from prrfl.errors import DataError
+from prrfl.reports.subgroups import by_subgroup
 from prrfl.storage.records import predictions_to_csv, read_predictions
+from prrfl.types import Predictions
 from tests.sites_on_disk import write_layout
 
+DERMOSCOPY = Path(__file__).parents[2].parent / "shared/dermoscopy"
 CLASSES = ("nv", "bkl", "mel")
 SMALL = ["--image-size", 32, "--rounds", 1, "--epochs", 1, "--batch", 16, "--precision", "float32"]
 SMALL += ["--network", "tiny", "--workers", 1]
@@ -136,7 +143,9 @@ def test_a_report_scores_each_subgroup_of_each_site(prrfl, made):
     assert "(p < 0.05, Holm over 8 tests): sex male at clientA, sex female at clientA." in lines
     assert "Largest gap: at clientA, the balanced accuracy (nv, bkl, mel) of sex male is" in lines
     assert "points below that of the rest" in lines
-    assert (run / "report.html").is_file()
+    page = (run / "report.html").read_text()
+    assert "Difference of each subgroup to the rest of its site" in page
+    assert "of sex male is" in page
 
 
 def test_nothing_told_apart_is_not_called_equal(prrfl, made):
@@ -310,3 +319,28 @@ def test_the_card_publishes_no_numbers_of_few_images(prrfl, copy):
     assert "only --subgroups reads the data" in refused(
         prrfl("export", copy / "run", "--site", "clientA", "--out", copy / "c", "--data", copy / "data")
     )
+
+
+@pytest.mark.skipif(not DERMOSCOPY.is_dir(), reason="the real four sites are not on this machine")
+def test_the_real_sites_are_divided_by_age_sex_and_localization():
+    settings = {"classes": CLASSES, "image_size": 128}
+    columns = parse_columns("age,sex,localization")
+    with pytest.raises(DataError, match=r"test_clientD.csv has no column 'age'"):
+        read_tables(DERMOSCOPY, columns, ["clientA", "clientD"], **settings)
+    tables = read_tables(DERMOSCOPY, columns, ["clientA", "clientC"], **settings)
+    draw = torch.Generator().manual_seed(0)
+    predictions = {}
+    for site in ("clientA", "clientC"):
+        entries = [e for e in read_entries(DERMOSCOPY, needed=("test",), **settings) if e.site == site]
+        labels = torch.tensor([e.label for e in entries])
+        random = torch.rand(len(entries), 3, generator=draw, dtype=torch.float64).softmax(1)
+        names, groups = tuple(e.name for e in entries), tuple(e.group for e in entries)
+        predictions[site] = Predictions(names, labels, random, groups)
+    age, sex, place = tables.divide(predictions)
+    assert age.subgroups[:3] == ("<40", "40 to <60", ">=60")
+    assert set(sex.subgroups) >= {"female", "male"}
+    assert "lower extremity" in place.subgroups
+    rows = by_subgroup(predictions, [age, sex])
+    assert sum(row.scores.images for row in rows if (row.site, row.column) == ("clientA", "age")) == 598
+    # Random answers are equally bad for all.
+    assert not any(row.told_apart for row in rows)

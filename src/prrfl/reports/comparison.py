@@ -31,6 +31,9 @@ from prrfl.types import ClientId, ExchangeRecord, Predictions, RoundRecord
 TOO_FEW = f"fewer than {FEWEST_GROUPS} lesions or patients of a class"
 NO_SPREAD = "the same in (nearly) every bootstrap sample"
 
+ALWAYS = "always the most frequent class"
+"""Name of the row of the answer that needs no network."""
+
 TESTED = ("f1", "auc")
 """Measures in which the methods are tested against each other."""
 
@@ -204,7 +207,7 @@ def compare(
     rng = np.random.default_rng(seed)
     images = {site: GroupedImages.of(_grouped(runs, site)) for site in sorted(runs[0].predictions)}
     support = supports(images)
-    always = _majority(runs)
+    always = majority(runs)
     bundles = [run.predictions for run in runs] + ([always] if always else [])
     scores = sampled(images, bundles, draws, rng)
     by_method: dict[str, dict[int, Sampled]] = {method: {} for method in methods}
@@ -229,7 +232,7 @@ def compare(
     rows = _marked(rows, by_method, support)
     if always:
         estimates = _estimates({0: scores[-1]}, support)
-        rows.append(Row(method="always the most frequent class", seeds=0, scores=estimates))
+        rows.append(Row(method=ALWAYS, seeds=0, scores=estimates))
     return rows
 
 
@@ -523,7 +526,7 @@ def _with_swaps(row: Row, p: float | None) -> Row:
     return replace(row, tests={**row.tests, "f1": replace(row.tests["f1"], exact=p)})
 
 
-def _majority(runs: Sequence[FinishedRun]) -> dict[ClientId, Predictions]:
+def majority(runs: Sequence[FinishedRun]) -> dict[ClientId, Predictions]:
     """Return each site's most frequent class in training as predictions; empty if a site's is unknown."""
     answers = {}
     for site, p in runs[0].predictions.items():

@@ -102,7 +102,7 @@ def sampled(
     for site, tests in images.items():
         parts: list[list[dict[str, Floats]]] = [[] for _ in runs]
         numbers = []
-        for counts in _blocks(tests.groups, draws, rng):
+        for counts in blocks(tests.groups, draws, rng):
             numbers.append(np.array([counts[:, tests.labels == k].sum(1) for k in range(tests.classes)]))
             for run, of_run in zip(runs, parts, strict=True):
                 of_run.append(_scores(counts, tests.labels, run[site].probabilities.double().numpy()))
@@ -115,7 +115,7 @@ def sampled(
     ]
 
 
-def _blocks(groups: Ints, draws: int, rng: np.random.Generator) -> Iterator[SampleCounts]:
+def blocks(groups: Ints, draws: int, rng: np.random.Generator) -> Iterator[SampleCounts]:
     """Yield the test set itself, so that one calculation gives scores and intervals; then its samples."""
     yield np.ones((1, len(groups)), dtype=np.float32)
     size = max(1, BLOCK // len(groups))

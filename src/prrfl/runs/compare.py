@@ -18,20 +18,20 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
 
-from prrfl.algorithms import ALGORITHMS, DEFAULT, Traits, traits_of
+from prrfl.algorithms import ALGORITHMS, BASELINE, DEFAULT, Traits, traits_of
 from prrfl.capture import on_gpu
 from prrfl.config import TrainConfig, checked, given_settings
 from prrfl.data.fingerprint import difference, fingerprints
 from prrfl.data.synthetic import GeneratedData, cached
-from prrfl.engine.in_process import POOL
 from prrfl.errors import ConfigError, DataError
 from prrfl.machine import usable_cores
 from prrfl.reports import comparison, scores, tables
 from prrfl.reports.meter import measure
 from prrfl.reports.overlay import draw_comparison
-from prrfl.reports.page import comparison_page
-from prrfl.runs.deployed import network_path, predictions_path, read_about
+from prrfl.reports.page import ComparisonResults, comparison_page
+from prrfl.runs.deployed import predictions_path, training_counts
 from prrfl.runs.folder import RunFolder
+from prrfl.runs.report import heading
 from prrfl.runs.setup import load_data
 from prrfl.storage.atomic import write_json, write_text
 from prrfl.storage.reading import parse_json, read_text
@@ -302,16 +302,9 @@ def _read_run(folder: Path, config: TrainConfig) -> comparison.FinishedRun:
         seconds=summary["seconds"],
         rounds=config.rounds,
         epochs=config.epochs,
-        training={site: counts for site in sites if (counts := _training_counts(folder, site))},
+        training={site: counts for site in sites if (counts := training_counts(folder, site, "best"))},
         stages=traits_of(ALGORITHMS[config.method]).stages,
     )
-
-
-def _training_counts(folder: Path, site: ClientId) -> tuple[int, ...] | None:
-    """Return the number of training images of each class of a site; ``None`` without a saved network."""
-    paths = (network_path(folder, name, "best") for name in (site, POOL))
-    path = next((path for path in paths if path.is_file()), None)
-    return read_about(path).images["train"] if path else None
 
 
 def _check_data_unchanged(folders: Sequence[Path], config: TrainConfig) -> None:
@@ -423,7 +416,9 @@ def tabulate(folder: Path) -> list[comparison.Row]:
     draw_comparison(runs, DEFAULT, folder / "comparison.png")
     own = {"seed"}.union(*(_settings(run.method) for run in runs))
     shared = config.model_dump(mode="json", exclude_none=True, exclude=own)
-    write_text(folder / "report.html", comparison_page(runs, rows, DEFAULT, shared))
+    title = heading(RunFolder(_run_folders(folder)[0]), config, folder.resolve().name)
+    page = comparison_page(ComparisonResults(title, runs, rows, DEFAULT, BASELINE, shared))
+    write_text(folder / "report.html", page)
     return rows
 
 

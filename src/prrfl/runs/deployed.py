@@ -91,6 +91,13 @@ def predictions_path(folder: Path, site: ClientId, which: Which, split: Split) -
     return folder / "predictions" / site / (f"{which}.csv" if split == "test" else f"{which}-{split}.csv")
 
 
+def training_counts(folder: Path, site: ClientId, which: Which) -> tuple[int, ...] | None:
+    """Return the number of training images of each class of a site; ``None`` without a saved network."""
+    paths = (network_path(folder, name, which) for name in (site, POOL))
+    path = next((path for path in paths if path.is_file()), None)
+    return read_about(path).images["train"] if path else None
+
+
 @dataclass(frozen=True)
 class DeployedWriter:
     """Writes the deployed networks of a run, with their predictions.

@@ -277,6 +277,13 @@ class RunFolder:
             first, resumed = {}, []
         write_json(path, {**first, "resumed": [*resumed, {"after_round": rounds, **environment}]})
 
+    def environment(self) -> dict[str, Any]:
+        """Return time, machine and versions of the run's start; empty if they are lost."""
+        try:
+            return dict(parse_json(read_bytes(self.path / "environment.json")))
+        except (OSError, TypeError, ValueError):
+            return {}
+
 
 CHECKPOINTS = "round-" + 4 * "[0-9]"
 """Pattern of the names of checkpoints. It does not match copies of them, such as ``round-0003 (copy)``."""
