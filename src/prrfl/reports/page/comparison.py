@@ -155,7 +155,7 @@ def _of_classes(rows: Sequence[Row], shown: str, baseline: str, classes: Sequenc
 def _curves(runs: Sequence[FinishedRun], shown: str) -> list[Picture]:
     """Return a picture for each measure: all lines together, or each in a panel beside the shown method."""
     epochs = {run.method: run.epochs for run in runs}
-    pictures = []
+    pictures: list[Picture] = []
     for measure, label in MEASURES:
         lines = bands(runs, measure)
         if len(lines) <= MANY:

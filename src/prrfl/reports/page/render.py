@@ -55,7 +55,7 @@ def render(page: Page) -> str:
     )
     words = glossary(page.classes)
     environment.filters |= {
-        "data_uri": lambda png: f"data:image/png;base64,{base64.b64encode(png).decode()}",
+        "data_uri": data_uri,
         "script": in_script,
         "terms": lambda text: with_terms(str(text), words),
     }
@@ -81,6 +81,11 @@ def counted(number: int, thing: str) -> str:
 def web(name: str) -> str:
     """Return the text of a file that pages embed."""
     return resources.files("prrfl.reports").joinpath("web", name).read_text("utf-8")
+
+
+def data_uri(png: bytes) -> str:
+    """Return a PNG file as an address that holds it."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def in_script(data: object) -> Markup:

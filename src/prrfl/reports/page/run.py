@@ -46,9 +46,12 @@ def run_page(results: RunResults) -> str:
     sites = list(summary["best"]["sites"])
     verdict, sensitivities, panels = _of_predictions(results) if run.predictions else _of_records(results)
     done, planned, index = summary["rounds"], run.rounds, summary["best_round"]
-    banner = ""
+    banner, rounds = "", str(planned)
     if done < planned:
-        banner = f"Not finished: round {done} of {planned}. Scores may still change."
+        banner, rounds = (
+            f"Not finished: round {done} of {planned}. Scores may still change.",
+            f"{done} of {planned}",
+        )
     moment = (
         f"the best round on validation (round {index + 1})"
         if results.chosen
@@ -64,7 +67,7 @@ def run_page(results: RunResults) -> str:
         Page(
             heading=results.heading,
             title=f"{run.method} at {counted(len(sites), 'site')}",
-            lead=f"{f'{done} of {planned}' if done < planned else planned} communication rounds of {run.epochs} local epochs, "
+            lead=f"{rounds} communication rounds of {run.epochs} local epochs, "
             f"seed {run.seed}. Scores are of {moment}, on test images.",
             banner=banner,
             verdict=verdict,
@@ -128,7 +131,7 @@ def _curves(run: FinishedRun, sites: Sequence[ClientId]) -> list[Picture]:
     panels: dict[str, ClientId | None] = {"mean of sites": None, **{site: site for site in sites}}
     if len(sites) == 1:
         del panels["mean of sites"]
-    pictures = []
+    pictures: list[Picture] = []
     for measure, label in MEASURES:
         lines = {
             title: [

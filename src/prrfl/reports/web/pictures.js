@@ -66,8 +66,8 @@ const pictures = (() => {
     const [, each] = columns(width, data.panels.length, 320);
     const parts = data.panels.map(panel => {
       const rows = d3.group(panel.items, item => item.row);
-      const longest = d3.max([...rows.keys()], measure) + 14;
-      const above = longest > 0.34 * each;
+      const longest = (many ? 1.1 : 1) * d3.max([...rows.keys()], measure) + 14;
+      const above = longest > (dense ? 0.55 : 0.34) * each;
       const left = above ? 4 : Math.max(30, longest);
       const names = [], placed = [];
       let y = 0;
@@ -98,7 +98,7 @@ const pictures = (() => {
           Plot.ruleY(placed.filter(d => d.images), { y: "y", x1: d => d.images[0], x2: d => d.images[1], stroke: of, strokeWidth: 6, strokeOpacity: 0.38, strokeLinecap: "round" }),
           Plot.dot(found, { x: "value", y: "y", symbol: d => at(SYMBOLS, d.k), fill: of, r: 4.6 }),
           Plot.text(names, { y: "y", text: "row", frameAnchor: "left", textAnchor: "start", dx: above ? 0 : 2 - left, dy: above && !many ? 5 : 0, fill: "currentColor",
-            lineWidth: (above ? each - 12 : left - 6) / (many ? 13.5 : 12), textOverflow: "ellipsis", fontWeight: many ? 600 : 400 }),
+            lineWidth: above ? (each - 12) / (many ? 13.5 : 12) : Infinity, textOverflow: above ? "ellipsis" : null, fontWeight: many ? 600 : 400 }),
           Plot.text(found, { y: "y", text: d => `${number(d.value)} ${d.note}`, frameAnchor: "right", textAnchor: "start", dx: 8, fill: "currentColor" }),
           Plot.tip(found, Plot.pointer({ x: "value", y: "y", title: tipOf })),
         ],
