@@ -286,7 +286,7 @@ def test_the_card_publishes_no_numbers_of_few_images(prrfl, copy):
     pytest.importorskip("onnxruntime")
     write_columns(
         copy / "data",
-        place=lambda n: "nose" if n < 3 else "hand" if n < 9 else ("arm", "leg")[n % 2],
+        place=lambda n: "nose" if n < 3 else "hand" if n < 9 else ("arm|hand", "leg")[n % 2],
         rare=lambda n: "mel only" if n % 3 == 2 or n < 2 else "others",
     )
     site = ["--site", "clientA", "--data", copy / "data"]
@@ -302,6 +302,7 @@ def test_the_card_publishes_no_numbers_of_few_images(prrfl, copy):
         if line.startswith("| ")
     }
     assert cells["place nose"] == ["<5", *["–"] * 6]
+    assert r"| place arm\|hand | " in section
     # 72 minus the others would tell the number of noses.
     assert cells["place hand"] == ["withheld", *["–"] * 6]
     assert cells["sex male"][0] == "33"

@@ -195,7 +195,7 @@ def _subgroups(column: Column, rows: Mapping[ClientId, Sequence[Entry]]) -> dict
             "the edges, or correct the cell (an empty one is read as unknown)"
         )
     if of_texts:
-        named = {text: text for text in sorted({text for _, _, text in known})}
+        named = {text: " ".join(text.split()) for text in sorted({text for _, _, text in known})}
         _warn_of_variants(column.name, list(named))
         advice = "name a coarser one"
     else:

@@ -79,7 +79,7 @@ def tables_of(
     Args:
         folder: the folder of the run or site.
         sites: the sites to read.
-        columns: columns that the tables must have; if there are none, nothing is read.
+        columns: columns that the tables must have; without any, nothing is read.
         data: where the data is now, if it was moved.
         option: the command's option for it, for messages.
 

@@ -80,7 +80,7 @@ def _subgroups(rows: Sequence[Subgroup], withheld: Sequence[Subgroup], classes: 
     heads += ["minus the rest", "p"]
     body = []
     for row in rows:
-        name = f"{row.column} {row.name}"
+        name = f"{row.column} {row.name}".replace("|", "\\|")  # which would end the cell
         if row in withheld:
             few = row.scores.images < PUBLISHED
             body.append([name, f"<{PUBLISHED}" if few else "withheld", *["–"] * (len(heads) - 2)])
