@@ -220,7 +220,7 @@ def test_ten_methods_are_drawn_from_the_numbers_of_the_table(browser, many):
     assert page.locator("#verdict .sheet tbody th").all_inner_texts().count(LONG) == 1
     assert "北京协和医院" in page.locator("#verdict").inner_text()
     assert "</script><b>mel" in page.locator("#sites").inner_text()
-    # A wider window is filled.
+    # Pictures follow the window.
     page.set_viewport_size({"width": 700, "height": 900})
     page.wait_for_function("document.querySelector('#section-2 .drawing').clientWidth > 500 && "
                            "document.querySelector('#section-2 .part').offsetWidth * 2 < 700")  # fmt: skip
@@ -235,11 +235,12 @@ def test_pages_are_accessible_in_light_and_dark_and_fit_a_phone(browser, folder,
     path = folder / "report.html" if which == "run" else many.path
     page = opened(browser, path, viewport={"width": 390, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    wide = page.locator("#verdict .wide").last
+    wide = page.locator("#verdict > .wide")
     assert wide.evaluate("box => box.scrollWidth > box.clientWidth")
-    assert page.locator("#verdict .cue").last.is_visible()
+    assert page.locator("#verdict > .cue").is_visible()
     page.set_viewport_size({"width": 1280, "height": 900})
-    page.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true; })")
+    if which == "run":
+        page.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true; })")
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
         assert violations(page) == []
@@ -366,6 +367,17 @@ def test_a_comparison_has_a_verdict_curves_and_tables(tmp_path, prrfl, forked, u
         assert headings.count(heading) == 1
     panels = re.findall(r'<section class="panel" data-site="(\w+)" data-method="(\w+)', text)
     assert sorted(panels) == [(f"client{s}", m) for s in "AB" for m in ("fedavg", "local", "prrfl")]
+    assert "Not finished" not in text
+
+    # A second seed that is half done is left out, and named.
+    half = shutil.copytree(tmp_path / "c/runs/local-seed0", tmp_path / "c/runs/local-seed1")
+    (half / "config.toml").write_text((half / "config.toml").read_text().replace("seed = 0\n", "seed = 1\n"))
+    (half / "summary.json").unlink()
+    shutil.rmtree(half / "state/round-0001")
+    assert prrfl("report", tmp_path / "c")[0] == 0
+    text = (tmp_path / "c/report.html").read_text("utf-8")
+    assert "⚠ Not finished, and left out here: local, seed 1 (round 1 of 2)." in text
+    assert "left out here: local, seed 1" in text_of(text)
 
 
 def test_a_report_writes_every_score(folder):

@@ -24,11 +24,11 @@ WORDS: Mapping[str, str] = {
     "communication": "Sites send shares of their networks, the server averages them, the sites receive the "
     "result.",
     "deployed": "The network that a method gives to a site for use.",
-    "deputy": "The second network of a site in PRR-FL. It takes part in communications, so that the "
-    "personalised network need not.",
+    "deputy": "The second network of a site. It takes part in communications, so that the personalised "
+    "network need not.",
     "macro-F1": "Mean over classes of F1, the harmonic mean of the share of a class's images that is found "
     "and the share of its alarms that is right. A rare class counts as much as a frequent one.",
-    "not told apart": "The study found no significant difference. This does not mean that there is none.",
+    "not told apart": "The study found no significant difference. This does not mean that they are equal.",
     "personalised": "The site's own network. No communication changes it.",
     "recall": "The share of a class's images that is classified correctly.",
     "retrogress": "The drop of a network's score at a communication: just before minus just after.",

@@ -417,9 +417,21 @@ def tabulate(folder: Path) -> list[comparison.Row]:
     own = {"seed"}.union(*(_settings(run.method) for run in runs))
     shared = config.model_dump(mode="json", exclude_none=True, exclude=own)
     title = heading(RunFolder(_run_folders(folder)[0]), config, folder.resolve().name)
-    page = comparison_page(ComparisonResults(title, runs, rows, DEFAULT, BASELINE, shared))
+    page = comparison_page(
+        ComparisonResults(title, runs, rows, DEFAULT, BASELINE, shared, _unfinished(folder))
+    )
     write_text(folder / "report.html", page)
     return rows
+
+
+def _unfinished(folder: Path) -> list[str]:
+    """Return a comparison's unfinished runs in words."""
+    going = [there for there in map(RunFolder, _run_folders(folder)) if not there.is_finished]
+    settings = [there.settings() for there in going]
+    return [
+        f"{_method(there.path)}, seed {config.seed} (round {there.rounds_done} of {config.rounds})"
+        for there, config in zip(going, settings, strict=True)
+    ]
 
 
 def _drops_to_csv(runs: Sequence[comparison.FinishedRun]) -> str:

@@ -1,7 +1,7 @@
 """The page of a comparison."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from prrfl.reports.comparison import ALWAYS, FinishedRun, Row
@@ -37,6 +37,7 @@ class ComparisonResults:
         reference: the method that the others are tested against.
         baseline: the method that trains each site alone.
         settings: the settings that the runs have in common.
+        unfinished: runs that are left out, with the round that they have reached.
         sections: further sections of the page.
     """
 
@@ -46,6 +47,7 @@ class ComparisonResults:
     reference: str
     baseline: str
     settings: Mapping[str, Any]
+    unfinished: Sequence[str] = ()
     sections: Sequence[Section] = ()
 
 
@@ -58,6 +60,10 @@ def comparison_page(results: ComparisonResults) -> str:
     first = {method: next(run for run in runs if run.method == method) for method in methods}
     shown = _shown(methods, results)
     found = verdict(runs, rows, shown, results.baseline, classes)
+    banner = ""
+    if results.unfinished:
+        banner = f"Not finished, and left out here: {'; '.join(results.unfinished)}."
+        found = replace(found, cautions=[banner, *found.cautions])
     of = {row.method: row for row in rows}
     panels = [
         panel(run, of[method], site, SiteImages(), classes)
@@ -71,7 +77,7 @@ def comparison_page(results: ComparisonResults) -> str:
             title=f"{len(methods)} methods compared at {counted(len(found.sites), 'site')}",
             lead=f"{_lengths(first)}, {seeded} {', '.join(map(str, seeds))}. Scores are of the best round on "
             "validation, on test images.",
-            banner="",
+            banner=banner,
             verdict=found,
             picture=verdict_picture(found),
             sections=[
@@ -116,7 +122,7 @@ def _lengths(runs: Mapping[str, FinishedRun]) -> str:
     lengths = {method: (run.rounds, run.epochs) for method, run in runs.items()}
     if len(set(lengths.values())) == 1:
         rounds, epochs = next(iter(lengths.values()))
-        return f"{rounds} communication rounds of {epochs} local epochs"
+        return f"{counted(rounds, 'communication round')} of {counted(epochs, 'local epoch')}"
     listed = ", ".join(f"{method} {rounds} × {epochs}" for method, (rounds, epochs) in lengths.items())
     return f"Communication rounds × local epochs of {listed}"
 

@@ -67,7 +67,7 @@ def run_page(results: RunResults) -> str:
         Page(
             heading=results.heading,
             title=f"{run.method} at {counted(len(sites), 'site')}",
-            lead=f"{rounds} communication rounds of {run.epochs} local epochs, "
+            lead=f"{rounds} communication rounds of {counted(run.epochs, 'local epoch')}, "
             f"seed {run.seed}. Scores are of {moment}, on test images.",
             banner=banner,
             verdict=verdict,

@@ -1,6 +1,7 @@
 """Tables of a page."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import isnan
 from statistics import fmean
 from typing import Any
 
@@ -52,7 +53,10 @@ def verdict_sheet(verdict: Verdict) -> Sheet:
             *(
                 Cell(
                     f"{SYMBOLS[test.outcome]} {test.outcome}",
-                    f"{signed(test.difference)} points" + (f", {told(test.p)}" if test.p is not None else ""),
+                    test.reason
+                    if isnan(test.difference)
+                    else f"{signed(test.difference)} points"
+                    + (f", {told(test.p)}" if test.p is not None else ""),
                     title=test.reason,
                 )
                 for test in one.tests

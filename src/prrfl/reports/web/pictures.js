@@ -67,8 +67,8 @@ const pictures = (() => {
     const parts = data.panels.map(panel => {
       const rows = d3.group(panel.items, item => item.row);
       const longest = (many ? 1.1 : 1) * d3.max([...rows.keys()], measure) + 14;
-      const above = longest > (dense ? 0.55 : 0.34) * each;
-      const left = above ? 4 : Math.max(30, longest);
+      const above = !(dense && !many) && longest > 0.34 * each;
+      const left = above ? 4 : Math.max(30, Math.min(longest, 0.4 * each));
       const names = [], placed = [];
       let y = 0;
       for (const [row, items] of rows) {
@@ -98,7 +98,7 @@ const pictures = (() => {
           Plot.ruleY(placed.filter(d => d.images), { y: "y", x1: d => d.images[0], x2: d => d.images[1], stroke: of, strokeWidth: 6, strokeOpacity: 0.38, strokeLinecap: "round" }),
           Plot.dot(found, { x: "value", y: "y", symbol: d => at(SYMBOLS, d.k), fill: of, r: 4.6 }),
           Plot.text(names, { y: "y", text: "row", frameAnchor: "left", textAnchor: "start", dx: above ? 0 : 2 - left, dy: above && !many ? 5 : 0, fill: "currentColor",
-            lineWidth: above ? (each - 12) / (many ? 13.5 : 12) : Infinity, textOverflow: above ? "ellipsis" : null, fontWeight: many ? 600 : 400 }),
+            lineWidth: above ? (each - 12) / (many ? 13.5 : 12) : longest > left ? left / 13 : Infinity, textOverflow: "ellipsis", fontWeight: many ? 600 : 400 }),
           Plot.text(found, { y: "y", text: d => `${number(d.value)} ${d.note}`, frameAnchor: "right", textAnchor: "start", dx: 8, fill: "currentColor" }),
           Plot.tip(found, Plot.pointer({ x: "value", y: "y", title: tipOf })),
         ],
@@ -122,7 +122,7 @@ const pictures = (() => {
   /** Curves with ranges, a panel beside the other; those drawn for comparison are grey. */
   function curves(data, width, dense) {
     const alone = data.panels.length === 1;
-    const [count, each] = columns(width, data.panels.length, alone ? 0 : dense ? 118 : 230);
+    const [count, each] = columns(width, data.panels.length, alone ? 0 : dense ? 118 : width < 500 ? 150 : 230);
     const values = data.panels.flatMap(p => p.lines.flatMap(l => l.points.flatMap(([, ...ys]) => ys))).filter(v => v !== null);
     const [low, high] = d3.extent(values), room = Math.max(0.5, 0.05 * (high - low));
     const domain = [Math.max(0, low - room), Math.min(100, high + room)];
@@ -142,8 +142,8 @@ const pictures = (() => {
       });
       const pointed = panel.lines.filter(l => !l.ghost).flatMap(l => l.points.filter(p => p[1] !== null).map(p => ({ x: p[0], y: p[1], name: l.name })));
       const svg = image({
-        width: each, height: alone ? Math.min(dense ? 240 : 340, Math.max(240, 0.5 * width)) : dense ? 110 : 190, marginLeft: 40, marginBottom: 38, marginTop: 10, marginRight: 12,
-        x: { domain: [0, last], label: data.x, labelAnchor: "center", labelArrow: "none", ticks: Math.min(last, each / (dense ? 40 : 60)), tickFormat: d => Number.isInteger(d) ? String(d) : "" },
+        width: each, height: alone ? Math.min(dense ? 240 : 340, Math.max(240, 0.5 * width)) : dense ? 98 : each < 200 ? 140 : 190, marginLeft: 40, marginBottom: 38, marginTop: 10, marginRight: 12,
+        x: { domain: [0, last], label: data.x, labelAnchor: "center", labelArrow: "none", ticks: Math.min(last, each / (each < 200 ? 40 : 60)), tickFormat: d => Number.isInteger(d) ? String(d) : "" },
         y: { domain, label: null, ticks: 4, grid: false },
         marks: [
           Plot.gridY({ strokeOpacity: 0.12, ticks: 4 }), ...marks,
@@ -152,7 +152,7 @@ const pictures = (() => {
       }, [data.y, panel.title, panel.lines.map(l => l.name).join(", ")].filter(Boolean).join(", "));
       return part(panel.title, each, svg);
     });
-    return [...(told ? [key(data.names, "line")] : []), element("p", "key", `Vertical axis: ${data.y}`), ...parts];
+    return [...(told ? [key(data.names, "line")] : []), element("p", "key", `${data.y}`), ...parts];
   }
 
   /** ROC curves, one class each, with the point at 90 % specificity. */
