@@ -18,7 +18,7 @@ from prrfl.types import UNKNOWN_SUBGROUP, ClientId, Partition, Predictions
 AGE = (40.0, 60.0)
 """Edges of a column of numbers that is called age, unless others are given. In years."""
 
-MOST = 30
+MOST_SUBGROUPS = 30
 """Subgroups of a column. More would have few images each, and many tests find nothing."""
 
 log = logging.getLogger("prrfl")
@@ -205,10 +205,10 @@ def _subgroups(column: Column, rows: Mapping[ClientId, Sequence[Entry]]) -> dict
         named = {text: _bin(number, edges) if edges else f"{number:.15g}" for text, number in ordered}
         middle = f"{ordered[len(ordered) // 2][1]:.15g}" if ordered else ""
         advice = f"divide its numbers, for instance in the middle: {column.name}:{middle}"
-    if (count := len(set(named.values()))) > MOST:
+    if (count := len(set(named.values()))) > MOST_SUBGROUPS:
         raise DataError(
-            f"--subgroups: column '{column.name}' has {count} different values; at most {MOST} can be "
-            f"subgroups; {advice}"
+            f"--subgroups: column '{column.name}' has {count} different values; at most {MOST_SUBGROUPS} can "
+            f"be subgroups; {advice}"
         )
     return named
 

@@ -17,7 +17,7 @@ from prrfl.reports.uncertainty import FEWEST_GROUPS, LEVEL, Term, holm, sum_inte
 from prrfl.types import UNKNOWN_SUBGROUP, ClientId, Partition, Predictions
 
 ALONE = "all of the site's images"
-TOO_FEW = f"fewer than two classes with {FEWEST_GROUPS} lesions or patients both here and in the rest"
+TOO_FEW_CLASSES = f"fewer than two classes with {FEWEST_GROUPS} lesions or patients both here and in the rest"
 
 SCORES = ("balanced accuracy", "macro-F1", "AUC")
 """Scores in the table before the recall of each class."""
@@ -92,7 +92,7 @@ def by_subgroup(
                     scores = assess(_part(own, which))
                     counts = tuple(own.labels[which].bincount(minlength=own.probabilities.shape[1]).tolist())
                     gap = _gap(own, which)
-                    reason = "" if gap else ALONE if which.all() else TOO_FEW
+                    reason = "" if gap else ALONE if which.all() else TOO_FEW_CLASSES
                     row = (site, partition.column, name, len(members), counts, scores, gap, reason)
                     found.append(Subgroup(*row))
     return _corrected(found)
