@@ -243,3 +243,29 @@ def test_figures_name_files_that_pages_show():
     for name in re.findall(r'"(method-\S+\.png)"', script):
         assert f"images/{name}" in shown
         assert (DOCS / "images" / name).stat().st_size < 120_000
+
+
+def test_own_parts(call, tmp_path, monkeypatch, forked):
+    write_layout(tmp_path / "DIR")
+    page = (DOCS / "own-parts.md").read_text("utf-8")
+    for block in examples("own-parts.md"):
+        name = re.match(r"# (\w+\.py)\n", block)
+        (tmp_path / name[1]).write_text(block)
+    monkeypatch.syspath_prepend(tmp_path)
+    namespace = {}
+    exec((tmp_path / "test_own_head.py").read_text(), namespace)
+    namespace["test_own_head"]()
+    ran = 0
+    for arguments in commands("own-parts.md"):
+        if "..." in arguments or any("my_package" in word or word == "part-way" for word in arguments):
+            continue  # need an installed package, or are tested with it
+        if arguments[1:3] == ["--method", "./part_way.py:PartWay"]:
+            continue
+        own_network = "--network" in arguments
+        if arguments[0] == "compare":
+            arguments = [*arguments, "--seeds", "0"]
+        small = [] if arguments[0] == "new" else SMALL if own_network else TINY
+        call([*arguments, *small])
+        ran += 1
+    assert ran == 7
+    assert "[set.method]" in page

@@ -23,11 +23,15 @@ from pydantic import (
 
 from prrfl.algorithms import ALGORITHMS, DEFAULT, FML, PRRFL, Algorithm, FedProx, traits_of
 from prrfl.algorithms.prrfl import Aggregation, TransferMode
+from prrfl.data.augment import AUGMENTATIONS
+from prrfl.data.own import DATA_SETS
 from prrfl.errors import ConfigError, nearest
 from prrfl.losses import CPA, LOSSES, Focal, LogitAdjusted, Loss
 from prrfl.machine import best_device, gpu, multiplies_bfloat16
-from prrfl.models import NETWORKS, Init
+from prrfl.models import NETWORKS, Init, network_settings
+from prrfl.parts import Parts, complete_settings, construct, placed
 from prrfl.storage.reading import read_text
+from prrfl.training import Augment
 
 LARGEST_FILE = 2**14
 """Largest settings file, in bytes. The time to parse TOML keys can grow with the square of their length."""
@@ -190,7 +194,9 @@ class TrainConfig(BaseModel):
     )
     lr_gamma: Annotated[float, METHOD] = Field(0.5, gt=0, le=1, description="factor of each reduction")
     weight_decay: Annotated[Factor, METHOD] = Field(1e-6, description="L2 penalty of the optimiser")
-    augment: Annotated[bool, METHOD] = Field(True, description="augment training images as in the paper")
+    augment: Annotated[str, METHOD] = Field(
+        "paper", description="how training images are changed at random: as in the paper, or none"
+    )
     tensorboard: Annotated[bool, OUTPUT] = Field(
         False, description="also write TensorBoard events into the run folder"
     )
@@ -213,6 +219,12 @@ class TrainConfig(BaseModel):
     )
     share_bits: Annotated[Literal[16, 32], METHOD] = Field(
         32, description="bits of each number that is sent; 16 halves the traffic"
+    )
+    # Below the parts, so that they are known when their settings are checked.
+    set: Annotated[dict[str, dict[str, Any]], METHOD] = Field(
+        {},
+        description="a setting of a part of your own, as method.step=0.2; kinds of parts are method, loss, "
+        "network, augment and data",
     )
 
     @classmethod
@@ -268,7 +280,7 @@ class TrainConfig(BaseModel):
     @classmethod
     def _defaults_of_method(cls, settings: Any) -> Any:
         """Give the hyper-parameters the defaults of the chosen method, where it shares them with others."""
-        kind = ALGORITHMS.get(settings.get("method", DEFAULT))
+        kind = ALGORITHMS.builtin.get(settings.get("method", DEFAULT))
         return {**{part.name: part.default for part in fields(kind)}, **settings} if kind else settings
 
     @field_validator("loss")
@@ -282,6 +294,35 @@ class TrainConfig(BaseModel):
     @classmethod
     def _known_network(cls, value: str) -> str:
         return _one_of(value, NETWORKS)
+
+    @field_validator("augment", mode="before")
+    @classmethod
+    def _on_or_off(cls, value: object) -> object:
+        # As version 0.1.0 wrote it.
+        return {True: "paper", False: "none"}[value] if isinstance(value, bool) else value
+
+    @field_validator("augment")
+    @classmethod
+    def _known_augmentation(cls, value: str) -> str:
+        return value if value == "none" else _one_of(value, AUGMENTATIONS)
+
+    @field_validator("set")
+    @classmethod
+    def _settings_of_own_parts(
+        cls, value: dict[str, dict[str, Any]], info: ValidationInfo
+    ) -> dict[str, dict[str, Any]]:
+        for kind in value:
+            if kind not in PARTS:
+                raise ValueError(f"expected one of {', '.join(PARTS)}{nearest(kind, PARTS)}")
+        found = {}
+        for kind, parts in PARTS.items():
+            name, given = info.data.get(kind), value.get(kind, {})
+            if name is None or str(name) == "none" or not parts.is_own(str(name)):
+                if given:
+                    raise ValueError(f"{kind} {name} is built in, so it has no {kind}.{min(given)}")
+            elif settings := _complete(kind, str(name), given):
+                found[kind] = settings
+        return found
 
     @field_validator("new_head")
     @classmethod
@@ -335,31 +376,77 @@ class TrainConfig(BaseModel):
 
     def algorithm(self) -> Algorithm[Any]:
         """Return the method with its hyper-parameters."""
-        kind = ALGORITHMS[self.method]
-        method: Algorithm[Any] = kind(**{field.name: getattr(self, field.name) for field in fields(kind)})
+        method: Algorithm[Any] = self._made(ALGORITHMS, self.method, "method")
         return method
 
     def loss_function(self) -> Loss:
         """Return the loss with its settings."""
-        kind = LOSSES[self.loss]
-        loss: Loss = kind(**{field.name: getattr(self, field.name) for field in fields(kind)})
+        loss: Loss = self._made(LOSSES, self.loss, "loss")
         return loss
+
+    def augmentation(self) -> Augment[Any] | None:
+        """Return the augmentation with its settings; ``None`` without one."""
+        if self.augment == "none":
+            return None
+        augment: Augment[Any] = self._made(AUGMENTATIONS, self.augment, "augment")
+        return augment
+
+    def _made(self, parts: Parts[type], name: str, key: str) -> Any:
+        kind = parts[name]
+        if parts.is_own(name):
+            return construct(kind, self.set.get(key, {}), f"{parts.kind} {name}")
+        known = type(self).model_fields
+        return kind(
+            **{field.name: getattr(self, field.name) for field in fields(kind) if field.name in known}
+        )
 
     def without_effect(self) -> list[str]:
         """Return the names of settings that differ from their defaults but have no effect in this run."""
         idle = set()
         for kinds, chosen in ((ALGORITHMS, self.method), (LOSSES, self.loss)):
-            idle |= {field.name for kind in kinds.values() for field in fields(kind)}
-            idle -= {field.name for field in fields(kinds[chosen])}
+            idle |= {field.name for kind in kinds.builtin.values() for field in fields(kind)}
+            idle -= {field.name for field in fields(kinds[chosen])} if chosen in kinds.builtin else set()
         if self.data is not None:
             idle |= self.where(of_generator=True)
         known = type(self).model_fields
         return [name for name in known if name in idle and getattr(self, name) != known[name].default]
 
+    def own_parts(self) -> dict[str, str]:
+        """Return where parts of the user's own come from, by kind: :meth:`prrfl.parts.Parts.origin`."""
+        named = {key: str(getattr(self, key)) for key in PARTS}
+        return {key: PARTS[key].origin(name) for key, name in named.items() if self._is_own(key)}
+
+    def _is_own(self, key: str) -> bool:
+        """Return whether a setting names a part of the user's own."""
+        name = getattr(self, key)
+        return name is not None and str(name) != "none" and PARTS[key].is_own(str(name))
+
     def to_toml(self) -> str:
         """Return the settings as TOML, which :func:`load_config` reads back."""
         settings = self.model_dump(mode="json", exclude_none=True)
-        return "".join(f"{key} = {_toml(value)}\n" for key, value in settings.items())
+        tables = settings.pop("set")
+        lines = [f"{key} = {_toml(value)}" for key, value in settings.items()]
+        for kind, table in tables.items():  # last, because what follows a table's head belongs to it
+            lines += [f"[set.{kind}]", *(f"{key} = {_toml(value)}" for key, value in table.items())]
+        return "\n".join([*lines, ""])
+
+
+PARTS: Mapping[str, Parts[Any]] = {
+    "method": ALGORITHMS,
+    "loss": LOSSES,
+    "network": NETWORKS,
+    "augment": AUGMENTATIONS,
+    "data": DATA_SETS,
+}
+"""The parts that a user can bring along, by the setting that names them."""
+
+
+def _complete(kind: str, name: str, given: Mapping[str, object]) -> dict[str, object]:
+    """Return all settings of a part of the user's own."""
+    if kind == "network":
+        return network_settings(name, given)
+    positional = 2 if kind == "data" else 0
+    return complete_settings(PARTS[kind][name], given, f"{PARTS[kind].kind} {name}", positional)
 
 
 SCOPES: Mapping[str, Scope] = {
@@ -392,7 +479,17 @@ def given_settings(path: Path | None, overrides: Mapping[str, object]) -> tuple[
         source, text = "quickstart", resources.files("prrfl").joinpath("quickstart.toml").read_text("utf-8")
     else:
         source, text = "flags", ""
-    return source, {**parse_toml(text, source), **overrides}
+    return source, merged(parse_toml(text, source), overrides)
+
+
+def merged(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with some overridden; settings of own parts are overridden one by one."""
+    whole = {**settings, **overrides}
+    if "set" not in settings or "set" not in overrides or not isinstance(settings["set"], dict):
+        return whole
+    before, after = settings["set"], overrides["set"]
+    tables = {kind: {**before.get(kind, {}), **after.get(kind, {})} for kind in {**before, **after}}
+    return {**whole, "set": tables}
 
 
 def checked(
@@ -475,4 +572,4 @@ def _utf8(text: str) -> str:
 def _one_of(value: str, known: Mapping[str, object]) -> str:
     if value not in known:
         raise ValueError(f"expected one of {', '.join(sorted(known))}{nearest(value, known)}")
-    return value
+    return placed(value)  # so that a run can be resumed from any working directory

@@ -6,7 +6,7 @@ import torch
 from sklearn.metrics import f1_score
 
 from prrfl.reports.comparison import TOO_FEW, FinishedRun, compare
-from prrfl.reports.verdict import ALWAYS, Recorded, recorded_verdict, verdict
+from prrfl.reports.verdict import ALWAYS, Recorded, compared_verdict, recorded_verdict
 from prrfl.reports.wording import answers
 from prrfl.types import ExchangeRecord, Predictions
 
@@ -30,7 +30,7 @@ def run(method, seed, sites):
 
 
 def verdict_on(runs, method="ours"):
-    return verdict(runs, compare(runs, method, draws=300), method, "alone", CLASSES)
+    return compared_verdict(runs, compare(runs, method, draws=300), method, "alone", CLASSES)
 
 
 def seeds_of(method, right, count=4, first=0):
@@ -60,7 +60,7 @@ def test_a_clear_difference_is_told_apart_and_a_small_one_is_not():
 def test_the_mean_of_sites_has_the_p_and_the_interval_of_the_table():
     runs = seeds_of("ours", 0.9) + seeds_of("alone", 0.6)
     rows = compare(runs, "ours", draws=300)
-    found = verdict(runs, rows, "ours", "alone", CLASSES).overall[0]
+    found = compared_verdict(runs, rows, "ours", "alone", CLASSES).overall[0]
     test = rows[1].tests["f1"]
     assert found.p == rows[1].p["f1"]
     assert found.difference == -test.difference.mean

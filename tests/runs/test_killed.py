@@ -46,7 +46,7 @@ def command(arguments, folder, kill_at, counted):
             if seen == kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    NETWORKS["tiny"] = tiny
+    NETWORKS.builtin = {**NETWORKS.builtin, "tiny": tiny}
     sys.argv = ["prrfl", *map(str, arguments)]
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         sys.addaudithook(look)

@@ -11,6 +11,7 @@ from prrfl.algorithms.local import Local
 from prrfl.algorithms.prrfl import PRRFL
 from prrfl.algorithms.prrfl_imbalance import PRRFLImbalance
 from prrfl.algorithms.silobn import SiloBN
+from prrfl.parts import Parts
 
 __all__ = [
     "ALGORITHMS",
@@ -34,7 +35,7 @@ __all__ = [
     "variant_of",
 ]
 
-ALGORITHMS: dict[str, type] = {
+ALGORITHMS: Parts[type] = Parts("method", "prrfl.methods", {
     "prrfl": PRRFL,
     "prrfl-imbalance": PRRFLImbalance,
     "fedavg": FedAvg,
@@ -45,8 +46,8 @@ ALGORITHMS: dict[str, type] = {
     "fml": FML,
     "local": Local,
     "centralised": Centralised,
-}
-"""All methods by name. To add one, write its file and name it here."""
+}, needs=("start", "train", "share", "aggregator", "receive", "models"))  # fmt: skip
+"""All methods by name. To add one to the package, write its file and name it here."""
 
 DEFAULT = "prrfl"
 """The method that runs unless another is chosen. A comparison tests all other methods against it."""

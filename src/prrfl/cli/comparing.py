@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from prrfl.algorithms import ALGORITHMS
-from prrfl.cli.flags import with_flags
+from prrfl.cli.flags import given_flags, with_flags
 from prrfl.cli.options import TimeLimit
 from prrfl.cli.screen import console, going_on, print_table
 from prrfl.errors import ConfigError, PRRFLError
@@ -82,7 +82,7 @@ def compare(methods: str, seeds: str, config: Path | None, out: Path | None, **f
         raise ConfigError(f"--seeds: expected whole numbers separated by commas, got '{seeds}'") from None
     folder = out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-compare"
     workers, margin, time_limit = flags.pop("workers"), flags.pop("margin"), flags.pop("time_limit")
-    given = {key: value for key, value in flags.items() if value is not None}
+    given = given_flags(flags)
     planned = plan(config, given, [m.strip() for m in methods.split(",")], numbers, folder)
     if margin is not None:
         keep_margin(folder, margin)

@@ -10,9 +10,10 @@ import typer
 from rich.console import Console
 
 from prrfl.algorithms import DEFAULT
-from prrfl.cli.flags import with_flags
+from prrfl.cli.flags import given_flags, with_flags
 from prrfl.cli.screen import console, going_on, print_summary
-from prrfl.config import TrainConfig
+from prrfl.config import TrainConfig, merged
+from prrfl.data.own import absolute, is_own_data
 from prrfl.errors import ConfigError, ParticipationError, PRRFLError
 from prrfl.flower.consent import METHODS, parse_methods
 from prrfl.storage.atomic import only_for_this_user
@@ -80,7 +81,7 @@ def server(
     from prrfl.flower.launch import Server
 
     settings = read_settings(config) if config else {}
-    settings |= {key: value for key, value in flags.items() if value is not None}
+    settings = merged(settings, given_flags(flags))
     names = [name.strip() for name in sites.split(",") if name.strip()]
     folder = (out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-federation").absolute()
     ours = Server(folder, certs.absolute(), host, port)
@@ -165,11 +166,11 @@ def site(
         check_private_key(key)
     if secure:
         check_readable(certs / "roster.txt")
-    if not data.exists():
+    if not data.exists() and not is_own_data(data):
         raise ConfigError(f"data {data} does not exist; give a folder, a manifest .csv or an .npz file")
     own: dict[str, str | int | bool] = {
         "name": name,
-        "data": str(data.absolute()),
+        "data": str(absolute(data)),
         "home": str(home.absolute()),
         "device": device,
         "threads": threads,

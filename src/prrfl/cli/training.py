@@ -11,7 +11,7 @@ import typer
 
 from prrfl.algorithms import traits_of
 from prrfl.cli.comparing import print_comparison
-from prrfl.cli.flags import with_flags
+from prrfl.cli.flags import given_flags, with_flags
 from prrfl.cli.options import MovedData, Subgroups, TimeLimit
 from prrfl.cli.screen import console, going_on, print_subgroups, print_summary, show_progress
 from prrfl.config import TrainConfig, load_config
@@ -34,7 +34,7 @@ def train(time_limit: float | None, config: Path | None, out: Path | None, **fla
 
     Settings are read from --config (TOML); flags override them. Without either, a built-in quickstart runs.
     """
-    given = {key: value for key, value in flags.items() if value is not None}
+    given = given_flags(flags)
     settings = load_config(config, given)
     if idle := settings.without_effect():
         data = "" if settings.data is None else f" on {settings.data}"

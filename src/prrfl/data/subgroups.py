@@ -11,6 +11,7 @@ from pathlib import Path
 from prrfl.data.columns import UNKNOWN
 from prrfl.data.images import Entry
 from prrfl.data.layout import table_path
+from prrfl.data.own import is_own_data
 from prrfl.data.sources import npz_files, read_entries
 from prrfl.errors import ConfigError, DataError, nearest
 from prrfl.types import UNKNOWN_SUBGROUP, ClientId, Partition, Predictions
@@ -110,6 +111,8 @@ def read_tables(
     Raises:
         DataError: naming the table and the column that it lacks, or the site that is missing.
     """
+    if is_own_data(source):
+        raise DataError(f"--subgroups: data {source} is code, and has no tables with columns; leave it out")
     if npz_files(source):
         raise DataError(
             f"--subgroups: {source} holds arrays, which have no columns; give image files with a manifest CSV"

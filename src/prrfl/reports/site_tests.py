@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 
+from prrfl.reports.assessment import DRAWS
 from prrfl.reports.comparison import ALWAYS, NO_SPREAD, TOO_FEW, FinishedRun, majority
 from prrfl.reports.sampled import GroupedImages, blocks
 from prrfl.reports.statistics import Floats, f1_of, resampled_confusions
@@ -14,12 +15,9 @@ from prrfl.types import ClientId, Predictions
 
 ONE_SEED = "one seed"
 
-DRAWS = 2000
-"""Bootstrap samples of a site's test images."""
+Ruling = Literal["above", "not told apart", "below", "no test"]
 
-Outcome = Literal["above", "not told apart", "below", "no test"]
-
-SYMBOLS: Mapping[Outcome, str] = {"above": "▲", "not told apart": "○", "below": "▼", "no test": "–"}
+SYMBOLS: Mapping[Ruling, str] = {"above": "▲", "not told apart": "○", "below": "▼", "no test": "–"}
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Against:
     detectable: float | None = None
 
     @property
-    def outcome(self) -> Outcome:
+    def outcome(self) -> Ruling:
         """What the rules call it."""
         if self.p is None:
             return "no test"

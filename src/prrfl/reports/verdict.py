@@ -10,14 +10,12 @@ from statistics import fmean
 
 import numpy as np
 
+from prrfl.reports.card import FEW
 from prrfl.reports.comparison import ALWAYS, NO_SPREAD, TOO_FEW, Estimate, FinishedRun, Row
 from prrfl.reports.glossary import spoken
 from prrfl.reports.site_tests import ONE_SEED, Against, site_tests
 from prrfl.reports.statistics import group_indices
 from prrfl.types import ClientId, Predictions
-
-FEW = 30
-"""Fewer test images of a class than this are few."""
 
 HARDLY = 0.25
 """A class is hardly found if at most this share of its images is."""
@@ -118,7 +116,7 @@ class Recorded:
     confusion: Sequence[Sequence[int]]
 
 
-def verdict(
+def compared_verdict(
     runs: Sequence[FinishedRun],
     rows: Sequence[Row],
     method: str,

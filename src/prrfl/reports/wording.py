@@ -6,12 +6,12 @@ import numpy as np
 
 from prrfl.reports.comparison import ALWAYS, Estimate
 from prrfl.reports.formatting import p_value
-from prrfl.reports.site_tests import SYMBOLS, Against, Outcome
+from prrfl.reports.site_tests import SYMBOLS, Against, Ruling
 from prrfl.reports.verdict import Verdict
 
 
 @dataclass(frozen=True)
-class Answer:
+class Statement:
     """The answer to a question that readers bring.
 
     Attributes:
@@ -20,22 +20,22 @@ class Answer:
 
     question: str
     text: str
-    outcome: Outcome | None = None
+    outcome: Ruling | None = None
 
 
-def answers(verdict: Verdict) -> list[Answer]:
+def answers(verdict: Verdict) -> list[Statement]:
     """Return the verdict in words."""
     found = [
-        Answer(f"Is it better than {_said(test.other)}?", _compared(verdict, test), test.outcome)
+        Statement(f"Is it better than {_said(test.other)}?", _compared(verdict, test), test.outcome)
         for test in verdict.overall
     ]
     lowest, highest = verdict.sites[0], verdict.sites[-1]
     for name in dict.fromkeys(test.other for one in verdict.sites for test in one.tests):
         if len(verdict.sites) > 1:
-            found.append(Answer(f"At which site, against {_said(name)}?", _where(verdict, name)))
+            found.append(Statement(f"At which site, against {_said(name)}?", _where(verdict, name)))
     if len(verdict.sites) > 1:
         found.append(
-            Answer(
+            Statement(
                 "How much do sites differ?",
                 f"Lowest {lowest.site} with {_score(lowest.score)}, highest {highest.site} with "
                 f"{_score(highest.score)}: {100 * verdict.spread:.1f} points apart.",
@@ -49,7 +49,7 @@ def signed(difference: float) -> str:
     return f"{100 * difference:+.1f}".replace("-", "−")
 
 
-def told(p: float) -> str:
+def p_in_text(p: float) -> str:
     """Return a p-value as in text."""
     value = p_value(p)
     return f"p {value}" if value.startswith("<") else f"p = {value}"
@@ -74,7 +74,7 @@ def _compared(verdict: Verdict, test: Against) -> str:
     ends = test.interval
     if ends:
         size += f" ({signed(ends[0])} to {signed(ends[1])})"
-    p = "" if test.p is None else f", {told(test.p)}"
+    p = "" if test.p is None else f", {p_in_text(test.p)}"
     over = "" if test.trainings else ", for these very networks on other test images"
     match test.outcome:
         case "above":
@@ -96,12 +96,12 @@ def _compared(verdict: Verdict, test: Against) -> str:
 
 def _where(verdict: Verdict, name: str) -> str:
     """Return at which sites the method is higher, lower or not told apart."""
-    by_outcome: dict[Outcome, list[str]] = {}
+    by_outcome: dict[Ruling, list[str]] = {}
     for one in verdict.sites:
         for test in one.tests:
             if test.other == name:
                 by_outcome.setdefault(test.outcome, []).append(one.site)
-    words: dict[Outcome, str] = {
+    words: dict[Ruling, str] = {
         "above": "higher",
         "below": "lower",
         "not told apart": "not told apart",

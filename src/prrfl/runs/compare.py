@@ -16,15 +16,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO
+from typing import IO, Any
 
 from prrfl.algorithms import ALGORITHMS, BASELINE, DEFAULT, Traits, traits_of
 from prrfl.capture import on_gpu
 from prrfl.config import TrainConfig, checked, given_settings
 from prrfl.data.fingerprint import difference, fingerprints
+from prrfl.data.own import absolute, is_own_data
 from prrfl.data.synthetic import GeneratedData, cached
 from prrfl.errors import ConfigError, DataError
 from prrfl.machine import usable_cores
+from prrfl.parts import is_reference, label
 from prrfl.reports import comparison, scores, tables
 from prrfl.reports.meter import measure
 from prrfl.reports.overlay import draw_comparison
@@ -77,10 +79,12 @@ def plan(
     """
     source, given = given_settings(config, {**flags, "workers": 1})
     base = checked(given, source, flags)
-    if base.data and not base.data.exists():  # reported once, instead of by every run
+    if (
+        base.data and not base.data.exists() and not is_own_data(base.data)
+    ):  # reported once, instead of by every run
         raise DataError(f"--data {base.data} does not exist; expected a folder, a manifest .csv or an .npz")
     data = (
-        base.data.absolute()
+        absolute(base.data)
         if base.data
         else cached(GeneratedData(base.sites, base.images, base.image_size, base.seed))
     )
@@ -93,10 +97,16 @@ def plan(
     for seed in seeds:
         for method in methods:
             settings = {**flags, **_settings(method), "seed": seed, "data": data}
-            folder = out / "runs" / f"{method.replace(':', '-').replace('=', '-')}-seed{seed}"
             # What the file or the quickstart gives applies to every run; other settings are its method's.
-            resolved = checked({**given, **settings}, f"method '{method}'", flags)
-            planned.append(Planned(method, seed, resolved, folder))
+            both = {
+                **given,
+                **settings,
+                "set": {**_shared(given), **_shared(flags), **settings.get("set", {})},
+            }
+            resolved = checked(both, f"method '{method}'", flags)
+            name = _labelled(method)
+            folder = out / "runs" / f"{name.replace(':', '-').replace('=', '-')}-seed{seed}"
+            planned.append(Planned(name, seed, resolved, folder))
     before = {folder: RunFolder(folder).settings() for folder in _run_folders(out)}
     started = {folder: _at(folder, config, data) for folder, config in before.items()}
     _check_alike({one.folder: one.config for one in planned} | started)
@@ -123,15 +133,40 @@ FREE = TrainConfig.where(comparison="free")
 """Settings that may differ between the runs of a comparison: they say where a run is computed, not what."""
 
 
-def _settings(method: str) -> dict[str, object]:
-    name, _, rest = method.partition(":")
-    settings: dict[str, object] = {"method": name}
+def _split(method: str) -> tuple[str, str]:
+    """Return a method's name, which may be a reference with a colon of its own, and its settings."""
+    name, colon, rest = method.rpartition(":")
+    return (name, rest) if colon and ("=" in rest or not is_reference(method)) else (method, "")
+
+
+def _labelled(method: str) -> str:
+    """Return a method as the table shows it: a reference without its module or file."""
+    name, rest = _split(method)
+    return f"{label(name)}:{rest}" if rest else label(name)
+
+
+def _assignment(method: str, part: str) -> tuple[str, str]:
+    key, equals, value = part.partition("=")
+    if not equals:
+        raise ConfigError(f"method '{method}': expected name:key=value, as in prrfl:transfer=off")
+    return key, value
+
+
+def _shared(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of own parts that apply to all methods: those of all parts but the method."""
+    return {kind: table for kind, table in settings.get("set", {}).items() if kind != "method"}
+
+
+def _settings(method: str) -> dict[str, Any]:
+    name, rest = _split(method)
+    settings: dict[str, Any] = {"method": name}
+    if ALGORITHMS.is_own(name):
+        given = dict(_assignment(method, part) for part in rest.split("+") if rest)
+        return {**settings, "set": {"method": given}}
     own = {field.name for field in fields(ALGORITHMS[name])} if name in ALGORITHMS else set()
-    others = {field.name for kind in ALGORITHMS.values() for field in fields(kind)} - own
+    others = {field.name for kind in ALGORITHMS.builtin.values() for field in fields(kind)} - own
     for part in rest.split("+") if rest else ():
-        key, equals, value = part.partition("=")
-        if not equals:
-            raise ConfigError(f"method '{method}': expected name:key=value, as in prrfl:transfer=off")
+        key, value = _assignment(method, part)
         if key in TrainConfig.where(comparison="same") | TrainConfig.where(comparison="free"):
             raise ConfigError(f"method '{method}': {key} is the same for all methods; use --{key} instead")
         if key in others:
@@ -161,8 +196,11 @@ def _check_alike(runs: Mapping[Path, TrainConfig]) -> None:
     """Raise unless all runs have the same settings, apart from those that their methods name."""
     found: dict[str, tuple[Path, object]] = {}
     for folder, config in runs.items():
-        named = _settings(_method(folder)).keys() | _of_method(config) | {"seed"} | FREE
-        for key, value in config.model_dump(exclude=set(named)).items():
+        named = _changed(_method(folder)) | _of_method(config) | {"method", "seed"} | FREE
+        shared = {**config.model_dump(), "set": _shared(config.model_dump())}
+        for key, value in shared.items():
+            if key in named:
+                continue
             first, expected = found.setdefault(key, (folder, value))
             if _place(value) != _place(expected):
                 raise ConfigError(
@@ -171,9 +209,17 @@ def _check_alike(runs: Mapping[Path, TrainConfig]) -> None:
                 )
 
 
+def _changed(method: str) -> set[str]:
+    """Return the settings that an ablation changes, from its name in the table."""
+    _, _, rest = method.partition(":")
+    return {part.partition("=")[0] for part in rest.split("+") if rest}
+
+
 def _of_method(config: TrainConfig) -> set[str]:
     """Return the settings for which the method of a run has a default of its own."""
     kind = ALGORITHMS[config.method]
+    if ALGORITHMS.is_own(config.method):
+        return {"loss"} if traits_of(kind).loss != Traits.loss else set()
     known = TrainConfig.model_fields
     own = {part.name for part in fields(kind) if part.default != known[part.name].default}
     return own | ({"loss"} if traits_of(kind).loss != Traits.loss else set())
@@ -289,7 +335,7 @@ def read_runs(folder: Path) -> tuple[list[comparison.FinishedRun], TrainConfig]:
 def _read_run(folder: Path, config: TrainConfig) -> comparison.FinishedRun:
     summary = RunFolder(folder).summary()
     sites = summary["best"]["sites"]
-    if config.method != _method(folder).partition(":")[0]:
+    if label(config.method) != _method(folder).partition(":")[0]:
         raise ConfigError(f"{folder} holds a run of method {config.method}; rename the folder, or remove it")
     return comparison.FinishedRun(
         method=_method(folder),
@@ -414,7 +460,7 @@ def tabulate(folder: Path) -> list[comparison.Row]:
     write_text(folder / "comparison.tex", tables.to_latex(rows, config.classes))
     write_text(folder / "retrogress.csv", _drops_to_csv(runs))
     draw_comparison(runs, DEFAULT, folder / "comparison.png")
-    own = {"seed"}.union(*(_settings(run.method) for run in runs))
+    own = {"method", "seed", "set"}.union(*(_changed(run.method) for run in runs))
     shared = config.model_dump(mode="json", exclude_none=True, exclude=own)
     title = heading(RunFolder(_run_folders(folder)[0]), config, folder.resolve().name)
     page = comparison_page(

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -46,6 +46,7 @@ class About:
         rounds: number of rounds of the run.
         images: per split, number of the site's images of each class.
         weights: name of the file of weights that training started from; empty for random weights.
+        settings: of an architecture that is not the package's.
     """
 
     site: ClientId
@@ -58,6 +59,15 @@ class About:
     rounds: int
     images: Mapping[str, tuple[int, ...]]
     weights: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def build(self) -> nn.Module:
+        """Return the architecture, with random weights.
+
+        Raises:
+            PartError: if it is not the package's, and cannot be imported.
+        """
+        return build_network(self.network, len(self.classes), settings=self.settings)
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,6 +164,7 @@ class DeployedWriter:
             rounds=self.config.rounds,
             images=images,
             weights=self.config.weights.name if self.config.weights else "",
+            settings=self.config.set.get("network", {}),
         )
 
 
@@ -218,7 +229,7 @@ def read_network(
         valid = read_predictions(predictions_path(folder, site, which, "valid"))
         temperature, fitted_on = fit_temperature(valid, f"site {site}"), len(valid.labels)
     weights, about = read_tensors(path), read_about(path)
-    network = build_network(about.network, len(about.classes))
+    network = about.build()
     check_same_layout(network.state_dict(), weights, str(path))
     return SavedNetwork(site, about, weights, Recipe(network, device=device), temperature, fitted_on)
 

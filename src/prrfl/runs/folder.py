@@ -26,6 +26,7 @@ from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 
 from prrfl.config import TrainConfig, checked, given_settings
 from prrfl.data.fingerprint import Fingerprint, Fingerprints, difference, to_json
+from prrfl.data.own import absolute, is_own_data
 from prrfl.errors import ConfigError, DataError
 from prrfl.losses import LOSSES
 from prrfl.storage.atomic import write_json, write_text
@@ -104,7 +105,7 @@ class RunFolder:
         changed_too = {"device": "cpu", **changed}
         config = checked({**implied, **written, **changed_too}, str(path), changed_too)
         # A run writes every setting. A missing one was lost, and its default might be another value.
-        optional = {name for name, setting in TrainConfig.model_fields.items() if setting.default is None}
+        optional = {name for name, one in TrainConfig.model_fields.items() if one.default in (None, {})}
         if lost := TrainConfig.model_fields.keys() - optional - written.keys() - implied.keys():
             raise ConfigError(
                 f"{path} is incomplete: key '{min(lost)}' is missing; restore the file from a copy, or add "
@@ -144,10 +145,10 @@ class RunFolder:
             DataError: if there is no data at that place.
         """
         if data is not None:
-            if not data.exists():
+            if not data.exists() and not is_own_data(data):
                 raise DataError(f"{option} {data} does not exist; expected the data of {self.path}")
-            return config.model_copy(update={"data": data.absolute()})
-        if config.data is not None and not config.data.exists():
+            return config.model_copy(update={"data": absolute(data)})
+        if config.data is not None and not config.data.exists() and not is_own_data(config.data):
             raise DataError(
                 f"{config.data}, the data of {self.path}, does not exist; if it was moved, give its new "
                 f"place with {option}, or as data in {self.path / 'config.toml'}"
@@ -275,6 +276,15 @@ class RunFolder:
         except (OSError, TypeError, ValueError) as cause:
             log.warning("%s cannot be read and is replaced: %s", path, cause)
             first, resumed = {}, []
+        last = (resumed or [first])[-1].get("parts", {})
+        changed = {kind for kind, origin in environment["parts"].items() if origin != last.get(kind, origin)}
+        for kind in sorted(changed):
+            log.warning(
+                "%s: the code of its %s has changed since round %d; the results mix both versions",
+                self.path,
+                kind,
+                rounds,
+            )
         write_json(path, {**first, "resumed": [*resumed, {"after_round": rounds, **environment}]})
 
     def environment(self) -> dict[str, Any]:

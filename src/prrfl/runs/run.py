@@ -24,6 +24,7 @@ from prrfl.engine.workers import Workers
 from prrfl.errors import ConfigError
 from prrfl.losses import CPA
 from prrfl.machine import gpu, prepared, system
+from prrfl.parts import PartError, blamed
 from prrfl.reports.summary import best_round, validation_f1
 from prrfl.runs.checkpoint import commit, records_until, restore
 from prrfl.runs.deployed import DeployedWriter, Which
@@ -161,7 +162,7 @@ def remaining_rounds(
         )
     if data is not None and start == 0:
         folder.write_data(data)
-    folder.write_environment(environment(config.device, data), start)
+    folder.write_environment(environment(config, data), start)
     history = records_until(folder, done)
     unsaved: list[RoundRecord] = []
     with _events(config, folder.path) as add_event:
@@ -193,7 +194,10 @@ def _log_file(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as cause:
-        log.error("%s", cause)
+        error = blamed(cause)
+        log.error("%s", error or cause, exc_info=error is not None or isinstance(cause, PartError))
+        if error is not None:
+            raise error from cause
         raise
     finally:
         log.removeHandler(handler)
@@ -258,19 +262,20 @@ def open_engine(run: Run, sites: Sequence[SiteData], folder: Path) -> Iterator[E
         shutil.rmtree(stored, ignore_errors=True)
 
 
-def environment(device: str, data: Fingerprints | None = None) -> dict[str, Any]:
-    """Return time, machine, versions, command and data: what is needed to understand or repeat a run."""
+def environment(config: TrainConfig, data: Fingerprints | None = None) -> dict[str, Any]:
+    """Return what is needed to understand or repeat a run: machine, versions, command, own parts and data."""
     names = ("prrfl", "torch", "numpy", "scikit-learn", "monai", "safetensors")
     return {
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
         "python": sys.version.split()[0],
         "platform": system(),
         "threads": torch.get_num_threads(),
-        "device": device,
+        "device": config.device,
         "gpu": found.name if (found := gpu()) else None,
         "free_disk_bytes": shutil.disk_usage(Path.cwd()).free,
         "versions": {name: version(name) for name in names},
         "command": _without_secrets(sys.argv),
+        "parts": config.own_parts(),
         "data": None if data is None else short(data),
     }
 

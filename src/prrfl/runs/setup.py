@@ -12,8 +12,8 @@ from prrfl.algorithms import ALGORITHMS, Algorithm, traits_of
 from prrfl.algorithms.prototyped import Prototyped
 from prrfl.capture import on_gpu
 from prrfl.config import TrainConfig
-from prrfl.data.augment import Augmentation
 from prrfl.data.images import SPLITS
+from prrfl.data.own import absolute, is_own_data, load_own
 from prrfl.data.sources import load_sites
 from prrfl.errors import ConfigError, ParticipationError, StateMismatchError
 from prrfl.losses import CPA
@@ -75,7 +75,7 @@ def load_data(config: TrainConfig) -> list[SiteData]:
     """
     sites = read_sites(config)
     if len(sites) < 2 and traits_of(ALGORITHMS[config.method]).scope != "alone":
-        alone = [name for name, kind in ALGORITHMS.items() if traits_of(kind).scope == "alone"]
+        alone = [name for name, kind in ALGORITHMS.builtin.items() if traits_of(kind).scope == "alone"]
         where = config.data or "the generated data"
         raise ParticipationError(
             f"{where} holds one site, {sites[0].name}; federated training needs at least 2 "
@@ -104,8 +104,11 @@ def read_sites(config: TrainConfig, needed: Sequence[Split] = SPLITS) -> list[Si
     Raises:
         DataError: if the data cannot be used.
     """
+    folder = data_folder(config)
+    if is_own_data(folder):
+        return load_own(folder, config.image_size, config.classes, config.set.get("data", {}))
     return load_sites(
-        data_folder(config),
+        folder,
         image_size=config.image_size,
         classes=config.classes,
         allow_missing=config.allow_missing,
@@ -143,7 +146,8 @@ def make_recipe(config: TrainConfig) -> Recipe:
     Raises:
         StateMismatchError: if the weights to start from cannot be used.
     """
-    network = build_network(config.network, len(config.classes), config.seed, config.init)
+    own = config.set.get("network", {})
+    network = build_network(config.network, len(config.classes), config.seed, config.init, own)
     if config.precision == "float64":
         network.double()  # the initial weights get the type of all later ones
     if config.weights is not None:
@@ -157,7 +161,7 @@ def make_recipe(config: TrainConfig) -> Recipe:
         lr_gamma=config.lr_gamma,
         weight_decay=config.weight_decay,
         loss=config.loss_function(),
-        augment=Augmentation() if config.augment else None,
+        augment=config.augmentation(),
         device=config.device,
         precision=cast(Precision, config.precision),  # the settings have replaced auto
     )
@@ -209,7 +213,7 @@ def resolved(config: TrainConfig, sites: int) -> TrainConfig:
     threads = config.threads or max(1, cores // most)
     # Absolute, so that a run can be resumed from any working directory.
     paths = {
-        "data": config.data and config.data.absolute(),
+        "data": config.data and absolute(config.data),
         "weights": config.weights and config.weights.absolute(),
     }
     return config.model_copy(update={"workers": workers, "threads": threads, **paths})

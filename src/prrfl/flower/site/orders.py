@@ -23,7 +23,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -40,7 +40,7 @@ from prrfl.data.fingerprint import difference, fingerprints
 from prrfl.data.sources import load_site
 from prrfl.engine import Visitor
 from prrfl.errors import ConfigError, DataError
-from prrfl.flower.consent import needed
+from prrfl.flower.consent import needed, own_parts
 from prrfl.flower.messages import COUNTING, Answer, Order, OrderRefusedError, OrderStep
 from prrfl.flower.secure_sum import Identity, masked, own_seed, read_cohort, read_roster
 from prrfl.flower.site.ledger import Ledger, exclusive
@@ -165,6 +165,7 @@ class Participant:
                 server sends.
         """
         self.given = parse_object(order.settings, "the server's settings")
+        self._check_agreed(own_parts(self.given), local)  # before anything is imported
         own = {
             "data": local.data,
             "device": local.device,
@@ -175,12 +176,7 @@ class Participant:
             {**self.given, **own, "workers": 1, "threads": local.threads}, "the server's settings"
         )
         self.order, self.local = order, local
-        asked = needed(config)
-        if missing := [name for name in asked if name not in local.methods]:
-            raise OrderRefusedError(
-                f"site {local.name} does not agree to {', '.join(missing)}, only to "
-                f"{', '.join(local.methods)}; to agree, start the site with --methods {','.join(asked)}"
-            )
+        self._check_agreed(needed(config), local)
         self.config: TrainConfig = resolved(config, 1)
         counts = order.round == COUNTING and config.loss_function().counts == "federation"
         if not 0 <= order.round < config.rounds and not (counts and order.step in COUNTING_STEPS):
@@ -196,6 +192,14 @@ class Participant:
         self.folder = local.home / order.experiment
         self._steps = StepStore(self.folder / "state", local.name, order.experiment)
         self._ledger = Ledger(self.folder, local.name)
+
+    @staticmethod
+    def _check_agreed(asked: Sequence[str], local: SiteSettings) -> None:
+        if missing := [name for name in asked if name not in local.methods]:
+            raise OrderRefusedError(
+                f"site {local.name} does not agree to {', '.join(missing)}, only to "
+                f"{', '.join(local.methods)}; to agree, start the site with --methods {','.join(asked)}"
+            )
 
     @contextmanager
     def locked(self) -> Iterator[None]:

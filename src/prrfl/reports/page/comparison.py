@@ -8,8 +8,8 @@ from prrfl.reports.comparison import ALWAYS, FinishedRun, Row
 from prrfl.reports.overlay import EPOCHS, bands
 from prrfl.reports.page.model import Heading, Picture, Section, SiteImages
 from prrfl.reports.page.panels import panel
-from prrfl.reports.page.pictures import Item, Line, curves, intervals
-from prrfl.reports.page.render import Page, counted, render, verdict_picture
+from prrfl.reports.page.pictures import Dot, Line, curves, intervals
+from prrfl.reports.page.render import Page, plural, render, verdict_picture
 from prrfl.reports.page.sheets import (
     SENSITIVE,
     class_sheets,
@@ -21,7 +21,7 @@ from prrfl.reports.page.sheets import (
     site_sheets,
 )
 from prrfl.reports.retrogress import MEASURES
-from prrfl.reports.verdict import verdict
+from prrfl.reports.verdict import compared_verdict
 
 MANY = 4
 """More lines than this are drawn in a panel each."""
@@ -59,7 +59,7 @@ def comparison_page(results: ComparisonResults) -> str:
     seeds = sorted({run.seed for run in runs})
     first = {method: next(run for run in runs if run.method == method) for method in methods}
     shown = _shown(methods, results)
-    found = verdict(runs, rows, shown, results.baseline, classes)
+    found = compared_verdict(runs, rows, shown, results.baseline, classes)
     banner = ""
     if results.unfinished:
         banner = f"Not finished, and left out here: {'; '.join(results.unfinished)}."
@@ -74,7 +74,7 @@ def comparison_page(results: ComparisonResults) -> str:
     return render(
         Page(
             heading=results.heading,
-            title=f"{len(methods)} methods compared at {counted(len(found.sites), 'site')}",
+            title=f"{len(methods)} methods compared at {plural(len(found.sites), 'site')}",
             lead=f"{_lengths(first)}, {seeded} {', '.join(map(str, seeds))}. Scores are of the best round on "
             "validation, on test images.",
             banner=banner,
@@ -122,7 +122,7 @@ def _lengths(runs: Mapping[str, FinishedRun]) -> str:
     lengths = {method: (run.rounds, run.epochs) for method, run in runs.items()}
     if len(set(lengths.values())) == 1:
         rounds, epochs = next(iter(lengths.values()))
-        return f"{counted(rounds, 'communication round')} of {counted(epochs, 'local epoch')}"
+        return f"{plural(rounds, 'communication round')} of {plural(epochs, 'local epoch')}"
     listed = ", ".join(f"{method} {rounds} × {epochs}" for method, (rounds, epochs) in lengths.items())
     return f"Communication rounds × local epochs of {listed}"
 
@@ -132,7 +132,7 @@ def _forest(rows: Sequence[Row]) -> Picture:
     panels = {}
     for key, label in (("f1", "macro-F1 (%)"), ("auc", "AUC (%)")):
         ranked = sorted(rows, key=lambda row: (row.method == ALWAYS, -(row.f1["mean"].mean or 0.0)))
-        panels[label] = [Item(row.method, row.scores[key]["mean"], note=mark(row, key)) for row in ranked]
+        panels[label] = [Dot(row.method, row.scores[key]["mean"], note=mark(row, key)) for row in ranked]
     many = any(row.seeds > 1 for row in rows)
     note = "Thick: 95 % interval over other test images, for these very networks."
     if many:
@@ -149,7 +149,7 @@ def _of_classes(rows: Sequence[Row], shown: str, baseline: str, classes: Sequenc
         ("recall", "Recall by class"),
     ):
         items = [
-            Item(label, of[name].scores[f"{kind}_{k}"]["pooled"], name)
+            Dot(label, of[name].scores[f"{kind}_{k}"]["pooled"], name)
             for k, label in enumerate(classes)
             for name in dict.fromkeys(methods)
             if of[name].scores[f"{kind}_{k}"].get("pooled")

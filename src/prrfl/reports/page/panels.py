@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from prrfl.reports.comparison import Estimate, FinishedRun, Row
 from prrfl.reports.page.model import Panel, Picture, SiteImages
-from prrfl.reports.page.pictures import Item, balance, calibration, intervals, roc
+from prrfl.reports.page.pictures import Dot, balance, calibration, intervals, roc
 from prrfl.reports.page.sheets import SENSITIVE
 from prrfl.reports.statistics import confusion
 from prrfl.types import ClientId, Predictions, RoundRecord, ScoreRecord, TrainRecord
@@ -23,7 +23,7 @@ def panel(run: FinishedRun, row: Row, site: ClientId, images: SiteImages, classe
     predictions = run.predictions[site]
     of_classes = {
         "% of the class's test images": [
-            Item(label, row.scores[f"{kind}_{k}"][site], series)
+            Dot(label, row.scores[f"{kind}_{k}"][site], series)
             for k, label in enumerate(classes)
             for kind, series in (("recall", "recall"), (SENSITIVE, "sensitivity at 90 % specificity"))
             if site in row.scores[f"{kind}_{k}"] and row.scores[f"{kind}_{k}"][site].mean is not None
@@ -66,7 +66,7 @@ def recorded_panel(
     """
     found = recorded_confusions(records)[site]
     recalls = [
-        Item(label, Estimate(row[k] / sum(row)), "")
+        Dot(label, Estimate(row[k] / sum(row)), "")
         for k, (label, row) in enumerate(zip(classes, found, strict=True))
         if sum(row)
     ]

@@ -19,7 +19,7 @@ POINTS = 200
 
 
 @dataclass(frozen=True)
-class Item:
+class Dot:
     """A score in a picture of intervals.
 
     Attributes:
@@ -36,7 +36,7 @@ class Item:
 
 def intervals(
     title: str,
-    panels: Mapping[str, Sequence[Item]],
+    panels: Mapping[str, Sequence[Dot]],
     note: str = "",
     folded: bool = False,
     zero: bool = False,

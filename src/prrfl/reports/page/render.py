@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 
 from prrfl.reports.glossary import glossary
 from prrfl.reports.page.model import Heading, Panel, Picture, Section
-from prrfl.reports.page.pictures import Item, intervals
+from prrfl.reports.page.pictures import Dot, intervals
 from prrfl.reports.page.sheets import verdict_sheet
 from prrfl.reports.site_tests import SYMBOLS
 from prrfl.reports.verdict import RULES, Verdict
@@ -73,7 +73,7 @@ def render(page: Page) -> str:
     )
 
 
-def counted(number: int, thing: str) -> str:
+def plural(number: int, thing: str) -> str:
     """Return a number of things in words, as in "1 site" and "2 sites"."""
     return f"{number} {thing}{'s' * (number != 1)}"
 
@@ -120,6 +120,6 @@ def verdict_picture(verdict: Verdict) -> Picture:
     items = []
     for one in verdict.sites:
         note = " ".join(SYMBOLS[test.outcome] for test in one.tests if test.p is not None)
-        items.append(Item(one.site, one.score, verdict.method, note))
-        items += [Item(one.site, estimate, name) for name, estimate in one.others.items()]
+        items.append(Dot(one.site, one.score, verdict.method, note))
+        items += [Dot(one.site, estimate, name) for name, estimate in one.others.items()]
     return intervals("Macro-F1 at each site, the lowest first", {"macro-F1 (%)": items})

@@ -8,10 +8,10 @@ from prrfl.reports.comparison import FinishedRun, Row, compare
 from prrfl.reports.page.model import Heading, Panel, Picture, Section, SiteImages
 from prrfl.reports.page.panels import panel, recorded_confusions, recorded_panel
 from prrfl.reports.page.pictures import Line, curves
-from prrfl.reports.page.render import Page, counted, render, verdict_picture
+from prrfl.reports.page.render import Page, plural, render, verdict_picture
 from prrfl.reports.page.sheets import SENSITIVE, drop_sheet, score_sheet
 from prrfl.reports.retrogress import MEASURES, band, caption, curve
-from prrfl.reports.verdict import Recorded, Verdict, recorded_verdict, verdict
+from prrfl.reports.verdict import Recorded, Verdict, compared_verdict, recorded_verdict
 from prrfl.types import ClientId, ScoreRecord
 
 
@@ -66,8 +66,8 @@ def run_page(results: RunResults) -> str:
     return render(
         Page(
             heading=results.heading,
-            title=f"{run.method} at {counted(len(sites), 'site')}",
-            lead=f"{rounds} communication rounds of {counted(run.epochs, 'local epoch')}, "
+            title=f"{run.method} at {plural(len(sites), 'site')}",
+            lead=f"{rounds} communication rounds of {plural(run.epochs, 'local epoch')}, "
             f"seed {run.seed}. Scores are of {moment}, on test images.",
             banner=banner,
             verdict=verdict,
@@ -110,7 +110,7 @@ def _of_predictions(results: RunResults) -> Found:
     panels = [
         panel(run, own, site, results.images.get(site, SiteImages()), classes) for site in run.predictions
     ]
-    return verdict([run], rows, run.method, results.baseline, classes), sensitivities, panels
+    return compared_verdict([run], rows, run.method, results.baseline, classes), sensitivities, panels
 
 
 def _of_records(results: RunResults) -> Found:

@@ -14,7 +14,7 @@ from prrfl.reports.site_tests import SYMBOLS
 from prrfl.reports.tables import RECALL, SENSITIVITY, legend, tables
 from prrfl.reports.uncertainty import LEVEL
 from prrfl.reports.verdict import Verdict
-from prrfl.reports.wording import signed, told
+from prrfl.reports.wording import p_in_text, signed
 from prrfl.types import ClientId, RoundRecord
 
 MARKS = {
@@ -56,7 +56,7 @@ def verdict_sheet(verdict: Verdict) -> Sheet:
                     test.reason
                     if isnan(test.difference)
                     else f"{signed(test.difference)} points"
-                    + (f", {told(test.p)}" if test.p is not None else ""),
+                    + (f", {p_in_text(test.p)}" if test.p is not None else ""),
                     title=test.reason,
                 )
                 for test in one.tests
