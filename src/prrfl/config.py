@@ -298,8 +298,7 @@ class TrainConfig(BaseModel):
     @field_validator("augment", mode="before")
     @classmethod
     def _on_or_off(cls, value: object) -> object:
-        # As version 0.1.0 wrote it.
-        return {True: "paper", False: "none"}[value] if isinstance(value, bool) else value
+        return as_written_now("augment", value)
 
     @field_validator("augment")
     @classmethod
@@ -453,6 +452,11 @@ SCOPES: Mapping[str, Scope] = {
     name: next((item for item in field.metadata if isinstance(item, Scope)), METHOD)
     for name, field in TrainConfig.model_fields.items()
 }
+
+
+def as_written_now(key: str, value: object) -> object:
+    """Return a setting's value as this version writes it; version 0.1.0 wrote ``augment`` as a boolean."""
+    return ("paper" if value else "none") if key == "augment" and isinstance(value, bool) else value
 
 
 def load_config(path: Path | None, overrides: Mapping[str, object]) -> TrainConfig:

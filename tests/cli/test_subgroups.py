@@ -261,6 +261,14 @@ def test_images_of_one_name_in_several_folders_stay_apart(prrfl, tmp_path):
     assert counts == 2 * [[1, 1, 2], [1, 1, 0]]
 
 
+def test_subgroups_are_for_the_page_of_a_run(prrfl, copy):
+    told = refused(prrfl("report", copy / "run", "--for", "paper", "--subgroups", "sex"))
+    assert "--subgroups is for the page of a run" in told
+    (copy / "runs").mkdir()
+    told = refused(prrfl("report", copy, "--subgroups", "sex"))
+    assert f"give one of the runs in {copy / 'runs'}" in told
+
+
 def test_values_that_differ_in_case_are_noted(prrfl, copy, caplog):
     write_columns(copy / "data", sex=lambda n: ("male", "Male", "n/a")[n % 3])
     assert prrfl("report", copy / "run", "--data", copy / "data", "--subgroups", "sex")[0] == 0

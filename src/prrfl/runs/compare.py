@@ -27,7 +27,7 @@ from prrfl.data.synthetic import GeneratedData, cached
 from prrfl.errors import ConfigError, DataError
 from prrfl.machine import usable_cores
 from prrfl.parts import is_reference, label
-from prrfl.reports import comparison, scores, tables
+from prrfl.reports import comparison, documents, scores, tables
 from prrfl.reports.meter import measure
 from prrfl.reports.overlay import draw_comparison
 from prrfl.reports.page import ComparisonResults, comparison_page
@@ -136,7 +136,8 @@ FREE = TrainConfig.where(comparison="free")
 def _split(method: str) -> tuple[str, str]:
     """Return a method's name, which may be a reference with a colon of its own, and its settings."""
     name, colon, rest = method.rpartition(":")
-    return (name, rest) if colon and ("=" in rest or not is_reference(method)) else (method, "")
+    known = "=" in rest or name in set(ALGORITHMS) or not is_reference(method)
+    return (name, rest) if colon and known else (method, "")
 
 
 def _labelled(method: str) -> str:
@@ -333,12 +334,26 @@ def read_runs(folder: Path) -> tuple[list[comparison.FinishedRun], TrainConfig]:
 
 
 def _read_run(folder: Path, config: TrainConfig) -> comparison.FinishedRun:
-    summary = RunFolder(folder).summary()
-    sites = summary["best"]["sites"]
     if label(config.method) != _method(folder).partition(":")[0]:
         raise ConfigError(f"{folder} holds a run of method {config.method}; rename the folder, or remove it")
+    return read_run(folder, config, _method(folder))
+
+
+def read_run(folder: Path, config: TrainConfig, method: str) -> comparison.FinishedRun:
+    """Return a finished run.
+
+    Args:
+        folder: its folder.
+        config: its settings.
+        method: its name in tables.
+
+    Raises:
+        DataError: if its records or predictions are damaged.
+    """
+    summary = RunFolder(folder).summary()
+    sites = summary["best"]["sites"]
     return comparison.FinishedRun(
-        method=_method(folder),
+        method=method,
         seed=config.seed,
         records=read_records(folder / "metrics.jsonl", classes=len(config.classes)),
         predictions={
@@ -456,8 +471,8 @@ def tabulate(folder: Path) -> list[comparison.Row]:
     of_runs = [(run.method, run.seed, run.records) for run in runs]
     write_text(folder / "scores.csv", scores.scores_to_csv(of_runs, config.classes))
     write_text(folder / "comparison.csv", tables.comparison_to_csv(rows, DEFAULT))
-    write_text(folder / "comparison.md", tables.to_markdown(rows, config.classes))
-    write_text(folder / "comparison.tex", tables.to_latex(rows, config.classes))
+    write_text(folder / "comparison.md", documents.to_markdown(rows, config.classes))
+    write_text(folder / "comparison.tex", documents.to_latex(rows, config.classes))
     write_text(folder / "retrogress.csv", _drops_to_csv(runs))
     draw_comparison(runs, DEFAULT, folder / "comparison.png")
     own = {"method", "seed", "set"}.union(*(_changed(run.method) for run in runs))

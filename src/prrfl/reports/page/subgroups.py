@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from prrfl.reports.comparison import Estimate
 from prrfl.reports.page.model import Cell, Section, Sheet
-from prrfl.reports.page.pictures import Item, intervals
+from prrfl.reports.page.pictures import Dot, intervals
 from prrfl.reports.subgroups import Subgroup, findings, subgroup_table
 
 
@@ -13,7 +13,7 @@ def subgroup_section(rows: Sequence[Subgroup], classes: Sequence[str]) -> Sectio
     columns = list(dict.fromkeys(row.column for row in rows))
     lead = " ".join([f"Test images of each site, divided by {', '.join(columns)}.", *findings(rows, classes)])
     gaps = [
-        Item(
+        Dot(
             f"{row.site}, {row.column} {row.name}",
             Estimate(row.gap.value, images=row.gap.interval),
             note="told apart" if row.told_apart else "",
@@ -29,10 +29,7 @@ def subgroup_section(rows: Sequence[Subgroup], classes: Sequence[str]) -> Sectio
         zero=True,
     )
     shown = subgroup_table(rows, classes, between="\n")
-    body = [
-        [Cell(f"{site}, {name}"), *(Cell(*cell.split("\n")) for cell in cells)]
-        for site, name, *cells in shown.body
-    ]
+    body = [[Cell(f"{site}, {name}"), *map(_cell, cells)] for site, name, *cells in shown.body]
     sheet = Sheet(
         shown.title,
         ["subgroup", *shown.heads[2:]],
@@ -41,3 +38,8 @@ def subgroup_section(rows: Sequence[Subgroup], classes: Sequence[str]) -> Sectio
         "classes which at least five lesions or patients show on both sides; p is Holm-corrected.",
     )
     return Section("Subgroups", lead, [picture] if gaps else [], [sheet])
+
+
+def _cell(text: str) -> Cell:
+    value, _, interval = text.partition("\n")
+    return Cell(value, interval)
