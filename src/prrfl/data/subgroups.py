@@ -26,7 +26,7 @@ log = logging.getLogger("prrfl")
 
 
 @dataclass(frozen=True)
-class Column:
+class SubgroupColumn:
     """A column to divide images by.
 
     Attributes:
@@ -39,13 +39,13 @@ class Column:
     edges: tuple[float, ...] = ()
 
 
-def parse_columns(text: str) -> tuple[Column, ...]:
+def parse_columns(text: str) -> tuple[SubgroupColumn, ...]:
     """Return the columns that a user names, such as ``age:40+60,sex``.
 
     Raises:
         ConfigError: naming the part that is not a column, or not ascending numbers.
     """
-    found: list[Column] = []
+    found: list[SubgroupColumn] = []
     for part in (part.strip() for part in text.split(",")):
         name, colon, rest = part.partition(":")
         try:
@@ -59,7 +59,7 @@ def parse_columns(text: str) -> tuple[Column, ...]:
             )
         if name in (column.name for column in found):
             raise ConfigError(f"--subgroups: column '{name}' is given twice; give each once")
-        found.append(Column(name, edges))
+        found.append(SubgroupColumn(name, edges))
     return tuple(found)
 
 
@@ -72,7 +72,7 @@ class TestTables:
         rows: by site.
     """
 
-    columns: tuple[Column, ...] = ()
+    columns: tuple[SubgroupColumn, ...] = ()
     rows: Mapping[ClientId, Sequence[Entry]] = field(default_factory=dict)
 
     def divide(self, predictions: Mapping[ClientId, Predictions]) -> list[Partition]:
@@ -93,7 +93,7 @@ class TestTables:
 
 def read_tables(
     source: Path,
-    columns: Sequence[Column],
+    columns: Sequence[SubgroupColumn],
     sites: Sequence[ClientId],
     *,
     classes: Sequence[str],
@@ -182,7 +182,7 @@ def _partition(
     return Partition(column, tuple(order), members)
 
 
-def _subgroups(column: Column, rows: Mapping[ClientId, Sequence[Entry]]) -> dict[str, str]:
+def _subgroups(column: SubgroupColumn, rows: Mapping[ClientId, Sequence[Entry]]) -> dict[str, str]:
     """Return the subgroup of each text in a column that is not unknown, in the order of the subgroups.
 
     Whether a column holds numbers is decided by all its cells.

@@ -7,7 +7,7 @@ from pathlib import Path
 from prrfl.config import TrainConfig
 from prrfl.data.fingerprint import fingerprint, what_differs
 from prrfl.data.sources import load_site
-from prrfl.data.subgroups import Column, TestTables, read_tables
+from prrfl.data.subgroups import SubgroupColumn, TestTables, read_tables
 from prrfl.errors import DataError
 from prrfl.runs.deployed import (
     SavedNetwork,
@@ -72,7 +72,7 @@ def evaluate_own_sites(
 
 
 def tables_of(
-    folder: Path, sites: Sequence[ClientId], columns: Sequence[Column], data: Path | None, option: str
+    folder: Path, sites: Sequence[ClientId], columns: Sequence[SubgroupColumn], data: Path | None, option: str
 ) -> TestTables:
     """Return the rows of the test images of a run, or of a site's folder in a federation.
 

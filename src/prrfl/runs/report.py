@@ -12,7 +12,7 @@ from prrfl import __version__
 from prrfl.algorithms import BASELINE, traits_of
 from prrfl.config import TrainConfig
 from prrfl.data.fingerprint import difference, fingerprints
-from prrfl.data.subgroups import Column, read_tables
+from prrfl.data.subgroups import SubgroupColumn, read_tables
 from prrfl.errors import ConfigError, DataError
 from prrfl.reports.comparison import FinishedRun
 from prrfl.reports.page import Heading, RunResults, Sample, SiteImages, run_page, subgroup_section
@@ -55,7 +55,7 @@ def finish(
     return summary
 
 
-def subgroups(folder: Path, columns: Sequence[Column], data: Path | None = None) -> list[Subgroup]:
+def subgroups(folder: Path, columns: Sequence[SubgroupColumn], data: Path | None = None) -> list[Subgroup]:
     """Return the scores of subgroups of each site's test images, from the run's predictions and its data.
 
     Args:
