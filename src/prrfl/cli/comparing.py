@@ -18,11 +18,12 @@ from prrfl.errors import ConfigError, PRRFLError
 from prrfl.reports.across import standings_table
 from prrfl.reports.comparison import Row
 from prrfl.reports.tables import brief, legend
+from prrfl.runs import scorers as measures
 from prrfl.runs.across import standings
 from prrfl.runs.compare import Planned, keep_margin, plan, run_all, tabulate
 from prrfl.runs.folder import RunFolder
 
-_METHODS = ",".join(ALGORITHMS)
+_METHODS = ",".join(ALGORITHMS.builtin)
 
 
 @with_flags(
@@ -47,6 +48,14 @@ _METHODS = ",".join(ALGORITHMS)
                 show_default=False,
             ),
         ],
+        "scorers": Annotated[
+            str | None,
+            typer.Option(
+                help="further measures, separated by commas: scorers of scikit-learn, such as "
+                "matthews_corrcoef, or functions of your own, such as ./file.py:name; kept in the folder",
+                show_default=False,
+            ),
+        ],
         "across": Annotated[
             str | None,
             typer.Option(
@@ -59,7 +68,7 @@ _METHODS = ",".join(ALGORITHMS)
     },
     defaults={
         **{"methods": _METHODS, "seeds": "0,1", "workers": None},
-        **{"margin": None, "across": None, "time_limit": None},
+        **{"margin": None, "scorers": None, "across": None, "time_limit": None},
     },
     leave_out=("method", "seed", "workers", "threads"),
 )
@@ -82,10 +91,15 @@ def compare(methods: str, seeds: str, config: Path | None, out: Path | None, **f
         raise ConfigError(f"--seeds: expected whole numbers separated by commas, got '{seeds}'") from None
     folder = out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-compare"
     workers, margin, time_limit = flags.pop("workers"), flags.pop("margin"), flags.pop("time_limit")
+    scorers = flags.pop("scorers")
     given = given_flags(flags)
+    further = None if scorers is None else [name.strip() for name in scorers.split(",")]
+    measures.scorers(further or ())
     planned = plan(config, given, [m.strip() for m in methods.split(",")], numbers, folder)
     if margin is not None:
         keep_margin(folder, margin)
+    if further is not None:
+        measures.keep_scorers(folder, further)
     failed = _show(planned, workers, time_limit)
     unfinished = [one for one in planned if not RunFolder(one.folder).is_finished]
     if len(unfinished) < len(planned):

@@ -34,6 +34,7 @@ from prrfl.reports.page import ComparisonResults, comparison_page
 from prrfl.runs.deployed import predictions_path, training_counts
 from prrfl.runs.folder import RunFolder
 from prrfl.runs.report import heading
+from prrfl.runs.scorers import read_scorers
 from prrfl.runs.setup import load_data
 from prrfl.storage.atomic import write_json, write_text
 from prrfl.storage.reading import parse_json, read_text
@@ -467,7 +468,7 @@ def read_margin(folder: Path) -> float | None:
 def tabulate(folder: Path) -> list[comparison.Row]:
     """Write the tables and figures of a comparison from its finished runs; return the rows."""
     runs, config = read_runs(folder)
-    rows = comparison.compare(runs, DEFAULT, read_margin(folder))
+    rows = comparison.compare(runs, DEFAULT, read_margin(folder), further=read_scorers(folder))
     of_runs = [(run.method, run.seed, run.records) for run in runs]
     write_text(folder / "scores.csv", scores.scores_to_csv(of_runs, config.classes))
     write_text(folder / "comparison.csv", tables.comparison_to_csv(rows, DEFAULT))
