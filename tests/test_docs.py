@@ -144,12 +144,20 @@ def walk(tmp_path_factory):
                 exec(make_manifest, {})
             done.append(" ".join(arguments[: 2 if arguments[0] == "data" else 1]))
     assert done == ["generate", "data check", "data split", "data check", "train", "report", "compare"]
+    _add_columns(folder / "split.csv")
     # The other files that using.md names.
     (folder / "images").symlink_to(folder / "hospitals/data/clientA/img_resize64")
     (folder / "DIR").symlink_to(folder / "hospitals")
     (folder / "NEW").symlink_to(folder / "hospitals")
     torch.save(build_network("vgg16_slim", 3, seed=1).state_dict(), folder / "FILE.pth")
     return folder
+
+
+def _add_columns(manifest):
+    """Add the columns that using.md divides images by."""
+    heads, *rows = manifest.read_text("utf-8").splitlines()
+    lines = [f"{row},{20 + n % 60},{('female', 'male')[n % 2]}" for n, row in enumerate(rows)]
+    manifest.write_text("\n".join([f"{heads},age,sex", *lines]) + "\n", "utf-8")
 
 
 def test_tutorial(walk):

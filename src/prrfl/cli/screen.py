@@ -18,6 +18,7 @@ from prrfl.reports.formatting import percent
 if TYPE_CHECKING:
     from prrfl.config import TrainConfig
     from prrfl.reports.assessment import Assessment, Measured
+    from prrfl.reports.subgroups import Subgroup
     from prrfl.runs.afterwards import NextStep
     from prrfl.runs.position import Position
     from prrfl.types import RoundRecord
@@ -240,6 +241,21 @@ def score_cells(assessment: "Assessment") -> list[str]:
     scores = (assessment.macro_f1, assessment.auc, *assessment.recall)
     error = f"{percent(assessment.calibration_error)}\nby chance {100 * assessment.chance_error:.0f}"
     return [*map(_with_interval, scores), error]
+
+
+def print_subgroups(rows: "Sequence[Subgroup]", classes: Sequence[str]) -> None:
+    """Print the table of subgroups, and what it shows."""
+    from prrfl.reports.subgroups import findings, subgroup_table
+
+    shown = subgroup_table(rows, classes, between="\n")
+    table = Table(title=f"{shown.title} (%, 95 % intervals over images)")
+    for index, name in enumerate(shown.heads):
+        table.add_column(name, justify="left" if index < 2 else "right")
+    for row, line in zip(rows, shown.body, strict=True):
+        table.add_row(*line, style="bold" if row.told_apart else None)
+    print_table(table, names=2)
+    for line in findings(rows, classes):
+        console.print(line, soft_wrap=True)
 
 
 def _with_interval(score: "Measured") -> str:

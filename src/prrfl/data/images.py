@@ -5,10 +5,10 @@ import logging
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, get_args
 
@@ -51,6 +51,7 @@ class Entry:
         site: name of its site.
         split: its split.
         group: the lesion or patient, whose images must stay in one split; ``None`` if unknown.
+        cells: its whole row of the table, by column.
     """
 
     path: Path
@@ -58,11 +59,18 @@ class Entry:
     site: ClientId
     split: Split
     group: str | None = None
+    cells: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def name(self) -> str:
         """The image's name, without folder and suffix."""
         return self.path.stem
+
+
+def other_columns(entries: Iterable[Entry], but: Collection[str]) -> list[str]:
+    """Return the columns of the tables that name the entries, in their order, but for some."""
+    columns = dict.fromkeys(column for entry in entries for column in entry.cells)
+    return [column for column in columns if column not in but]
 
 
 def load_entries(

@@ -8,7 +8,7 @@ metrics.jsonl       the records, one per line
 models/<site>/{best,last}.safetensors
 predictions/<site>/{best,last}{,-valid}.csv
 state/round-<n>/    checkpoints, from which the run can be resumed, see prrfl.runs.checkpoint
-summary.json, scores.csv, retrogress.png, report.html
+summary.json, scores.csv, subgroups.csv, retrogress.png, report.html
 results, see prrfl.runs.report
 mlflow/, tensorboard/, wandb/
 what trackers keep, see prrfl.reports.tracking
