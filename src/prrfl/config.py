@@ -21,7 +21,21 @@ from pydantic import (
     model_validator,
 )
 
-from prrfl.algorithms import ALGORITHMS, DEFAULT, FML, PRRFL, Algorithm, FedProx, traits_of
+from prrfl.algorithms import (
+    ALGORITHMS,
+    APFL,
+    DEFAULT,
+    FML,
+    MOON,
+    PRRFL,
+    Algorithm,
+    Ditto,
+    FedALA,
+    FedProx,
+    FedRep,
+    FineTune,
+    traits_of,
+)
 from prrfl.algorithms.prrfl import Aggregation, TransferMode
 from prrfl.data.augment import AUGMENTATIONS
 from prrfl.data.own import DATA_SETS
@@ -31,7 +45,7 @@ from prrfl.machine import best_device, gpu, multiplies_bfloat16
 from prrfl.models import NETWORKS, Init, network_settings
 from prrfl.parts import Parts, complete_settings, construct, placed
 from prrfl.storage.reading import read_text
-from prrfl.training import Augment
+from prrfl.training import Augment, Weighting
 
 LARGEST_FILE = 2**14
 """Largest settings file, in bytes. The time to parse TOML keys can grow with the square of their length."""
@@ -136,6 +150,51 @@ class TrainConfig(BaseModel):
     )
     meme_weight: Annotated[Ratio, METHOD] = Field(
         FML.meme_weight, description="fml: weight of the labels in the meme's loss"
+    )
+
+    tune_epochs: Annotated[int, METHOD] = Field(
+        FineTune.tune_epochs,
+        ge=0,
+        le=10_000,
+        description="finetune: local epochs after which the mean is deployed; 0 is all of a round",
+    )
+    body_epochs: Annotated[int, METHOD] = Field(
+        FedRep.body_epochs,
+        ge=1,
+        le=10_000,
+        description="fedrep: last local epochs of a round, which train the body; the others train the head",
+    )
+    lam: Annotated[Factor, METHOD] = Field(
+        Ditto.lam, description="ditto: strength of the pull to the global network"
+    )
+    contrast: Annotated[Factor, METHOD] = Field(
+        MOON.contrast, description="moon: weight of the contrast of features (mu in the paper)"
+    )
+    temperature: Annotated[Factor, METHOD] = Field(
+        MOON.temperature, ge=1e-3, description="moon: divides the cosines of features"
+    )
+    alpha: Annotated[Ratio, METHOD] = Field(
+        APFL.alpha, description="apfl: weight of the personal network in the mixture, at the start"
+    )
+    adaptive: Annotated[bool, METHOD] = Field(
+        APFL.adaptive, description="apfl: each site learns its own alpha"
+    )
+    adapt_layers: Annotated[int, METHOD] = Field(
+        FedALA.adapt_layers,
+        ge=1,
+        le=1000,
+        description="fedala: number of last layers that take in the mean by weights",
+    )
+    adapt_images: Annotated[Ratio, METHOD] = Field(
+        FedALA.adapt_images, gt=0, description="fedala: fraction of the images on which weights are learnt"
+    )
+    adapt_lr: Annotated[Factor, METHOD] = Field(
+        FedALA.adapt_lr, description="fedala: learning rate of the weights"
+    )
+    weighting: Annotated[Weighting, METHOD] = Field(
+        "uniform",
+        description="weight of a site in every mean: the same for all, or its number of training images, "
+        "which it then sends",
     )
 
     loss: Annotated[str, METHOD] = Field(
@@ -296,6 +355,18 @@ class TrainConfig(BaseModel):
             return traits_of(ALGORITHMS.get(info.data.get("method", DEFAULT))).loss
         return _one_of(value, LOSSES)
 
+    @field_validator("prototypes")
+    @classmethod
+    def _not_by_images(cls, value: str, info: ValidationInfo) -> str:
+        # A share has one weight. The variance of prototypes is over sites that count alike.
+        by_images = info.data.get("weighting") == "images" and info.data.get("loss") == "cpa"
+        if by_images and value == "per-round":
+            raise ValueError(
+                "prototypes that travel with the share would be weighted by images; expected per-epoch, or "
+                "weighting uniform"
+            )
+        return value
+
     @field_validator("network")
     @classmethod
     def _known_network(cls, value: str) -> str:
@@ -415,6 +486,8 @@ class TrainConfig(BaseModel):
             idle -= {field.name for field in fields(kinds[chosen])} if chosen in kinds.builtin else set()
         if self.data is not None:
             idle |= self.where(of_generator=True)
+        if traits_of(ALGORITHMS[self.method]).scope != "federated":
+            idle.add("weighting")
         known = type(self).model_fields
         return [name for name in known if name in idle and getattr(self, name) != known[name].default]
 

@@ -146,9 +146,15 @@ def _dotted(node: ast.AST, names: dict[str, str]) -> str:
     return "?"
 
 
+LISTENS = PACKAGE / "live/serving.py"
+"""The module that listens on this machine. It may import servers only, which open no connection."""
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_source_keeps_the_rules(path):
-    assert not faults(path.read_text("utf-8"), network=path.is_relative_to(PACKAGE / "flower"))
+    found = faults(path.read_text("utf-8"), network=path.is_relative_to(PACKAGE / "flower"))
+    allowed = ("import http.server.", "import socketserver.TCPServer") if path == LISTENS else ()
+    assert not [fault for fault in found if not fault.partition(": ")[2].startswith(allowed or ("-",))]
 
 
 def test_all_of_the_package_is_looked_at():

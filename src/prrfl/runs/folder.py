@@ -8,11 +8,12 @@ metrics.jsonl       the records, one per line
 models/<site>/{best,last}.safetensors
 predictions/<site>/{best,last}{,-valid}.csv
 state/round-<n>/    checkpoints, from which the run can be resumed, see prrfl.runs.checkpoint
-summary.json, scores.csv, retrogress.png, report.html
+summary.json, scores.csv, subgroups.csv, retrogress.png, report.html
 results, see prrfl.runs.report
 mlflow/, tensorboard/, wandb/
 what trackers keep, see prrfl.reports.tracking
 log.txt
+position.json       only while a process works on the run: where it is, see prrfl.runs.position
 """
 
 import fcntl
