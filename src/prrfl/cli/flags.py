@@ -52,13 +52,13 @@ class Described:
 
     Attributes:
         settings: all settings of a run.
-        methods: names of all methods.
+        published: names of the methods that a comparison runs by default.
         default_method: the one that runs by default.
         consent: what a site can agree to send, the default first.
     """
 
     settings: tuple[Setting, ...]
-    methods: tuple[str, ...]
+    published: tuple[str, ...]
     default_method: str
     consent: tuple[str, ...]
 
@@ -73,7 +73,7 @@ def described() -> Described:
 
 def describe() -> Described:
     """Return the description of the settings and methods as they are in the code."""
-    from prrfl.algorithms import ALGORITHMS, DEFAULT
+    from prrfl.algorithms import DEFAULT, PUBLISHED
     from prrfl.config import SCOPES, TrainConfig
     from prrfl.flower.consent import METHODS
 
@@ -81,7 +81,7 @@ def describe() -> Described:
         Setting(name, _kind(field.annotation), _text(field), SCOPES[name].of_site)
         for name, field in TrainConfig.model_fields.items()
     )
-    return Described(tuple(settings), tuple(ALGORITHMS.builtin), DEFAULT, METHODS)
+    return Described(tuple(settings), PUBLISHED, DEFAULT, METHODS)
 
 
 def with_flags(
@@ -192,7 +192,7 @@ def _text(field: "FieldInfo") -> str:
     values = choices(field.annotation)
     listed = f"; one of {', '.join(map(str, values))}" if values else ""
     shown = ",".join(field.default) if isinstance(field.default, tuple) else field.default
-    default = "" if shown in (None, {}) else f" [default: {shown}]"
+    default = "" if shown in (None, "", {}) else f" [default: {shown}]"
     return f"{field.description}{listed}{default}"
 
 

@@ -15,6 +15,16 @@ TimeLimit = Annotated[
     ),
 ]
 
+Subgroups = Annotated[
+    str | None,
+    typer.Option(
+        metavar="COLUMNS",
+        help="also score subgroups of the test images, by columns of the data's tables, separated by commas; "
+        "numbers are divided at edges, as in age:40+60,sex",
+        show_default=False,
+    ),
+]
+
 # The flag is `--data`; for `evaluate` it is `--own-data`, because its `--data` is that of new sites.
 MovedData = Annotated[
     Path | None,
