@@ -2,7 +2,7 @@
 
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from importlib import resources
 from importlib.util import find_spec
@@ -55,6 +55,12 @@ LONGEST_PATH = 4096
 
 LARGEST = 1e30
 """Largest factor in training: its product with a weight must be finite in float32."""
+
+TRACKERS = ("mlflow", "tensorboard", "wandb")
+"""Trackers by name, which is also that of their package and of the extra that installs it."""
+
+READING = "reading"
+"""Context of validating the settings of a run that was started: its trackers may be missing here."""
 
 Ratio = Annotated[float, Field(ge=0, le=1)]
 Factor = Annotated[float, Field(ge=0, le=LARGEST)]
@@ -256,8 +262,8 @@ class TrainConfig(BaseModel):
     augment: Annotated[str, METHOD] = Field(
         "paper", description="how training images are changed at random: as in the paper, or none"
     )
-    tensorboard: Annotated[bool, OUTPUT] = Field(
-        False, description="also write TensorBoard events into the run folder"
+    track: Annotated[tuple[str, ...], OUTPUT] = Field(
+        (), description=f"also log the run with trackers, separated by commas: {', '.join(TRACKERS)}"
     )
     seed: Annotated[int, TASK] = Field(
         0, ge=0, lt=2**63, description="seed of all randomness: same seed, same bits"
@@ -314,7 +320,7 @@ class TrainConfig(BaseModel):
             raise ValueError(f"expected a path of at most {LONGEST_PATH:,} bytes, without NUL bytes")
         return value
 
-    @field_validator("classes", mode="before")
+    @field_validator("classes", "track", mode="before")
     @classmethod
     def _split_names(cls, value: object) -> object:
         return tuple(name.strip() for name in value.split(",")) if isinstance(value, str) else value
@@ -409,12 +415,14 @@ class TrainConfig(BaseModel):
             raise ValueError(f"expected at least alpha1, which is {info.data['alpha1']}")
         return value
 
-    @field_validator("tensorboard")
+    @field_validator("track")
     @classmethod
-    def _installed(cls, value: bool) -> bool:
-        if value and find_spec("tensorboard") is None:
-            raise ValueError("the package tensorboard is missing; pip install 'prrfl[tensorboard]'")
-        return value
+    def _known_trackers(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        for name in value:
+            _one_of(name, TRACKERS)
+            if info.context != READING and find_spec(name) is None:
+                raise ValueError(f"the package {name} is missing; pip install 'prrfl[{name}]'")
+        return tuple(dict.fromkeys(value))
 
     @field_validator("device")
     @classmethod
@@ -570,7 +578,10 @@ def merged(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[st
 
 
 def checked(
-    settings: Mapping[str, object], source: str, overrides: Mapping[str, object] = MappingProxyType({})
+    settings: Mapping[str, object],
+    source: str,
+    overrides: Mapping[str, object] = MappingProxyType({}),
+    context: str | None = None,
 ) -> TrainConfig:
     """Return valid settings.
 
@@ -578,14 +589,23 @@ def checked(
         settings: values by key; other settings get their defaults.
         source: name of the source of the settings, for messages.
         overrides: the settings that come from flags instead.
+        context: ``READING`` for the settings of a run that was started already.
 
     Raises:
         ConfigError: as :func:`load_config`.
     """
     try:
-        return TrainConfig.model_validate(settings)
+        return TrainConfig.model_validate(renamed(settings), context=context)
     except ValidationError as cause:
         raise ConfigError(_one_line(cause, source, overrides)) from None
+
+
+def renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings of version 0.1.0, which had ``tensorboard = true``, by their present names."""
+    now = dict(settings)
+    if "track" not in now and isinstance(now.get("tensorboard"), bool):
+        now["track"] = ("tensorboard",) if now.pop("tensorboard") else ()
+    return now
 
 
 def parse_toml(text: str, source: str) -> dict[str, Any]:
@@ -646,7 +666,7 @@ def _utf8(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _one_of(value: str, known: Mapping[str, object]) -> str:
+def _one_of(value: str, known: Collection[str]) -> str:
     if value not in known:
         raise ValueError(f"expected one of {', '.join(sorted(known))}{nearest(value, known)}")
     return placed(value)  # so that a run can be resumed from any working directory

@@ -3,10 +3,11 @@
 import copy
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from mmap import mmap
 from typing import Any, Literal, Protocol, TypeVar
 
 import torch
@@ -51,6 +52,34 @@ def normalise(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1.0
 
 
+class ImageCounter:
+    """How many images each site has trained on since the first round, for anyone who shows progress.
+
+    The counts are in memory that forked processes share: whichever process trains a site counts, and any
+    process or thread can read at any time. On a GPU, steps are counted when they are launched.
+    """
+
+    def __init__(self, sizes: Mapping[ClientId, int]) -> None:
+        """Start at 0.
+
+        Args:
+            sizes: number of training images of each site that trains.
+        """
+        self.sizes = dict(sizes)
+        self._places = {name: place for place, name in enumerate(sizes)}
+        self._counts = memoryview(mmap(-1, 8 * max(1, len(sizes)))).cast("q")
+
+    def note(self, site: ClientId, images: int) -> None:
+        """Set the count of a site; ignore a site that is not counted."""
+        # One store of eight aligned bytes: who reads meanwhile sees the old number or the new one.
+        if (place := self._places.get(site)) is not None:
+            self._counts[place] = images
+
+    def read(self) -> dict[ClientId, int]:
+        """Return the counts of all sites."""
+        return {name: self._counts[place] for name, place in self._places.items()}
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Everything about local training that is the same at every site and for every algorithm.
@@ -67,6 +96,7 @@ class Recipe:
         shuffle: whether each epoch draws its own order.
         device: where networks run: ``cpu``, ``cuda``, ``cuda:1``.
         precision: ``bfloat16`` computes the network under autocast; weights stay float32.
+        counter: counts the images of each step; ``None`` counts nothing.
         weighting: how much each site counts in a mean: all the same (``uniform``), or by its number of
             training images (``images``).
     """
@@ -84,6 +114,7 @@ class Recipe:
     shuffle: bool = True
     device: str = "cpu"
     precision: Precision = "float32"
+    counter: ImageCounter | None = None
     weighting: Weighting = "uniform"
 
     def __post_init__(self) -> None:
@@ -337,6 +368,7 @@ def train_epoch(
     trainer, step = _trainer(recipe, len(learners), objective, site.watch is not None, frozen)
     draw = site_generator(site, ctx, "train")
     losses, logits, features, truth = [], [], [], []
+    seen = (ctx.round * ctx.epochs + ctx.epoch) * len(site.data.train)
     with (
         arithmetic(recipe.device, recipe.precision),
         _global_seed(ctx.seed, site.name, ctx.round, ctx.epoch, device=recipe.device),
@@ -349,6 +381,9 @@ def train_epoch(
             logits.append(outputs)
             features += watched
             truth.append(labels)
+            if recipe.counter is not None:
+                seen += len(labels)
+                recipe.counter.note(site.name, seen)
     epoch = Epoch(
         learners=trainer.learners(),
         losses=tuple(torch.stack(losses).double().mean(0).tolist()),

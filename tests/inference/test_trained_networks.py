@@ -287,6 +287,8 @@ def test_export_gives_onnx_that_agrees_and_a_card(prrfl, run, data, tmp_path):
     assert "| train | 8 | 8 | 8 | 24 |" in card
     assert "calibrated" in card
     assert "None |" not in card
+    assert "## Subgroups" not in card
+    assert "No subgroups were evaluated: its performance by skin tone, age or sex was not measured." in card
     assert (out / "calibration.png").read_bytes().startswith(b"\x89PNG")
 
 

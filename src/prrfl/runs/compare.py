@@ -227,22 +227,9 @@ def _of_method(config: TrainConfig) -> set[str]:
     return own | ({"loss"} if traits_of(kind).loss != Traits.loss else set())
 
 
-@dataclass(frozen=True)
-class State:
-    """Progress of a comparison.
-
-    Attributes:
-        rounds: complete rounds of all runs together.
-        failed: last line of output of each run that failed, by method and seed.
-    """
-
-    rounds: int
-    failed: Mapping[str, str]
-
-
 def run_all(
     planned: Sequence[Planned], workers: int | None = None, time_limit: float | None = None
-) -> Iterator[State]:
+) -> Iterator[Mapping[str, str]]:
     """Do all unfinished runs, each in a process of its own; resume those that were started before.
 
     Args:
@@ -251,7 +238,7 @@ def run_all(
         time_limit: minutes from now, after which no run begins another round; ``None`` for no limit.
 
     Yields:
-        The progress, a few times per second.
+        A few times per second, the last line of output of each run that has failed, by method and seed.
     """
     cores = usable_cores()
     any_on_gpu = any(on_gpu(one.config.device) for one in planned)
@@ -273,7 +260,7 @@ def run_all(
                 running.remove(ended)
                 if message := ended.error():
                     failed[f"{ended.planned.method}, seed {ended.planned.seed}"] = message
-            yield State(sum(RunFolder(one.folder).rounds_done for one in planned), failed)
+            yield failed
     finally:
         # Also reached when the user interrupts the command: no run outlives it.
         for one in running:

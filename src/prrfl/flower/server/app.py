@@ -28,6 +28,7 @@ from prrfl.flower.server.sent_mean import SentMean
 from prrfl.flower.server.transport import Refusal, Transport
 from prrfl.runs.deployed import Which
 from prrfl.runs.folder import RunFolder
+from prrfl.runs.position import Position, reporting
 from prrfl.runs.run import open_folder, remaining_rounds
 from prrfl.runs.setup import Run, share_dtype
 from prrfl.storage.atomic import only_for_this_user
@@ -79,7 +80,10 @@ def run_federation(grid: Grid, federation: Federation, folder: Path) -> Iterator
     """
     run, there = Run.of(federation.config), RunFolder(folder)
     fleet = Fleet(grid, federation, run, folder)
-    with open_folder(there, patience=LINGERS):
+    with (
+        open_folder(there, patience=LINGERS),
+        reporting(there, lambda: fleet.position(there.rounds_done)),
+    ):
         log.info("sites: %s", ", ".join(federation.sites))
         if run.recipe.loss.counts == "federation":
             counts = there.class_counts() or fleet.count_classes()
@@ -117,6 +121,10 @@ class Fleet:
         self._attendance = Attendance(federation)
         self._masked = MaskedRound(federation, self._transport, self._attendance, folder / "sum.json")
         self._sent = SentMean(folder / "mean.safetensors")
+
+    def position(self, index: int) -> Position:
+        """Return where round ``index`` is: which sites have answered the order that is on its way."""
+        return self._transport.position(index)
 
     def train(self, ctx: RoundContext) -> Iterator[RoundRecord | Arrival]:
         """Let every site train; continue with those whose answers are valid and in time.
