@@ -29,7 +29,7 @@ from prrfl.errors import ConfigError, nearest
 from prrfl.losses import CPA, LOSSES, Focal, LogitAdjusted, Loss
 from prrfl.machine import best_device, gpu, multiplies_bfloat16
 from prrfl.models import NETWORKS, Init, network_settings
-from prrfl.parts import Parts, complete_settings, construct, placed
+from prrfl.parts import Parts, Search, complete_settings, construct, declared_searches, placed
 from prrfl.storage.reading import read_text
 from prrfl.training import Augment
 
@@ -105,14 +105,16 @@ class TrainConfig(BaseModel):
     )
 
     method: Annotated[str, TASK] = Field(DEFAULT, description=f"federated method: {', '.join(ALGORITHMS)}")
-    r0: Annotated[Ratio, METHOD] = Field(PRRFL.r0, description="PFA: low-frequency ratio of the first round")
-    r1: Annotated[Ratio, METHOD] = Field(
+    r0: Annotated[Ratio, METHOD, Search(0.1, 0.9)] = Field(
+        PRRFL.r0, description="PFA: low-frequency ratio of the first round"
+    )
+    r1: Annotated[Ratio, METHOD, Search(0.5, 1.0)] = Field(
         PRRFL.r1, description="PFA: low-frequency ratio approached in the last round"
     )
-    alpha1: Annotated[Ratio, METHOD] = Field(
+    alpha1: Annotated[Ratio, METHOD, Search(0.5, 0.8)] = Field(
         PRRFL.alpha1, description="DET: the deputy recovers below this fraction of the personalised F1"
     )
-    alpha2: Annotated[Ratio, METHOD] = Field(
+    alpha2: Annotated[Ratio, METHOD, Search(0.8, 1.0)] = Field(
         PRRFL.alpha2, description="DET: both networks exchange below this fraction of the personalised F1"
     )
     aggregation: Annotated[Aggregation, METHOD] = Field(
@@ -122,13 +124,13 @@ class TrainConfig(BaseModel):
     transfer: Annotated[TransferMode, METHOD] = Field(
         PRRFL.transfer, description="prrfl ablation: a single DET stage, or no transfer"
     )
-    mu: Annotated[Factor, METHOD] = Field(
+    mu: Annotated[Factor, METHOD, Search(1e-4, 1.0, log=True)] = Field(
         FedProx.mu, description="fedprox: strength of the pull to the weights received"
     )
-    private_weight: Annotated[Ratio, METHOD] = Field(
+    private_weight: Annotated[Ratio, METHOD, Search(0.1, 0.9)] = Field(
         FML.private_weight, description="fml: weight of the labels in the private network's loss"
     )
-    meme_weight: Annotated[Ratio, METHOD] = Field(
+    meme_weight: Annotated[Ratio, METHOD, Search(0.1, 0.9)] = Field(
         FML.meme_weight, description="fml: weight of the labels in the meme's loss"
     )
 
@@ -188,7 +190,9 @@ class TrainConfig(BaseModel):
     optimizer: Annotated[Literal["sgd", "adam"], METHOD] = Field(
         "sgd", description="optimiser, restarted in every round"
     )
-    lr: Annotated[Factor, METHOD] = Field(1e-2, gt=0, description="learning rate of the first rounds")
+    lr: Annotated[Factor, METHOD, Search(1e-4, 0.1, log=True)] = Field(
+        1e-2, gt=0, description="learning rate of the first rounds"
+    )
     lr_step: Annotated[int, METHOD] = Field(
         5, ge=1, le=10_000, description="rounds between two reductions of the learning rate"
     )
@@ -399,16 +403,35 @@ class TrainConfig(BaseModel):
             **{field.name: getattr(self, field.name) for field in fields(kind) if field.name in known}
         )
 
+    def searches(self) -> dict[str, Search]:
+        """Return which values ``prrfl tune`` tries: of the learning rate, and of the method's own settings.
+
+        Settings of a method of the user's own are called ``method.<name>``. Settings whose type declares no
+        :class:`Search` are not among them.
+        """
+        kind = ALGORITHMS[self.method]
+        if ALGORITHMS.is_own(self.method):
+            declared = declared_searches(kind, f"{ALGORITHMS.kind} {self.method}")
+            own = {f"method.{name}": search for name, search in declared.items()}
+            return {"lr": SEARCHES["lr"], **own}
+        names = ("lr", *(part.name for part in fields(kind)))
+        return {name: SEARCHES[name] for name in names if name in SEARCHES}
+
     def without_effect(self) -> list[str]:
         """Return the names of settings that differ from their defaults but have no effect in this run."""
+        known = type(self).model_fields
+        idle = self.idle()
+        return [name for name in known if name in idle and getattr(self, name) != known[name].default]
+
+    def idle(self) -> set[str]:
+        """Return the names of settings that have no effect in this run, whatever their values."""
         idle = set()
         for kinds, chosen in ((ALGORITHMS, self.method), (LOSSES, self.loss)):
             idle |= {field.name for kind in kinds.builtin.values() for field in fields(kind)}
             idle -= {field.name for field in fields(kinds[chosen])} if chosen in kinds.builtin else set()
         if self.data is not None:
             idle |= self.where(of_generator=True)
-        known = type(self).model_fields
-        return [name for name in known if name in idle and getattr(self, name) != known[name].default]
+        return idle
 
     def own_parts(self) -> dict[str, str]:
         """Return where parts of the user's own come from, by kind: :meth:`prrfl.parts.Parts.origin`."""
@@ -457,6 +480,15 @@ SCOPES: Mapping[str, Scope] = {
 def as_written_now(key: str, value: object) -> object:
     """Return a setting's value as this version writes it; version 0.1.0 wrote ``augment`` as a boolean."""
     return ("paper" if value else "none") if key == "augment" and isinstance(value, bool) else value
+
+
+SEARCHES: Mapping[str, Search] = {
+    name: item
+    for name, field in TrainConfig.model_fields.items()
+    for item in field.metadata
+    if isinstance(item, Search)
+}
+"""Which values of a setting ``prrfl tune`` tries, for settings that declare it."""
 
 
 def load_config(path: Path | None, overrides: Mapping[str, object]) -> TrainConfig:

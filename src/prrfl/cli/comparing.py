@@ -21,8 +21,15 @@ from prrfl.reports.tables import brief, legend
 from prrfl.runs.across import standings
 from prrfl.runs.compare import Planned, keep_margin, plan, run_all, tabulate
 from prrfl.runs.folder import RunFolder
+from prrfl.runs.tuned import read_tuned, write_tuned
 
-_METHODS = ",".join(ALGORITHMS)
+DEFAULT_METHODS = ",".join(ALGORITHMS)
+"""The methods of a comparison or search that names none: all."""
+
+
+def method_names(text: str) -> list[str]:
+    """Return the methods in a list that is separated by commas."""
+    return [name.strip() for name in text.split(",")]
 
 
 @with_flags(
@@ -31,7 +38,7 @@ _METHODS = ",".join(ALGORITHMS)
             str,
             typer.Option(
                 help="methods, separated by commas; name:key=value+key=value changes settings, as in "
-                + escape(f"prrfl:transfer=off [default: {_METHODS}]"),
+                + escape(f"prrfl:transfer=off [default: {DEFAULT_METHODS}]"),
                 show_default=False,
             ),
         ],
@@ -55,11 +62,19 @@ _METHODS = ",".join(ALGORITHMS)
                 show_default=False,
             ),
         ],
+        "tuned": Annotated[
+            Path | None,
+            typer.Option(
+                metavar="DIR",
+                help="folder of `prrfl tune`, whose settings each method gets",
+                show_default=False,
+            ),
+        ],
         "time_limit": TimeLimit,
     },
     defaults={
-        **{"methods": _METHODS, "seeds": "0,1", "workers": None},
-        **{"margin": None, "across": None, "time_limit": None},
+        **{"methods": DEFAULT_METHODS, "seeds": "0,1", "workers": None},
+        **{"margin": None, "across": None, "tuned": None, "time_limit": None},
     },
     leave_out=("method", "seed", "workers", "threads"),
 )
@@ -82,8 +97,10 @@ def compare(methods: str, seeds: str, config: Path | None, out: Path | None, **f
         raise ConfigError(f"--seeds: expected whole numbers separated by commas, got '{seeds}'") from None
     folder = out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-compare"
     workers, margin, time_limit = flags.pop("workers"), flags.pop("margin"), flags.pop("time_limit")
-    given = given_flags(flags)
-    planned = plan(config, given, [m.strip() for m in methods.split(",")], numbers, folder)
+    tuned = read_tuned(source) if (source := flags.pop("tuned")) else None
+    planned = plan(config, given_flags(flags), method_names(methods), numbers, folder, tuned)
+    if tuned:
+        write_tuned(folder, tuned)
     if margin is not None:
         keep_margin(folder, margin)
     failed = _show(planned, workers, time_limit)

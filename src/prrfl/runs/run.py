@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -30,7 +29,7 @@ from prrfl.runs.checkpoint import commit, records_until, restore
 from prrfl.runs.deployed import DeployedWriter, Which
 from prrfl.runs.folder import RunFolder, first_candidate
 from prrfl.runs.report import finish
-from prrfl.runs.setup import Run, count_classes, make_method, make_recipe, resolved, share_dtype
+from prrfl.runs.setup import Run, counted, make_method, make_recipe, resolved, share_dtype
 from prrfl.storage.atomic import remove_partial
 from prrfl.storage.records import append_records
 from prrfl.storage.tensor_files import to_bytes
@@ -64,9 +63,7 @@ def train(
     # A run with a checkpoint does not need the weights that it started from, which may be gone.
     has_checkpoint = resume and there.rounds_done > 0
     recipe = make_recipe(config.model_copy(update={"weights": None}) if has_checkpoint else config)
-    run = Run(config, make_method(config, recipe), recipe)
-    if recipe.loss.counts == "federation":
-        run = replace(run, class_counts=count_classes(sites, len(config.classes)))
+    run = counted(Run(config, make_method(config, recipe), recipe), sites)
     if not resume:
         there.check_free()
         there.begin(config)
