@@ -1,4 +1,4 @@
-"""``prrfl tune`` searches by validation scores alone, with one budget for all, and ``compare`` uses the result."""
+"""``prrfl tune`` searches by validation scores alone, with one budget for all; ``compare`` uses it."""
 
 import csv
 import os
@@ -146,7 +146,7 @@ def test_a_comparison_uses_what_was_found(prrfl, searched, data, tmp_path):
     for name, method in read_tuned(searched).methods.items():
         written = (out / f"runs/{name}-seed0/config.toml").read_text()
         assert all(f"{key} = {value}" in written for key, value in method.settings.items())
-    head, *lines = (out / "comparison.csv").read_text().splitlines()
+    lines = (out / "comparison.csv").read_text().splitlines()
     assert [line for line in lines if line.startswith("fedavg,mean,validation_macro_f1,")]
     # The report reads the folder alone, and the same command finds nothing to do.
     assert prrfl("report", out)[0] == 0

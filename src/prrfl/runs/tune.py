@@ -16,7 +16,7 @@ import io
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,7 @@ from prrfl.runs.compare import Planned
 from prrfl.runs.folder import RunFolder, first_candidate
 from prrfl.runs.setup import load_data
 from prrfl.runs.trials import TrialProcess, without_test
-from prrfl.runs.tuned import Settings, Tuned, TunedMethod, as_given, write_tuned
+from prrfl.runs.tuned import TUNED, Settings, Tuned, TunedMethod, as_given, read_tuned, write_tuned
 from prrfl.storage.atomic import write_json, write_text
 from prrfl.storage.reading import read_bytes
 from prrfl.types import SiteData
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from optuna import Study, Trial
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
+
+JOURNAL = "trials.log"
 
 BATCH = 4
 """Number of trials that are proposed together, from the results of all batches before.
@@ -157,6 +159,15 @@ def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """What ``search.json`` holds: the number and seed of the trials, and the values to try, by method."""
+
+    trials: int
+    seed: int
+    searches: Mapping[str, Mapping[str, str]]
+
+
 @contextmanager
 def open_search(out: Path, methods: Sequence[MethodSearch]) -> Iterator[list[SiteData]]:
     """Make or reopen the folder of a search; yield the sites' data, without test images.
@@ -165,59 +176,62 @@ def open_search(out: Path, methods: Sequence[MethodSearch]) -> Iterator[list[Sit
         ConfigError: if the folder holds a search with other settings, or another process uses it.
         DataError: if the data cannot be used, or has changed since the search was started.
     """
+    searches = {one.name: {key: str(of) for key, of in one.searches.items()} for one in methods}
+    plan = _Plan(methods[0].trials, methods[0].planned.seed, searches)
     before = _read_plan(out)
-    for one in methods:
-        _check_same_search(out, before, one)
+    if before:
+        _check_same_plan(out, before, plan)
+        plan = replace(plan, searches={**before.searches, **searches})
     sites = without_test(load_data(methods[0].planned.config))
     if before:
         RunFolder(out).check_data(fingerprints(sites))
     out.mkdir(parents=True, exist_ok=True)
-    with (out / "trials.log").open("ab") as journal:
+    with _locked_journal(out):
+        if not before:
+            RunFolder(out).write_data(fingerprints(sites))
+        for one in methods:
+            RunFolder(one.planned.folder).begin(one.planned.config)
+        write_json(out / "search.json", asdict(plan))
+        yield sites
+
+
+@contextmanager
+def _locked_journal(out: Path) -> Iterator[None]:
+    """Let no other process search in the folder during the block, and remove what a killed one left."""
+    with (out / JOURNAL).open("a+b") as journal:
         try:
             fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(
                 f"another process is searching in {out}; wait until it ends, or stop it"
             ) from None
-        if not before:
-            RunFolder(out).write_data(fingerprints(sites))
-        for one in methods:
-            RunFolder(one.planned.folder).begin(one.planned.config)
-        searches = {one.name: {key: str(of) for key, of in one.searches.items()} for one in methods}
-        tried = {**before["searches"], **searches} if before else searches
-        write_json(out / "search.json", {"trials": methods[0].trials, "searches": tried})
-        yield sites
+        journal.seek(0)
+        journal.truncate(journal.read().rfind(b"\n") + 1)  # part of a line
+        (out / f"{JOURNAL}.lock").unlink(missing_ok=True)  # Optuna's own, for which it would wait
+        yield
 
 
-def _read_plan(out: Path) -> dict[str, Any]:
-    """Return what ``search.json`` holds; nothing without the file."""
+def _read_plan(out: Path) -> _Plan | None:
     path = out / "search.json"
-    kind = TypeAdapter(dict[str, int | dict[str, dict[str, str]]])
     try:
-        found = kind.validate_json(read_bytes(path))
-        return {"trials": found["trials"], "searches": found["searches"]}
+        return TypeAdapter(_Plan).validate_json(read_bytes(path))
     except FileNotFoundError:
-        return {}
-    except (OSError, KeyError, ValidationError) as cause:
+        return None
+    except (OSError, ValidationError) as cause:
         raise ConfigError(f"{path} is damaged; choose another --out, or remove that folder") from cause
 
 
-def _check_same_search(out: Path, before: Mapping[str, Any], one: MethodSearch) -> None:
-    if not before:
-        return
-    if before["trials"] != one.trials:
-        raise ConfigError(
-            f"{out} holds a search of {before['trials']} trials, but the command asks for {one.trials}; "
-            "choose another --out"
-        )
-    old = before["searches"].get(one.name)
-    new = {key: str(search) for key, search in one.searches.items()}
-    if old is not None and old != new:
-        key = min(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-        raise ConfigError(
-            f"{out} holds a search of {one.name} with {key} = {old.get(key, 'fixed')}, but the command asks "
-            f"for {new.get(key, 'fixed')}; choose another --out"
-        )
+def _check_same_plan(out: Path, before: _Plan, plan: _Plan) -> None:
+    both = [("trials", before.trials, plan.trials), ("seed", before.seed, plan.seed)]
+    for name, tried in plan.searches.items():
+        old = before.searches.get(name, tried)
+        both += [(f"{name}: {key}", old.get(key), tried.get(key)) for key in {**old, **tried}]
+    for what, found, asked in both:
+        if found != asked:
+            raise ConfigError(
+                f"{out} holds a search with {what} = {found or 'fixed'}, but the command asks for "
+                f"{asked or 'fixed'}; choose another --out"
+            )
 
 
 def run_trials(
@@ -253,7 +267,7 @@ def run_trials(
                     waiting.extend(trial.of.due())
                 else:
                     running[started.connection] = trial
-            for connection in wait(list(running)):
+            for connection in wait(list(running)) if running else ():
                 trial = running[connection]  # type: ignore[index]
                 if trial.goes_on():
                     continue
@@ -424,7 +438,7 @@ def _studies(out: Path, methods: Sequence[MethodSearch]) -> "list[Study]":
     from optuna.storages.journal import JournalFileBackend
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    path = out / "trials.log"
+    path = out / JOURNAL
     try:
         storage = JournalStorage(JournalFileBackend(str(path)))
         return [
@@ -438,7 +452,7 @@ def _studies(out: Path, methods: Sequence[MethodSearch]) -> "list[Study]":
 
 
 def finish_search(out: Path, methods: Sequence[MethodSearch]) -> Tuned:
-    """Write ``tuning.csv`` and, if all trials are done, ``tuned.toml``; return the best settings.
+    """Write ``tuning.csv`` and ``tuned.toml`` of finished searches; return the best settings.
 
     Raises:
         ConfigError: if no trial of a method succeeded.
@@ -447,6 +461,8 @@ def finish_search(out: Path, methods: Sequence[MethodSearch]) -> Tuned:
     write_text(out / "tuning.csv", trials_to_csv(trials))
     first = methods[0]
     found = {one.name: _best(one, trials[one.name]) for one in methods}
+    if (out / TUNED).exists():  # of a command that named other methods
+        found = {**read_tuned(out).methods, **found}
     tuned = Tuned(first.trials, first.rounds, first.planned.seed, found)
     write_tuned(out, tuned)
     return tuned
