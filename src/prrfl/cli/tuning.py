@@ -86,7 +86,7 @@ def tune(methods: str, trials: int, seed: int, config: Path | None, out: Path | 
             task = progress.add_task("tuning", total=total, completed=next(done))
             for rounds in done:
                 progress.update(task, completed=rounds)
-        found = finish_search(folder, searches)
+        found = finish_search(folder, searches[0].rounds)
     _print_found(searches, found)
     console.print(
         f"Settings: {folder / TUNED}; use them with `prrfl compare --tuned {folder}`", soft_wrap=True

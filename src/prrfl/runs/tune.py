@@ -14,7 +14,7 @@ import csv
 import fcntl
 import io
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from multiprocessing.connection import Connection, wait
@@ -35,7 +35,7 @@ from prrfl.runs.compare import Planned
 from prrfl.runs.folder import RunFolder, first_candidate
 from prrfl.runs.setup import load_data
 from prrfl.runs.trials import TrialProcess, without_test
-from prrfl.runs.tuned import TUNED, Settings, Tuned, TunedMethod, as_given, read_tuned, write_tuned
+from prrfl.runs.tuned import Settings, Tuned, TunedMethod, as_given, write_tuned
 from prrfl.storage.atomic import write_json, write_text
 from prrfl.storage.reading import read_bytes
 from prrfl.types import SiteData
@@ -255,7 +255,8 @@ def run_trials(
     """
     gpu = any(on_gpu(one.planned.config.device) for one in methods)
     workers = workers or (1 if gpu else usable_cores())
-    going = [_Progress(one, study) for one, study in zip(methods, _studies(out, methods), strict=True)]
+    studies = _studies(out, [one.name for one in methods])
+    going = [_Progress(one, studies[one.name]) for one in methods]
     waiting = deque(due for one in going for due in one.due())
     running: dict[Connection, _Running] = {}
     yield sum(one.rounds_done for one in going)
@@ -325,7 +326,7 @@ class _Running:
         """Start the process; return ``None`` if the settings contradict each other, which ends the trial."""
         search = self.of.search
         try:
-            config = with_settings(search, _settings(search, self.trial.params))
+            config = with_settings(search, self.trial.params)
         except ConfigError as cause:
             self._end("invalid", str(cause))
             return None
@@ -415,11 +416,6 @@ def _distribution(search: Search, start: object) -> "BaseDistribution":
     return FloatDistribution(search.low, search.high, log=search.log)
 
 
-def _settings(search: MethodSearch, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a trial's values as settings, ordered as the search has them."""
-    return {key: values[key] for key in search.searches}
-
-
 def with_settings(search: MethodSearch, values: Settings) -> TrainConfig:
     """Return the settings of a trial.
 
@@ -432,7 +428,7 @@ def with_settings(search: MethodSearch, values: Settings) -> TrainConfig:
     return checked(merged(search.planned.config.model_dump(), changed), f"a trial of {search.name}")
 
 
-def _studies(out: Path, methods: Sequence[MethodSearch]) -> "list[Study]":
+def _studies(out: Path, names: Iterable[str]) -> "dict[str, Study]":
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
@@ -441,44 +437,47 @@ def _studies(out: Path, methods: Sequence[MethodSearch]) -> "list[Study]":
     path = out / JOURNAL
     try:
         storage = JournalStorage(JournalFileBackend(str(path)))
-        return [
-            optuna.create_study(
-                storage=storage, study_name=one.name, direction="maximize", load_if_exists=True
+        return {
+            name: optuna.create_study(
+                storage=storage, study_name=name, direction="maximize", load_if_exists=True
             )
-            for one in methods
-        ]
+            for name in names
+        }
     except (ValueError, KeyError, AssertionError) as cause:
         raise ConfigError(f"{path} is damaged: {cause}; remove {out}, and search again") from cause
 
 
-def finish_search(out: Path, methods: Sequence[MethodSearch]) -> Tuned:
-    """Write ``tuning.csv`` and ``tuned.toml`` of finished searches; return the best settings.
+def finish_search(out: Path, rounds: int) -> Tuned:
+    """Write ``tuning.csv``, and ``tuned.toml`` for all methods whose trials are done; return the latter.
+
+    Args:
+        out: the search's folder.
+        rounds: number of rounds of each trial.
 
     Raises:
         ConfigError: if no trial of a method succeeded.
     """
-    trials = {one.name: study.trials for one, study in zip(methods, _studies(out, methods), strict=True)}
+    plan = _read_plan(out)
+    assert plan is not None
+    trials = {name: study.trials for name, study in _studies(out, plan.searches).items()}
     write_text(out / "tuning.csv", trials_to_csv(trials))
-    first = methods[0]
-    found = {one.name: _best(one, trials[one.name]) for one in methods}
-    if (out / TUNED).exists():  # of a command that named other methods
-        found = {**read_tuned(out).methods, **found}
-    tuned = Tuned(first.trials, first.rounds, first.planned.seed, found)
+    found = {name: _best(name, of) for name, of in trials.items() if len(of) == plan.trials}
+    tuned = Tuned(plan.trials, rounds, plan.seed, found)
     write_tuned(out, tuned)
     return tuned
 
 
-def _best(search: MethodSearch, trials: "Sequence[FrozenTrial]") -> TunedMethod:
+def _best(name: str, trials: "Sequence[FrozenTrial]") -> TunedMethod:
     scores = {trial.number: trial.value for trial in trials if trial.value is not None}
     if not scores:
         why = trials[0].user_attrs["why"]
-        raise ConfigError(f"{search.name}: all {len(trials)} trials failed, the first because {why}")
+        raise ConfigError(f"{name}: all {len(trials)} trials failed, the first because {why}")
     best = max(scores, key=lambda number: (scores[number], -number))
     return TunedMethod(
         score=scores[best],
         trial=best,
         pruned=len(trials) - len(scores),
-        settings=_settings(search, trials[best].params),
+        settings=trials[best].params,
         default_score=scores.get(0),
     )
 
