@@ -550,8 +550,9 @@ def test_names_are_escaped():
     latex = documents.to_latex(rows, (r"x&|", "bkl", "mel"))
     escaped = r"a\&\#\$\%\_\{\}\textasciitilde{}\textasciicircum{}\textbackslash{}\textbar{}"
     assert f"\n{escaped} & " in latex
-    assert r"{recall x\&\textbar{} \\ [95 \% of images]}" in latex
-    assert r"{sensitivity \\ x\&\textbar{} at 90 \% \\ specificity [95 \% \\ of images]}" in latex
+    unbroken = latex.replace(r" \\{} ", " ")
+    assert r"{recall x\&\textbar{} [95 \% of images]}" in unbroken
+    assert r"{sensitivity x\&\textbar{} at 90 \% specificity [95 \% of images]}" in unbroken
     markdown = documents.to_markdown(rows, (r"x&|", "bkl", "mel"))
     assert r"| a&#$%_{}~^\\| | 1 |" in markdown
     assert r"| recall x&\| [95 % of images] |" in markdown

@@ -35,8 +35,7 @@ def folder(tmp_path_factory):
     arguments += ["--image-size", 32, "--rounds", 1, "--epochs", 1, "--network", "tiny"]
     with pytest.MonkeyPatch.context() as patch:
         fork_runs(patch)
-        for module in ("report.draw_retrogress", "compare.tabulate"):
-            patch.setattr(f"prrfl.runs.{module}", lambda *_: None)
+        patch.setattr("prrfl.runs.report.draw_retrogress", lambda *_: None)
         patch.setattr("prrfl.cli.comparing.tabulate", lambda *_: [])
         patch.setattr("prrfl.cli.comparing.print_comparison", lambda *_: None)
         patch.setattr("sys.argv", ["prrfl", *map(str, arguments)])
@@ -146,10 +145,13 @@ def test_a_run_that_is_unfinished_or_has_no_methods_is_refused(folder, tmp_path,
     assert "a paper needs a finished run, so complete it with `prrfl resume" in err
 
 
-def many(count=10, sites=2):
-    """Return rows of methods, the reference first, and what was tested."""
+def many(count=10, sites=2, seeds=3):
+    """Return rows of methods, the reference first and the worst one last, and what was tested."""
     names = ["prrfl", "prrfl:transfer=off+aggregation=mean", *(f"method-{k}" for k in range(2, count))]
-    runs = [run(name, seed, 3.0 / (k + 1)) for k, name in enumerate(names) for seed in (0, 1, 2)]
+    skills = np.linspace(4, 0, count) ** 0.5
+    runs = [
+        run(name, seed, skill) for name, skill in zip(names, skills, strict=True) for seed in range(seeds)
+    ]
     if sites > 2:
         more = {f"site {k}": "ab"[k % 2] for k in range(sites)}
         runs = [
@@ -162,11 +164,11 @@ def many(count=10, sites=2):
         ]
     rows = comparison.compare(runs, "prrfl", margin=0.02, draws=100)
     images = dict.fromkeys(runs[0].predictions, 33)
-    return rows, paper.Subject(images, CLASSES, seeds=3, groups=False, generated=True, of=count)
+    return rows, paper.Subject(images, CLASSES, seeds=seeds, groups=False, generated=True, of=count)
 
 
 def test_marks_are_those_of_the_comparison_and_the_caption_explains_just_them():
-    rows, subject = many(3)
+    rows, subject = many(3, seeds=5)
     metrics = [paper.metrics_of(CLASSES)["f1"]]
     table, _ = paper.comparison_tables(rows, metrics, subject)
     scores, gaps = (column.entries for column in table.columns)
@@ -182,28 +184,28 @@ def test_marks_are_those_of_the_comparison_and_the_caption_explains_just_them():
         assert (words in table.caption) == (mark in shown)
     assert "*" in shown
     assert "Bold: best mean" in table.caption
-    text = paper.to_latex(table)
+    text = paper.table_to_latex(table)
     mean = f"{100 * rows[0].f1['mean'].mean:.1f}"
     assert rf"\textbf{{{mean}}}" in text
-    assert f"**{mean}**" in paper.to_markdown(table)
+    assert f"**{mean}**" in paper.table_to_markdown(table)
 
 
 def test_numbers_stand_below_each_other():
     entries = [
-        paper.Entry(0.0412, (-0.1, 0.095)),
-        paper.Entry(-0.123, (-0.2, 0.301), marks="*"),
-        paper.Entry(-0.0001),
-        paper.Entry(None),
+        paper.Number(0.0412, (-0.1, 0.095)),
+        paper.Number(-0.123, (-0.2, 0.301), marks="*"),
+        paper.Number(-0.0001),
+        paper.Number(None),
     ]
     table = paper.PaperTable("tab:x", "c", "x", "abcd", [paper.Column("Macro-F1", "−", entries)])
-    lines = paper.to_markdown(table).splitlines()[4:]
+    lines = paper.table_to_markdown(table).splitlines()[4:]
     space = paper.FIGURE_SPACE
     cells = [line.split(" | ")[1].removesuffix(" |") for line in lines]
     assert cells[0] == f"{space * 2}4.1 [−10.0, {space}9.5]{space}"
     assert cells[1] == r"−12.3 [−20.0, 30.1]\*"
     assert cells[2] == f"{space * 2}0.0{space * len(' [−20.0, 30.1]*')}"
     assert cells[3].strip(space) == "–"
-    assert r"$-$12.3 [$-$20.0, 30.1]*" in paper.to_latex(table)
+    assert r"$-$12.3 [$-$20.0, 30.1]*" in paper.table_to_latex(table)
 
 
 @needs_latex
@@ -213,7 +215,7 @@ def test_latex_takes_all_and_no_line_is_wider_than_the_text(printed, tmp_path):
     known = paper.metrics_of(CLASSES)
     metrics = [known[name] for name in ("f1", "auc", "recall_mel", "sensitivity_mel")]
     tables = paper.comparison_tables(rows, metrics, subject) + paper.run_tables(rows[-2:], metrics, subject)
-    (tmp_path / "many.tex").write_text("\n".join(map(paper.to_latex, tables)))
+    (tmp_path / "many.tex").write_text("\n".join(map(paper.table_to_latex, tables)))
     (tmp_path / "all.tex").write_text(documents.to_latex(rows, ("nv", "b_k&l", "mel")))
     inputs = [rf"\input{{{name}}}\clearpage" for name in ("table", "figures", "many", "all")]
     preamble = r"\documentclass{article}\usepackage{booktabs,graphicx}\begin{document}"
@@ -224,7 +226,9 @@ def test_latex_takes_all_and_no_line_is_wider_than_the_text(printed, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:]
     assert (tmp_path / "paper.pdf").read_bytes().startswith(b"%PDF")
-    assert "Overfull \\hbox" not in (tmp_path / "paper.log").read_text(errors="replace")
+    log = (tmp_path / "paper.log").read_text(errors="replace")
+    assert "Overfull \\hbox" not in log
+    assert "Float too large" not in log
 
 
 def test_columns_that_do_not_fit_are_below_and_none_is_lost():
@@ -233,9 +237,8 @@ def test_columns_that_do_not_fit_are_below_and_none_is_lost():
     rows, subject = many(sites=7)
     metrics = list(paper.metrics_of(CLASSES).values())
     for table in paper.comparison_tables(rows, metrics, subject):
-        text = paper.to_latex(table)
-        found = [row for row in body(text, table.label) if row[0] == "method-2"]
-        assert sum(len(row) - 1 for row in found) == len(table.columns)
+        found = [line for line in paper.table_to_latex(table).splitlines() if line.startswith("method-2 &")]
+        assert sum(line.count(" & ") for line in found) == len(table.columns)
         assert len(found) > 1
 
 

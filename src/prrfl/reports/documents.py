@@ -87,7 +87,7 @@ def _with_minus(cell: str) -> str:
 
 def _stacked(lines: Sequence[str]) -> str:
     """Return lines one below the other in a cell."""
-    text = r" \\ ".join(map(escaped, lines))
+    text = r" \\{} ".join(map(escaped, lines))  # without {}, a bracket that follows were an argument
     return rf"\shortstack[r]{{{text}}}"
 
 

@@ -11,6 +11,15 @@ TEXT_WIDTH = 345.0
 COLUMN_GAP = 6.0
 """Space between two columns, in points: ``tabcolsep`` on both sides."""
 
+PAGE = 430.0
+"""Height of a page of ``article`` without a caption of eight lines, in points."""
+
+LINE = 9.5
+"""Distance of lines at footnote size, in points."""
+
+HEAD_LINES = 5.5
+"""Height of the heads, rules and gap of a tabular, in lines."""
+
 NAME_WIDTH = 88.0
 """Largest width of the column that names the rows, in points; longer names are broken."""
 
@@ -30,18 +39,23 @@ def escaped(text: str) -> str:
 
 def width(text: str) -> float:
     """Return the width of a text in points, in LaTeX's font at footnote size (8 pt)."""
-    font = _font()
-    # Letters of Computer Modern are drawn wider for 8 points (cmr8) than for 10 (cmr10): a digit by 6 %.
-    known = text.translate({ord("−"): "+", ord("–"): "--", ord("Δ"): "W", ord("†"): "*", ord("‡"): "*"})
+    font, letters = _font()
+    # Other signs, such as Chinese ones, are taken as wide as the widest Latin letter.
+    known = "".join(sign if sign in letters else "M" for sign in text.translate(ALIKE))
     font.set_text(known)
+    # Computer Modern is drawn wider for 8 points (cmr8) than for 10 (cmr10): a digit by 6 %.
     return 1.0625 * font.get_width_height()[0] / 64
 
 
+ALIKE = str.maketrans({"−": "+", "–": "--", "Δ": "W", "†": "*", "‡": "*", "≈": "=", "±": "+", "×": "+"})
+"""Signs that LaTeX takes from other fonts, and some of their width."""
+
+
 @lru_cache
-def _font() -> FT2Font:
+def _font() -> tuple[FT2Font, frozenset[str]]:
     font = FT2Font(font_manager.findfont("cmr10"))
     font.set_size(8, 72.27)
-    return font
+    return font, frozenset(map(chr, font.get_charmap()))
 
 
 def panels(
@@ -103,14 +117,21 @@ def tabular(columns: str, heads: Sequence[str], body: Sequence[Sequence[str]], f
     return "\n".join([begin, r"\toprule", *heads, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}"])
 
 
-def floating(tabulars: Sequence[str], caption: str, label: str) -> str:
-    """Return a ``table`` with its caption above, as journals want it.
+def floating(tabulars: Sequence[str], lines: int, caption: str, label: str) -> str:
+    """Return a ``table`` with its caption above, as journals want it, and more if a page cannot hold it.
 
     Args:
         tabulars: one below the other.
+        lines: of text in each, without its heads.
         caption: LaTeX.
         label: for references.
     """
-    lines = [r"\begin{table}[tp]", r"\centering", rf"\caption{{{caption}}}\label{{{label}}}\par\smallskip"]
-    lines += [r"\footnotesize\setlength{\tabcolsep}{3pt}", "\n\\par\\medskip\n".join(tabulars)]
-    return "\n".join([*lines, r"\end{table}", ""])
+    fitting = max(1, int(PAGE // (LINE * (lines + HEAD_LINES))))
+    tables = []
+    for start in range(0, len(tabulars), fitting):
+        name = f"{label}-{start // fitting + 1}" if start else label
+        text = rf"Continued from Table~\ref{{{label}}}." if start else caption
+        tables += [r"\begin{table}[tp]", r"\centering", rf"\caption{{{text}}}\label{{{name}}}\par\smallskip"]
+        tables += [r"\footnotesize\setlength{\tabcolsep}{3pt}"]
+        tables += ["\n\\par\\medskip\n".join(tabulars[start : start + fitting]), r"\end{table}", ""]
+    return "\n".join(tables)

@@ -41,7 +41,7 @@ def metrics_of(classes: Sequence[str]) -> dict[str, Metric]:
 
 
 @dataclass(frozen=True)
-class Entry:
+class Number:
     """A number of a table. Fractions.
 
     Attributes:
@@ -63,7 +63,7 @@ class Column:
 
     group: str
     head: str
-    entries: Sequence[Entry]
+    entries: Sequence[Number]
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def run_tables(rows: Sequence[Row], metrics: Sequence[Metric], subject: Subject)
             Column(metric.label, ours.method, [_entry(ours.scores[metric.key][site]) for site in sites])
         )
         for row in majority:
-            means = [Entry(row.scores[metric.key][site].mean) for site in sites]
+            means = [Number(row.scores[metric.key][site].mean) for site in sites]
             columns.append(Column(metric.label, "majority", means))
     caption = (
         f"Scores of {ours.method} at each site in percent, {subject}, with {subject.interval}"
@@ -194,23 +194,23 @@ def run_tables(rows: Sequence[Row], metrics: Sequence[Metric], subject: Subject)
     return [PaperTable("tab:sites", caption + _defined(metrics), "Site", sites, columns, foot=1)]
 
 
-def _score(row: Row, key: str) -> Entry:
+def _score(row: Row, key: str) -> Number:
     """Return a mean over sites. Only methods with several seeds are marked."""
     untold = key in row.untold and key not in row.best
     return _entry(row.scores[key]["mean"], bold=key in row.best, marks="†" * untold)
 
 
-def _difference(row: Row, key: str) -> Entry:
+def _difference(row: Row, key: str) -> Number:
     test = row.tests.get(key)
     if test is None:
-        return Entry(None)
+        return Number(None)
     equal = test.equivalent is not None and test.equivalent < LEVEL
     marks = "*" * (row.p.get(key, 1.0) < LEVEL) + "‡" * equal
-    return Entry(test.difference.mean, test.interval or test.difference.images, marks=marks)
+    return Number(test.difference.mean, test.interval or test.difference.images, marks=marks)
 
 
-def _entry(e: Estimate, *, bold: bool = False, marks: str = "") -> Entry:
-    return Entry(e.mean, e.interval or e.images, bold, marks)
+def _entry(e: Estimate, *, bold: bool = False, marks: str = "") -> Number:
+    return Number(e.mean, e.interval or e.images, bold, marks)
 
 
 def _gaps_of(columns: Sequence[Column]) -> str:
@@ -314,7 +314,7 @@ class _Template:
     marks: str
 
     @classmethod
-    def of(cls, entries: Sequence[Entry]) -> "_Template":
+    def of(cls, entries: Sequence[Number]) -> "_Template":
         """Return the template of a column."""
         ends = [e.ends for e in entries if e.value is not None and e.ends is not None]
         return cls(
@@ -329,7 +329,7 @@ class _Template:
         """The widest interval."""
         return f" [{self.low}, {self.high}]" if self.low else ""
 
-    def cell(self, e: Entry, dialect: _Dialect) -> str:
+    def cell(self, e: Number, dialect: _Dialect) -> str:
         """Return a cell in which each part is as wide as the widest one."""
         if e.value is None:
             return f"{dialect.text('–')}{dialect.blank(self.interval + self.marks)}"
@@ -357,8 +357,8 @@ def _padding(number: str, widest: str, dialect: _Dialect) -> str:
     return dialect.blank("−" * (widest.count("−") - number.count("−")) + digits)
 
 
-def to_latex(table: PaperTable) -> str:
-    """Return a table for LaTeX; what does not fit beside the rest is below it."""
+def table_to_latex(table: PaperTable) -> str:
+    """Return a table for LaTeX; what does not fit beside the rest is below it, or on the next page."""
     templates = [_Template.of(column.entries) for column in table.columns]
     groups = [list(indices) for indices in _groups(table.columns, range(len(table.columns)))]
     widths = [
@@ -374,15 +374,14 @@ def to_latex(table: PaperTable) -> str:
     ]
     spec, first, names = row_names(table.names, table.corner)
     if max(of_groups) + first + COLUMN_GAP > TEXT_WIDTH:
-        groups, of_groups = [[k] for k in range(len(widths))], widths
-    return floating(
-        [
-            _panel(table, templates, [k for index in panel for k in groups[index]], names, spec)
-            for panel in panels(of_groups, first)
-        ],
-        escaped(table.caption),
-        table.label,
-    )
+        groups = [[k] for k in range(len(widths))]
+        of_groups = [max(own, width(c.group)) for own, c in zip(widths, table.columns, strict=True)]
+    tabulars = [
+        _panel(table, templates, [k for index in panel for k in groups[index]], names, spec)
+        for panel in panels(of_groups, first)
+    ]
+    lines = sum(2 if width(name) > first else 1 for name in table.names)
+    return floating(tabulars, lines, escaped(table.caption), table.label)
 
 
 def _panel(
@@ -410,7 +409,7 @@ def _groups(columns: Sequence[Column], indices: Sequence[int]) -> list[list[int]
     return [list(group) for _, group in groupby(indices, lambda k: columns[k].group)]
 
 
-def to_markdown(table: PaperTable) -> str:
+def table_to_markdown(table: PaperTable) -> str:
     """Return a table for Markdown, with its caption above."""
     heads = [table.corner, *(f"{column.group}, {column.head}" for column in table.columns)]
     templates = [_Template.of(column.entries) for column in table.columns]

@@ -35,6 +35,7 @@ from prrfl.reports.summary import validation_f1
 from prrfl.runs.deployed import predictions_path, training_counts
 from prrfl.runs.folder import RunFolder
 from prrfl.runs.report import heading
+from prrfl.runs.scorers import read_scorers
 from prrfl.runs.setup import load_data
 from prrfl.runs.tuned import TUNED, Tuned, read_tuned
 from prrfl.storage.atomic import write_json, write_text
@@ -257,22 +258,9 @@ def _of_method(config: TrainConfig) -> set[str]:
     return own | ({"loss"} if traits_of(kind).loss != Traits.loss else set())
 
 
-@dataclass(frozen=True)
-class State:
-    """Progress of a comparison.
-
-    Attributes:
-        rounds: complete rounds of all runs together.
-        failed: last line of output of each run that failed, by method and seed.
-    """
-
-    rounds: int
-    failed: Mapping[str, str]
-
-
 def run_all(
     planned: Sequence[Planned], workers: int | None = None, time_limit: float | None = None
-) -> Iterator[State]:
+) -> Iterator[Mapping[str, str]]:
     """Do all unfinished runs, each in a process of its own; resume those that were started before.
 
     Args:
@@ -281,7 +269,7 @@ def run_all(
         time_limit: minutes from now, after which no run begins another round; ``None`` for no limit.
 
     Yields:
-        The progress, a few times per second.
+        A few times per second, the last line of output of each run that has failed, by method and seed.
     """
     cores = usable_cores()
     any_on_gpu = any(on_gpu(one.config.device) for one in planned)
@@ -303,7 +291,7 @@ def run_all(
                 running.remove(ended)
                 if message := ended.error():
                     failed[f"{ended.planned.method}, seed {ended.planned.seed}"] = message
-            yield State(sum(RunFolder(one.folder).rounds_done for one in planned), failed)
+            yield failed
     finally:
         # Also reached when the user interrupts the command: no run outlives it.
         for one in running:
@@ -509,7 +497,7 @@ def tuned_settings(folder: Path) -> Tuned | None:
 def tabulate(folder: Path) -> list[comparison.Row]:
     """Write the tables and figures of a comparison from its finished runs; return the rows."""
     runs, config = read_runs(folder)
-    rows = comparison.compare(runs, DEFAULT, read_margin(folder))
+    rows = comparison.compare(runs, DEFAULT, read_margin(folder), further=read_scorers(folder))
     of_runs = [(run.method, run.seed, run.records) for run in runs]
     write_text(folder / "scores.csv", scores.scores_to_csv(of_runs, config.classes))
     write_text(folder / "comparison.csv", tables.comparison_to_csv(rows, DEFAULT))

@@ -287,8 +287,8 @@ def _write(out: Path, tables: Sequence[PaperTable], figures: Sequence[PaperFigur
     packages = "% In the preamble: \\usepackage{booktabs,graphicx}\n"
     pictures = [f"![{one.caption}]({one.name}.png)\n\n{one.caption}\n" for one in figures]
     files = {
-        "table.tex": "\n".join([packages, *map(paper.to_latex, tables)]),
-        "table.md": "\n".join([*map(paper.to_markdown, tables), *pictures]),
+        "table.tex": "\n".join([packages, *map(paper.table_to_latex, tables)]),
+        "table.md": "\n".join([*map(paper.table_to_markdown, tables), *pictures]),
         "figures.tex": "\n".join([packages, *map(_included, figures)]),
     }
     for name, text in files.items():

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
@@ -83,6 +84,16 @@ def load_data(config: TrainConfig) -> list[SiteData]:
     return sites
 
 
+def data_folder(config: TrainConfig) -> Path:
+    """Return the place of the data that the settings name, or of generated data if they name none."""
+    if config.data is not None:
+        return config.data
+    # Not at the top: sites of a federation have data of their own, and need not load the generator.
+    from prrfl.data.synthetic import GeneratedData, cached
+
+    return cached(GeneratedData(config.sites, config.images, config.image_size, config.seed))
+
+
 def read_sites(config: TrainConfig, needed: Sequence[Split] = SPLITS) -> list[SiteData]:
     """Return the sites of the data that the settings name, or of generated data if they name none.
 
@@ -93,12 +104,7 @@ def read_sites(config: TrainConfig, needed: Sequence[Split] = SPLITS) -> list[Si
     Raises:
         DataError: if the data cannot be used.
     """
-    folder = config.data
-    if folder is None:
-        # Not at the top: sites of a federation have data of their own, and need not load the generator.
-        from prrfl.data.synthetic import GeneratedData, cached
-
-        folder = cached(GeneratedData(config.sites, config.images, config.image_size, config.seed))
+    folder = data_folder(config)
     if is_own_data(folder):
         return load_own(folder, config.image_size, config.classes, config.set.get("data", {}))
     return load_sites(
@@ -154,7 +160,7 @@ def make_recipe(config: TrainConfig) -> Recipe:
     if config.weights is not None:
         _start_from(config, network)
     return Recipe(
-        network=network,
+        network=traits_of(ALGORITHMS[config.method]).network(network),
         batch=config.batch,
         optimizer=config.optimizer,
         lr=config.lr,
@@ -165,6 +171,7 @@ def make_recipe(config: TrainConfig) -> Recipe:
         augment=config.augmentation(),
         device=config.device,
         precision=cast(Precision, config.precision),  # the settings have replaced auto
+        weighting=config.weighting,
     )
 
 

@@ -18,6 +18,7 @@ from prrfl.reports.page.sheets import (
     falls_sheet,
     main_sheet,
     mark,
+    other_sheets,
     site_sheets,
 )
 from prrfl.reports.retrogress import MEASURES
@@ -97,7 +98,7 @@ def comparison_page(results: ComparisonResults) -> str:
                     _of_classes(rows, shown, results.baseline, classes),
                     [*class_sheets(rows, classes), *difference_sheets(rows, classes)],
                 ),
-                Section("Scores by site", sheets=site_sheets(rows)),
+                Section("Scores by site", sheets=[*site_sheets(rows), *other_sheets(rows)]),
                 *results.sections,
             ],
             panels=panels,

@@ -11,7 +11,7 @@ from prrfl.reports.meter import measure
 from prrfl.reports.page.model import Cell, Sheet
 from prrfl.reports.page.pictures import span
 from prrfl.reports.site_tests import SYMBOLS
-from prrfl.reports.tables import RECALL, SENSITIVITY, legend, tables
+from prrfl.reports.tables import RECALL, SENSITIVITY, legend, other_tables, tables
 from prrfl.reports.uncertainty import LEVEL
 from prrfl.reports.verdict import Verdict
 from prrfl.reports.wording import p_in_text, signed
@@ -232,7 +232,15 @@ def site_sheets(rows: Sequence[Row]) -> list[Sheet]:
             ["method", *sites],
             [[Cell(row.method), *(scored(row.scores[key][site]) for site in sites)] for row in rows],
         )
-        for key, name in (("f1", "Macro-F1"), ("auc", "AUC"))
+        for key, name in (("f1", "Macro-F1"), ("auc", "AUC"), ("accuracy", "Accuracy"))
+    ]
+
+
+def other_sheets(rows: Sequence[Row]) -> list[Sheet]:
+    """Return accuracy, the worst site and the spread between sites, and further measures if any."""
+    return [
+        Sheet(table.title, table.heads, [list(map(Cell, line)) for line in table.body])
+        for table in other_tables(rows)
     ]
 
 
