@@ -3,6 +3,7 @@
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +14,7 @@ from rich.table import Table
 from prrfl.cli.comparing import DEFAULT_METHODS, method_names
 from prrfl.cli.flags import given_flags, with_flags
 from prrfl.cli.screen import console, going_on, print_table
+from prrfl.config import TrainConfig
 from prrfl.errors import ConfigError
 from prrfl.parts.search import parse_searches
 from prrfl.reports.formatting import percent
@@ -49,7 +51,7 @@ from prrfl.runs.tuned import TUNED, Tuned
         ],
     },
     defaults={"methods": DEFAULT_METHODS, "trials": 20, "search": "", "seed": 1000, "workers": None},
-    leave_out=("method", "seed", "workers", "threads", "tensorboard"),
+    leave_out=("method", "seed", "workers", "threads", *TrainConfig.where(of_server=True)),
 )
 def tune(methods: str, trials: int, seed: int, config: Path | None, out: Path | None, **flags: Any) -> None:
     """Search each method's settings by validation scores, with as many trials for each method.
@@ -79,7 +81,9 @@ def tune(methods: str, trials: int, seed: int, config: Path | None, out: Path | 
         with (
             Progress(*columns, console=console, speed_estimate_period=3600) as progress,
             going_on(
-                lambda: f"finished trials are saved; repeat the command with --out {folder} to continue"
+                lambda: (
+                    f"finished trials are saved; repeat the command with --out {quote(str(folder))} to continue"
+                )
             ),
         ):
             done = run_trials(searches, sites, folder, workers)
@@ -89,7 +93,8 @@ def tune(methods: str, trials: int, seed: int, config: Path | None, out: Path | 
         found = finish_search(folder, searches[0].rounds)
     _print_found(searches, found)
     console.print(
-        f"Settings: {folder / TUNED}; use them with `prrfl compare --tuned {folder}`", soft_wrap=True
+        f"Settings: {folder / TUNED}; use them with `prrfl compare --tuned {quote(str(folder))}`",
+        soft_wrap=True,
     )
 
 
