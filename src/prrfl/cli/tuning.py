@@ -82,7 +82,7 @@ def tune(methods: str, trials: int, seed: int, config: Path | None, out: Path | 
             Progress(*columns, console=console, speed_estimate_period=3600) as progress,
             going_on(
                 lambda: (
-                    f"finished trials are saved; repeat the command with --out {quote(str(folder))} to continue"
+                    f"finished trials are saved; repeat the command with --out {quote(str(folder))} to resume"
                 )
             ),
         ):
