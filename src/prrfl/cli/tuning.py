@@ -1,5 +1,6 @@
 """``prrfl tune``: search each method's settings by validation scores, with the same budget for all."""
 
+from contextlib import closing
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -85,8 +86,8 @@ def tune(methods: str, trials: int, seed: int, config: Path | None, out: Path | 
                     f"finished trials are saved; repeat the command with --out {quote(str(folder))} to resume"
                 )
             ),
+            closing(run_trials(searches, sites, folder, workers)) as done,
         ):
-            done = run_trials(searches, sites, folder, workers)
             task = progress.add_task("tuning", total=total, completed=next(done))
             for rounds in done:
                 progress.update(task, completed=rounds)

@@ -14,7 +14,7 @@ import csv
 import fcntl
 import io
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from multiprocessing.connection import Connection, wait
@@ -198,15 +198,18 @@ def open_search(out: Path, methods: Sequence[MethodSearch]) -> Iterator[list[Sit
 @contextmanager
 def _locked_journal(out: Path) -> Iterator[None]:
     """Let no other process search in the folder during the block, and remove what a killed one left."""
-    with (out / JOURNAL).open("a+b") as journal:
+    # Locked for this process: trials, which are forked, must not hold the lock when it is killed. Such a lock
+    # ends when the process closes the file, hence not the journal, which Optuna opens and closes.
+    with (out / ".lock").open("w") as lock:
         try:
-            fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
             raise ConfigError(
                 f"another process is searching in {out}; wait until it ends, or stop it"
             ) from None
-        journal.seek(0)
-        journal.truncate(journal.read().rfind(b"\n") + 1)  # part of a line
+        with (out / JOURNAL).open("a+b") as journal:
+            journal.seek(0)
+            journal.truncate(journal.read().rfind(b"\n") + 1)  # part of a line
         (out / f"{JOURNAL}.lock").unlink(missing_ok=True)  # Optuna's own, for which it would wait
         yield
 
@@ -236,7 +239,7 @@ def _check_same_plan(out: Path, before: _Plan, plan: _Plan) -> None:
 
 def run_trials(
     methods: Sequence[MethodSearch], sites: Sequence[SiteData], out: Path, workers: int | None = None
-) -> Iterator[int]:
+) -> Generator[int]:
     """Do all missing trials, each in a process of its own; store them in order.
 
     Args:
