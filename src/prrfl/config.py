@@ -502,7 +502,7 @@ class TrainConfig(BaseModel):
         idle = self.idle()
         return [name for name in known if name in idle and getattr(self, name) != known[name].default]
 
-    def idle(self) -> set[str]:
+    def idle(self) -> frozenset[str]:
         """Return the names of settings that have no effect in this run, whatever their values."""
         idle = set()
         for kinds, chosen in ((ALGORITHMS, self.method), (LOSSES, self.loss)):
@@ -512,7 +512,7 @@ class TrainConfig(BaseModel):
             idle |= self.where(of_generator=True)
         if traits_of(ALGORITHMS[self.method]).scope != "federated":
             idle.add("weighting")
-        return idle
+        return frozenset(idle)
 
     def own_parts(self) -> dict[str, str]:
         """Return where parts of the user's own come from, by kind: :meth:`prrfl.parts.Parts.origin`."""
