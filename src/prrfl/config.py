@@ -43,7 +43,7 @@ from prrfl.errors import ConfigError, nearest
 from prrfl.losses import CPA, LOSSES, Focal, LogitAdjusted, Loss
 from prrfl.machine import best_device, gpu, multiplies_bfloat16
 from prrfl.models import NETWORKS, Init, network_settings
-from prrfl.parts import Parts, complete_settings, construct, placed
+from prrfl.parts import Parts, Search, complete_settings, construct, declared_searches, placed
 from prrfl.storage.reading import read_text
 from prrfl.training import Augment, Weighting
 
@@ -125,14 +125,16 @@ class TrainConfig(BaseModel):
     )
 
     method: Annotated[str, TASK] = Field(DEFAULT, description=f"federated method: {', '.join(ALGORITHMS)}")
-    r0: Annotated[Ratio, METHOD] = Field(PRRFL.r0, description="PFA: low-frequency ratio of the first round")
-    r1: Annotated[Ratio, METHOD] = Field(
+    r0: Annotated[Ratio, METHOD, Search(0.1, 0.9)] = Field(
+        PRRFL.r0, description="PFA: low-frequency ratio of the first round"
+    )
+    r1: Annotated[Ratio, METHOD, Search(0.5, 1.0)] = Field(
         PRRFL.r1, description="PFA: low-frequency ratio approached in the last round"
     )
-    alpha1: Annotated[Ratio, METHOD] = Field(
+    alpha1: Annotated[Ratio, METHOD, Search(0.5, 0.8)] = Field(
         PRRFL.alpha1, description="DET: the deputy recovers below this fraction of the personalised F1"
     )
-    alpha2: Annotated[Ratio, METHOD] = Field(
+    alpha2: Annotated[Ratio, METHOD, Search(0.8, 1.0)] = Field(
         PRRFL.alpha2, description="DET: both networks exchange below this fraction of the personalised F1"
     )
     aggregation: Annotated[Aggregation, METHOD] = Field(
@@ -142,13 +144,13 @@ class TrainConfig(BaseModel):
     transfer: Annotated[TransferMode, METHOD] = Field(
         PRRFL.transfer, description="prrfl ablation: a single DET stage, or no transfer"
     )
-    mu: Annotated[Factor, METHOD] = Field(
+    mu: Annotated[Factor, METHOD, Search(1e-4, 1.0, log=True)] = Field(
         FedProx.mu, description="fedprox: strength of the pull to the weights received"
     )
-    private_weight: Annotated[Ratio, METHOD] = Field(
+    private_weight: Annotated[Ratio, METHOD, Search(0.1, 0.9)] = Field(
         FML.private_weight, description="fml: weight of the labels in the private network's loss"
     )
-    meme_weight: Annotated[Ratio, METHOD] = Field(
+    meme_weight: Annotated[Ratio, METHOD, Search(0.1, 0.9)] = Field(
         FML.meme_weight, description="fml: weight of the labels in the meme's loss"
     )
 
@@ -164,16 +166,16 @@ class TrainConfig(BaseModel):
         le=10_000,
         description="fedrep: last local epochs of a round, which train the body; the others train the head",
     )
-    lam: Annotated[Factor, METHOD] = Field(
+    lam: Annotated[Factor, METHOD, Search(0.01, 10.0, log=True)] = Field(
         Ditto.lam, description="ditto: strength of the pull to the global network"
     )
-    contrast: Annotated[Factor, METHOD] = Field(
+    contrast: Annotated[Factor, METHOD, Search(0.1, 10.0, log=True)] = Field(
         MOON.contrast, description="moon: weight of the contrast of features (mu in the paper)"
     )
-    temperature: Annotated[Factor, METHOD] = Field(
+    temperature: Annotated[Factor, METHOD, Search(0.1, 2.0, log=True)] = Field(
         MOON.temperature, ge=1e-3, description="moon: divides the cosines of features"
     )
-    alpha: Annotated[Ratio, METHOD] = Field(
+    alpha: Annotated[Ratio, METHOD, Search(0.05, 0.95)] = Field(
         APFL.alpha, description="apfl: weight of the personal network in the mixture, at the start"
     )
     adaptive: Annotated[bool, METHOD] = Field(
@@ -188,7 +190,7 @@ class TrainConfig(BaseModel):
     adapt_images: Annotated[Ratio, METHOD] = Field(
         FedALA.adapt_images, gt=0, description="fedala: fraction of the images on which weights are learnt"
     )
-    adapt_lr: Annotated[Factor, METHOD] = Field(
+    adapt_lr: Annotated[Factor, METHOD, Search(0.1, 10.0, log=True)] = Field(
         FedALA.adapt_lr, description="fedala: learning rate of the weights"
     )
     weighting: Annotated[Weighting, METHOD] = Field(
@@ -253,7 +255,9 @@ class TrainConfig(BaseModel):
     optimizer: Annotated[Literal["sgd", "adam"], METHOD] = Field(
         "sgd", description="optimiser, restarted in every round"
     )
-    lr: Annotated[Factor, METHOD] = Field(1e-2, gt=0, description="learning rate of the first rounds")
+    lr: Annotated[Factor, METHOD, Search(1e-4, 0.1, log=True)] = Field(
+        1e-2, gt=0, description="learning rate of the first rounds"
+    )
     lr_step: Annotated[int, METHOD] = Field(
         5, ge=1, le=10_000, description="rounds between two reductions of the learning rate"
     )
@@ -487,8 +491,28 @@ class TrainConfig(BaseModel):
             **{field.name: getattr(self, field.name) for field in fields(kind) if field.name in known}
         )
 
+    def searches(self) -> dict[str, Search]:
+        """Return which values ``prrfl tune`` tries: of the learning rate, and of the method's own settings.
+
+        Settings of a method of the user's own are called ``method.<name>``. Settings whose type declares no
+        :class:`Search` are not among them.
+        """
+        kind = ALGORITHMS[self.method]
+        if ALGORITHMS.is_own(self.method):
+            declared = declared_searches(kind, f"{ALGORITHMS.kind} {self.method}")
+            own = {f"method.{name}": search for name, search in declared.items()}
+            return {"lr": SEARCHES["lr"], **own}
+        names = ("lr", *(part.name for part in fields(kind)))
+        return {name: SEARCHES[name] for name in names if name in SEARCHES}
+
     def without_effect(self) -> list[str]:
         """Return the names of settings that differ from their defaults but have no effect in this run."""
+        known = type(self).model_fields
+        idle = self.idle()
+        return [name for name in known if name in idle and getattr(self, name) != known[name].default]
+
+    def idle(self) -> frozenset[str]:
+        """Return the names of settings that have no effect in this run, whatever their values."""
         idle = set()
         for kinds, chosen in ((ALGORITHMS, self.method), (LOSSES, self.loss)):
             idle |= {field.name for kind in kinds.builtin.values() for field in fields(kind)}
@@ -497,8 +521,7 @@ class TrainConfig(BaseModel):
             idle |= self.where(of_generator=True)
         if traits_of(ALGORITHMS[self.method]).scope != "federated":
             idle.add("weighting")
-        known = type(self).model_fields
-        return [name for name in known if name in idle and getattr(self, name) != known[name].default]
+        return frozenset(idle)
 
     def own_parts(self) -> dict[str, str]:
         """Return where parts of the user's own come from, by kind: :meth:`prrfl.parts.Parts.origin`."""
@@ -547,6 +570,15 @@ SCOPES: Mapping[str, Scope] = {
 def as_written_now(key: str, value: object) -> object:
     """Return a setting's value as this version writes it; version 0.1.0 wrote ``augment`` as a boolean."""
     return ("paper" if value else "none") if key == "augment" and isinstance(value, bool) else value
+
+
+SEARCHES: Mapping[str, Search] = {
+    name: item
+    for name, field in TrainConfig.model_fields.items()
+    for item in field.metadata
+    if isinstance(item, Search)
+}
+"""Which values of a setting ``prrfl tune`` tries, for settings that declare it."""
 
 
 def load_config(path: Path | None, overrides: Mapping[str, object]) -> TrainConfig:

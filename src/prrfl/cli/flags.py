@@ -38,12 +38,14 @@ class Setting:
             repeated.
         text: its description, with choices and default.
         of_site: whether each site of a federation sets it for itself.
+        of_server: whether it concerns only where a run is reported.
     """
 
     name: str
     kind: str
     text: str
     of_site: bool
+    of_server: bool
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def describe() -> Described:
     from prrfl.flower.consent import METHODS
 
     settings = (
-        Setting(name, _kind(field.annotation), _text(field), SCOPES[name].of_site)
+        Setting(name, _kind(field.annotation), _text(field), SCOPES[name].of_site, SCOPES[name].of_server)
         for name, field in TrainConfig.model_fields.items()
     )
     return Described(tuple(settings), PUBLISHED, DEFAULT, METHODS)
