@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from prrfl.algorithms import ALGORITHMS
+from prrfl.algorithms import PUBLISHED
 from prrfl.cli.flags import given_flags, with_flags
 from prrfl.cli.options import TimeLimit
 from prrfl.cli.screen import (
@@ -43,8 +43,8 @@ from prrfl.runs.position import (
 )
 from prrfl.runs.tuned import read_tuned, write_tuned
 
-DEFAULT_METHODS = ",".join(ALGORITHMS.builtin)
-"""The methods of a comparison or search that names none: all of the package."""
+DEFAULT_METHODS = ",".join(PUBLISHED)
+"""The methods of a comparison or search that names none."""
 
 
 def method_names(text: str) -> list[str]:
