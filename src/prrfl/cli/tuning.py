@@ -38,7 +38,7 @@ _OF_SERVER = tuple(setting.name for setting in described().settings if setting.o
             int, typer.Option(min=2, help="trials of each method; the first has the defaults")
         ],
         "search": Annotated[
-            str,
+            str | None,
             typer.Option(
                 help="settings to search besides those that the methods declare, or other ranges for these: "
                 "lr=1e-4..1e-1:log,optimizer=sgd|adam",
@@ -52,7 +52,7 @@ _OF_SERVER = tuple(setting.name for setting in described().settings if setting.o
             int | None, typer.Option(min=1, help="trials at a time; by default one per core, one on a GPU")
         ],
     },
-    defaults={"methods": DEFAULT_METHODS, "trials": 20, "search": "", "seed": 1000, "workers": None},
+    defaults={"methods": DEFAULT_METHODS, "trials": 20, "search": None, "seed": 1000, "workers": None},
     leave_out=("method", "seed", "workers", "threads", *_OF_SERVER),
 )
 def tune(methods: str, trials: int, seed: int, config: Path | None, out: Path | None, **flags: Any) -> None:
@@ -68,7 +68,8 @@ def tune(methods: str, trials: int, seed: int, config: Path | None, out: Path | 
 
     if find_spec("optuna") is None:
         raise ConfigError("the package optuna is missing; pip install 'prrfl[tune]'")
-    given, workers = parse_searches(flags.pop("search") or ""), flags.pop("workers")
+    search, workers = flags.pop("search"), flags.pop("workers")
+    given = {} if search is None else parse_searches(search)
     folder = out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-tune"
     planned = plan(config, given_flags(flags), method_names(methods), [seed], folder)
     searches = plan_searches(planned, given, trials)
