@@ -89,7 +89,7 @@ def test_comparing(call, tmp_path, forked):
     assert {one.config.loss for one in planned} == {"cross-entropy", "cpa", "logit-adjusted"}
     compare[compare.index("--methods") + 1] = f"{methods[0]},{methods[-1]}"
     compare[compare.index("--seeds") + 1] = "0"
-    call([*compare, *TINY])
+    call([*compare, *TINY, "--scorers", "matthews_corrcoef"])
     tune[tune.index("--trials") + 1] = "2"
     call([*tune, *TINY])
     tuned[tuned.index("--seeds") + 1] = "0"
