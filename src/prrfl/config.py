@@ -177,6 +177,11 @@ class TrainConfig(BaseModel):
     new_head: Annotated[bool | None, METHOD] = Field(
         None, description="with weights: leave out the last layer of the file; it starts at random"
     )
+    freeze: Annotated[tuple[str, ...] | None, METHOD] = Field(
+        None,
+        description="tensors that do not train, by patterns of their full names, such as features.*, "
+        "separated by commas",
+    )
     init: Annotated[Init, METHOD] = Field(
         "pytorch",
         description="initial weights: as PyTorch draws them, like the published code; or He-normal, as in "
@@ -255,7 +260,7 @@ class TrainConfig(BaseModel):
             raise ValueError(f"expected a path of at most {LONGEST_PATH:,} bytes, without NUL bytes")
         return value
 
-    @field_validator("classes", mode="before")
+    @field_validator("classes", "freeze", mode="before")
     @classmethod
     def _split_names(cls, value: object) -> object:
         return tuple(name.strip() for name in value.split(",")) if isinstance(value, str) else value
@@ -289,6 +294,13 @@ class TrainConfig(BaseModel):
         if value == "auto":
             return traits_of(ALGORITHMS.get(info.data.get("method", DEFAULT))).loss
         return _one_of(value, LOSSES)
+
+    @field_validator("freeze")
+    @classmethod
+    def _some_pattern(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value is not None and (not value or not all(value)):
+            raise ValueError("expected patterns of names, such as features.*")
+        return value
 
     @field_validator("network")
     @classmethod

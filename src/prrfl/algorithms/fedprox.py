@@ -46,6 +46,7 @@ class FedProx:
         terms = [
             (weight - step.given[key].to(weight.dtype)).square().sum()
             for key, weight in step.networks[0].named_parameters()
+            if weight.requires_grad
         ]
         return [step.losses[0] + self.mu / 2 * torch.stack(terms).sum()]
 

@@ -2,6 +2,7 @@
 
 config.toml         all settings
 data.json           fingerprints of the data, see prrfl.data.fingerprint
+frozen.safetensors  the tensors that do not train, if there are any
 class_counts.json   training images of each class at all sites, if the loss needs them
 environment.json    time, machine, versions and command, of the start and of each resumption
 metrics.jsonl       the records, one per line
@@ -215,6 +216,11 @@ class RunFolder:
                 f"{path} cannot be read: {' '.join(str(cause).split())}; restore it from a copy, or start a "
                 "new run"
             ) from None
+
+    @property
+    def frozen_path(self) -> Path:
+        """The file of the tensors that do not train."""
+        return self.path / "frozen.safetensors"
 
     def write_data(self, data: Fingerprints) -> None:
         """Write the fingerprints of the run's data as ``data.json``."""
