@@ -64,8 +64,8 @@ class Recipe:
         device: where networks run: ``cpu``, ``cuda``, ``cuda:1``.
         precision: ``bfloat16`` computes the network under autocast; weights stay float32.
         frozen: names of the network's tensors that do not train, from
-            :func:`prrfl.models.freezing.frozen_keys`. They are part of the recipe, not of a site's state: methods
-            do not see them, and they are neither sent nor saved with each state.
+            :func:`prrfl.models.freezing.frozen_keys`. They are part of the recipe, not of a site's state:
+            methods do not see them, and they are neither sent nor saved with each state.
     """
 
     network: nn.Module

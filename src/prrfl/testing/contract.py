@@ -14,6 +14,7 @@ from prrfl.algorithms.prototyped import Prototyped
 from prrfl.engine import InProcess, rounds_from
 from prrfl.errors import NonFiniteShareError
 from prrfl.losses import Loss
+from prrfl.models.freezing import frozen_keys
 from prrfl.storage.tensor_files import read_state, write_state
 from prrfl.tensors import head_keys, norm_keys
 from prrfl.testing.sites import TINY_CLASSES, tiny_examples, tiny_network, tiny_sites
@@ -179,6 +180,25 @@ def check_storage(method: Algorithm[Any]) -> None:
     )
 
 
+def check_frozen(method: Algorithm[Any]) -> None:
+    """It trains what is left of a network whose first layers do not train, which its states do not hold."""
+    network = tiny_network()
+    recipe = recipe_of(method, frozen=frozen_keys(network, ["0.*", "1.*"]))
+    engine = InProcess(method, tiny_sites(2), recipe)
+    try:
+        list(rounds_from(moment(recipe, 1, 1), method, engine))
+    except KeyError as cause:
+        raise AssertionError(
+            f"{cause} does not train, so it is not in the state; of step.networks, use only parameters with "
+            "requires_grad"
+        ) from cause
+    for tensors in next(iter(engine.models().values())).values():
+        moved = {key for key, tensor in tensors.items() if not torch.equal(tensor, network.state_dict()[key])}
+        assert moved == {"6.weight", "6.bias"}, (
+            f"expected only the last layer to train, but {sorted(moved)} did"
+        )
+
+
 def check_networks(method: Algorithm[Any]) -> None:
     """Its networks are those of the recipe, the deployed one first, and none is changed by naming them."""
     network = tiny_network()
@@ -200,6 +220,7 @@ METHOD_CHECKS: tuple[Callable[[Algorithm[Any]], None], ...] = (
     check_small_batches,
     check_breakdown,
     check_storage,
+    check_frozen,
 )
 """What :func:`check_method` checks."""
 
