@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from prrfl.capture import Captured, ThreadCache, on_gpu, side_by_side, used_here
 from prrfl.errors import ConfigError, StateMismatchError
-from prrfl.folding import Pairs, fold, foldable
+from prrfl.folding import Pairs, fold, foldable, without_adapters
 from prrfl.losses import CrossEntropy, Loss
 from prrfl.machine import arithmetic
 from prrfl.tensors import head_of, name_of
@@ -111,8 +111,10 @@ class Recipe:
         return {key: tensor for key, tensor in self.network.state_dict().items() if key in self.frozen}
 
     def whole(self, weights: Tensors) -> Tensors:
-        """Return the state_dict of a network with the given weights, with the frozen tensors."""
-        return {**self.network.state_dict(), **weights} if self.frozen else weights
+        """Return the state_dict with which a network is used: with frozen tensors, without adapters."""
+        if not self.frozen:
+            return weights
+        return without_adapters(self.network, {**self.network.state_dict(), **weights})
 
     def build(self, weights: Tensors) -> nn.Module:
         """Return a new network with the given weights, on the device. They need not hold frozen tensors."""

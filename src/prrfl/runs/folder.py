@@ -37,7 +37,16 @@ from prrfl.types import ClientId, Split
 
 log = logging.getLogger("prrfl")
 
-NEWER = frozenset({"loss", "init", *(part.name for kind in LOSSES.values() for part in fields(kind))})
+NEWER = frozenset(
+    {
+        "loss",
+        "init",
+        "lora_rank",
+        "lora_alpha",
+        "lora_targets",
+        *(part.name for kind in LOSSES.values() for part in fields(kind)),
+    }
+)
 """Settings that runs of version 0.1.0 lack."""
 
 RETRY_SECONDS = 0.5

@@ -18,6 +18,7 @@ from prrfl.errors import ConfigError, ParticipationError, StateMismatchError
 from prrfl.losses import CPA
 from prrfl.machine import usable_cores
 from prrfl.models import build_network
+from prrfl.models.adapters import add_adapters
 from prrfl.models.freezing import frozen_keys
 from prrfl.models.weights import load_weights
 from prrfl.runs.folder import RunFolder
@@ -154,6 +155,11 @@ def make_recipe(config: TrainConfig) -> Recipe:
         network.double()  # the initial weights get the type of all later ones
     if config.weights is not None:
         _start_from(config, network)
+    frozen = config.freeze or ()
+    if config.adapter is not None:
+        add_adapters(network, config.lora_targets, config.lora_rank, config.lora_alpha, config.seed)
+        statistics = network.state_dict().keys() - dict(network.named_parameters()).keys()
+        frozen = (*frozen, *statistics)
     return Recipe(
         network=network,
         batch=config.batch,
@@ -166,7 +172,7 @@ def make_recipe(config: TrainConfig) -> Recipe:
         augment=config.augmentation(),
         device=config.device,
         precision=cast(Precision, config.precision),  # the settings have replaced auto
-        frozen=frozen_keys(network, config.freeze or ()),
+        frozen=frozen_keys(network, frozen),
     )
 
 
