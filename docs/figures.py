@@ -23,7 +23,7 @@ from prrfl.engine import InProcess, run_rounds
 from prrfl.pfa import _as_matrix, _half_side, progressive_fourier_aggregation, treatment
 from prrfl.reports.retrogress import MEASURES, band, curve, draw, dress
 from prrfl.reports.retrogress import save as save_png
-from prrfl.reports.styles import NETWORK_COLOURS, OURS, Style
+from prrfl.reports.styles import OURS, PALETTE, Style
 from prrfl.runs.setup import load_data, make_recipe
 from prrfl.tensors import norm_keys
 from prrfl.types import RoundRecord, ScoreRecord, Tensors, TrainRecord
@@ -84,9 +84,9 @@ def draw_runs(fedavg: Run, ours: Run, path: Path) -> None:
     figure = Figure(figsize=(9.4, 3.6), layout="constrained")
     for axis, (measure, label) in zip(figure.subplots(1, 2), MEASURES, strict=True):
         for name, records, model, style in (
-            ("FedAvg", fedavg.records, "model", Style(NETWORK_COLOURS[2])),
+            ("FedAvg", fedavg.records, "model", Style(PALETTE[2])),
             ("PRR-FL, personalised", ours.records, "personalised", Style(OURS)),
-            ("PRR-FL, deputy", ours.records, "deputy", Style(NETWORK_COLOURS[1])),
+            ("PRR-FL, deputy", ours.records, "deputy", Style(PALETTE[1])),
         ):
             draw(axis, band([curve(records, model, None, measure, EPOCHS)]), style, 1.6, label=name)
         dress(axis)
@@ -122,7 +122,7 @@ def draw_pfa(ours: Run, path: Path) -> None:
     ratios = np.linspace(0, 1, 21)
     axis = axes[3]
     axis.plot(ratios, [moved(ours, pfa(ours, ratio)) for ratio in ratios], color=OURS, label="PFA")
-    axis.axhline(moved(ours, plain_mean(ours)), color=NETWORK_COLOURS[2], linestyle="--", label="plain mean")
+    axis.axhline(moved(ours, plain_mean(ours)), color=PALETTE[2], linestyle="--", label="plain mean")
     for ratio, colour in RATIOS.items():
         axis.axvline(ratio, color=colour, linewidth=1, linestyle=":")
     axis.set(
@@ -196,7 +196,7 @@ def draw_det(ours: Run, path: Path) -> None:
     handles = [Patch(color=colour, label=stage.name.lower()) for stage, colour in STAGES.items()]
     above.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
     middles = (np.arange(EPOCHS) + 0.5) / EPOCHS
-    for client, row, colour in zip(clients, ratios, NETWORK_COLOURS, strict=True):
+    for client, row, colour in zip(clients, ratios, PALETTE, strict=True):
         for round_index in range(ROUNDS):
             part = row[round_index * EPOCHS : (round_index + 1) * EPOCHS]
             label = client if round_index == 0 else None

@@ -3,18 +3,22 @@
 import io
 import re
 import shlex
+import signal
 from contextlib import redirect_stderr
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from typer.main import get_command
 
 from prrfl import InProcess, Recipe, build_network, cli, config, run_rounds
 from prrfl.algorithms import FedBN, Local
 from prrfl.data.images import SPLITS
+from prrfl.errors import Stopped
 from prrfl.models.vit import vit
 from prrfl.runs.compare import plan
 from tests.forked import fork_runs
@@ -55,20 +59,30 @@ def test_data(call, tmp_path):
         assert split in SPLITS
         rows.append(f"{image.relative_to(tmp_path)},{int(number) % 3},{site},{split},{image.stem}")
     (tmp_path / "manifest.csv").write_text("\n".join(rows) + "\n")
+    for name, colour in (("nv", 0), ("mel", 200)):
+        for k in range(12):
+            image = tmp_path / "lesions" / name / f"{k}.png"
+            image.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (32, 32), (colour, 5 * k, 9)).save(image)
+    (tmp_path / "photos").symlink_to(tmp_path / "lesions" / "nv")
+    cells = ["filename,diagnosis,hospital,patient", *(f"{k},nv,h{k % 2},p{k}" for k in range(9))]
+    (tmp_path / "table.csv").write_text("\n".join(cells))
+    (tmp_path / "scans").mkdir()
+    Image.fromarray(np.full((8, 8), 300, dtype=np.int32)).save(tmp_path / "scans" / "1.tif")
     ran = []
     for arguments in commands("data.md"):
         if arguments[:2] == ["data", "build"]:
             continue  # needs the archives; tests/data/test_trust.py makes small ones
         call([*arguments, *(TINY if arguments[0] == "train" else [])])
         ran.append(arguments[0])
-    assert ran == ["data", "train", "data"]
+    assert ran == ["data", "train", *["data"] * 5]
     assert (tmp_path / "split.csv").is_file()
 
 
 def test_comparing(call, tmp_path, forked):
     write_layout(tmp_path / "DIR")
     write_layout(tmp_path / "NEW", sites=1)
-    compare, losses, _, evaluate, onboard = commands("comparing.md")  # --across needs five data sets
+    compare, losses, paper, _, evaluate, onboard = commands("comparing.md")  # --across needs five data sets
     # Two of the methods and one seed, to be quick; the page's other names are checked by their plan.
     methods, others = (line[line.index("--methods") + 1].split(",") for line in (compare, losses))
     planned = plan(None, {"data": tmp_path / "DIR"}, [*methods, *others[1:]], [0], tmp_path / "planned")
@@ -79,6 +93,10 @@ def test_comparing(call, tmp_path, forked):
     text = (DOCS / "comparing.md").read_text("utf-8")
     for name in re.findall(r"`(\w+\.\w+)`", text):
         assert (tmp_path / "runs/mine" / name).is_file(), name
+    paper[paper.index("--methods") + 1] = f"{methods[-1]},{methods[0]}"
+    call(paper)
+    for name in re.findall(r"`(paper/\w+\.\S+)`", text):
+        assert list((tmp_path / "runs/mine").glob(name)), name
     run = "runs/mine/runs/prrfl-seed0"
     assert "mean of" in call([run if word == "RUN" else word for word in evaluate])
     call([run if word == "RUN" else word for word in onboard])
@@ -127,12 +145,20 @@ def walk(tmp_path_factory):
                 exec(make_manifest, {})
             done.append(" ".join(arguments[: 2 if arguments[0] == "data" else 1]))
     assert done == ["generate", "data check", "data split", "data check", "train", "report", "compare"]
+    _add_columns(folder / "split.csv")
     # The other files that using.md names.
     (folder / "images").symlink_to(folder / "hospitals/data/clientA/img_resize64")
     (folder / "DIR").symlink_to(folder / "hospitals")
     (folder / "NEW").symlink_to(folder / "hospitals")
     torch.save(build_network("vgg16_slim", 3, seed=1).state_dict(), folder / "FILE.pth")
     return folder
+
+
+def _add_columns(manifest):
+    """Add the columns that using.md divides images by."""
+    heads, *rows = manifest.read_text("utf-8").splitlines()
+    lines = [f"{row},{20 + n % 60},{('female', 'male')[n % 2]}" for n, row in enumerate(rows)]
+    manifest.write_text("\n".join([f"{heads},age,sex", *lines]) + "\n", "utf-8")
 
 
 def test_tutorial(walk):
@@ -168,6 +194,20 @@ def test_using(arguments, walk, prrfl, monkeypatch):
     assert code == 0, err
     if "--out" in arguments:
         assert Path(arguments[arguments.index("--out") + 1]).exists()
+
+
+def test_watching(walk, prrfl, monkeypatch):
+    monkeypatch.chdir(walk)
+
+    def stop(_):
+        raise Stopped(signal.SIGINT)
+
+    monkeypatch.setattr("prrfl.live.serving.PageServer.serve_forever", stop)
+    (arguments,) = commands("watching.md")
+    code, out, err = prrfl(*arguments)
+    assert code == 0, err
+    begins = re.search(r"`(http://\S+/)`", (DOCS / "watching.md").read_text("utf-8"))[1]
+    assert f"open {begins}" in out
 
 
 def test_using_from_python(walk, monkeypatch):

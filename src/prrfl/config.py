@@ -2,7 +2,7 @@
 
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from importlib import resources
 from importlib.util import find_spec
@@ -21,7 +21,21 @@ from pydantic import (
     model_validator,
 )
 
-from prrfl.algorithms import ALGORITHMS, DEFAULT, FML, PRRFL, Algorithm, FedProx, traits_of
+from prrfl.algorithms import (
+    ALGORITHMS,
+    APFL,
+    DEFAULT,
+    FML,
+    MOON,
+    PRRFL,
+    Algorithm,
+    Ditto,
+    FedALA,
+    FedProx,
+    FedRep,
+    FineTune,
+    traits_of,
+)
 from prrfl.algorithms.prrfl import Aggregation, TransferMode
 from prrfl.data.augment import AUGMENTATIONS
 from prrfl.data.own import DATA_SETS
@@ -31,7 +45,7 @@ from prrfl.machine import best_device, gpu, multiplies_bfloat16
 from prrfl.models import NETWORKS, Init, network_settings
 from prrfl.parts import Parts, complete_settings, construct, placed
 from prrfl.storage.reading import read_text
-from prrfl.training import Augment
+from prrfl.training import Augment, Weighting
 
 LARGEST_FILE = 2**14
 """Largest settings file, in bytes. The time to parse TOML keys can grow with the square of their length."""
@@ -41,6 +55,12 @@ LONGEST_PATH = 4096
 
 LARGEST = 1e30
 """Largest factor in training: its product with a weight must be finite in float32."""
+
+TRACKERS = ("mlflow", "tensorboard", "wandb")
+"""Trackers by name, which is also that of their package and of the extra that installs it."""
+
+READING = "reading"
+"""Context of validating the settings of a run that was started: its trackers may be missing here."""
 
 Ratio = Annotated[float, Field(ge=0, le=1)]
 Factor = Annotated[float, Field(ge=0, le=LARGEST)]
@@ -132,6 +152,51 @@ class TrainConfig(BaseModel):
         FML.meme_weight, description="fml: weight of the labels in the meme's loss"
     )
 
+    tune_epochs: Annotated[int, METHOD] = Field(
+        FineTune.tune_epochs,
+        ge=0,
+        le=10_000,
+        description="finetune: local epochs after which the mean is deployed; 0 is all of a round",
+    )
+    body_epochs: Annotated[int, METHOD] = Field(
+        FedRep.body_epochs,
+        ge=1,
+        le=10_000,
+        description="fedrep: last local epochs of a round, which train the body; the others train the head",
+    )
+    lam: Annotated[Factor, METHOD] = Field(
+        Ditto.lam, description="ditto: strength of the pull to the global network"
+    )
+    contrast: Annotated[Factor, METHOD] = Field(
+        MOON.contrast, description="moon: weight of the contrast of features (mu in the paper)"
+    )
+    temperature: Annotated[Factor, METHOD] = Field(
+        MOON.temperature, ge=1e-3, description="moon: divides the cosines of features"
+    )
+    alpha: Annotated[Ratio, METHOD] = Field(
+        APFL.alpha, description="apfl: weight of the personal network in the mixture, at the start"
+    )
+    adaptive: Annotated[bool, METHOD] = Field(
+        APFL.adaptive, description="apfl: each site learns its own alpha"
+    )
+    adapt_layers: Annotated[int, METHOD] = Field(
+        FedALA.adapt_layers,
+        ge=1,
+        le=1000,
+        description="fedala: number of last layers that take in the mean by weights",
+    )
+    adapt_images: Annotated[Ratio, METHOD] = Field(
+        FedALA.adapt_images, gt=0, description="fedala: fraction of the images on which weights are learnt"
+    )
+    adapt_lr: Annotated[Factor, METHOD] = Field(
+        FedALA.adapt_lr, description="fedala: learning rate of the weights"
+    )
+    weighting: Annotated[Weighting, METHOD] = Field(
+        "uniform",
+        description="weight of a site in every mean: the same for all, or its number of training images, "
+        "which it then sends",
+    )
+
     loss: Annotated[str, METHOD] = Field(
         "auto",
         description=f"loss of every network: {', '.join(LOSSES)}; auto is cpa for prrfl-imbalance, "
@@ -214,8 +279,8 @@ class TrainConfig(BaseModel):
     augment: Annotated[str, METHOD] = Field(
         "paper", description="how training images are changed at random: as in the paper, or none"
     )
-    tensorboard: Annotated[bool, OUTPUT] = Field(
-        False, description="also write TensorBoard events into the run folder"
+    track: Annotated[tuple[str, ...], OUTPUT] = Field(
+        (), description=f"also log the run with trackers, separated by commas: {', '.join(TRACKERS)}"
     )
     seed: Annotated[int, TASK] = Field(
         0, ge=0, lt=2**63, description="seed of all randomness: same seed, same bits"
@@ -272,7 +337,7 @@ class TrainConfig(BaseModel):
             raise ValueError(f"expected a path of at most {LONGEST_PATH:,} bytes, without NUL bytes")
         return value
 
-    @field_validator("classes", "freeze", "lora_targets", mode="before")
+    @field_validator("classes", "freeze", "lora_targets", "track", mode="before")
     @classmethod
     def _split_names(cls, value: object) -> object:
         return tuple(name.strip() for name in value.split(",")) if isinstance(value, str) else value
@@ -314,6 +379,18 @@ class TrainConfig(BaseModel):
             raise ValueError("expected patterns of names, such as features.*")
         return value
 
+    @field_validator("prototypes")
+    @classmethod
+    def _not_by_images(cls, value: str, info: ValidationInfo) -> str:
+        # A share has one weight. The variance of prototypes is over sites that count alike.
+        by_images = info.data.get("weighting") == "images" and info.data.get("loss") == "cpa"
+        if by_images and value == "per-round":
+            raise ValueError(
+                "prototypes that travel with the share would be weighted by images; expected per-epoch, or "
+                "weighting uniform"
+            )
+        return value
+
     @field_validator("network")
     @classmethod
     def _known_network(cls, value: str) -> str:
@@ -322,8 +399,7 @@ class TrainConfig(BaseModel):
     @field_validator("augment", mode="before")
     @classmethod
     def _on_or_off(cls, value: object) -> object:
-        # As version 0.1.0 wrote it.
-        return {True: "paper", False: "none"}[value] if isinstance(value, bool) else value
+        return as_written_now("augment", value)
 
     @field_validator("augment")
     @classmethod
@@ -363,12 +439,14 @@ class TrainConfig(BaseModel):
             raise ValueError(f"expected at least alpha1, which is {info.data['alpha1']}")
         return value
 
-    @field_validator("tensorboard")
+    @field_validator("track")
     @classmethod
-    def _installed(cls, value: bool) -> bool:
-        if value and find_spec("tensorboard") is None:
-            raise ValueError("the package tensorboard is missing; pip install 'prrfl[tensorboard]'")
-        return value
+    def _known_trackers(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        for name in value:
+            _one_of(name, TRACKERS)
+            if info.context != READING and find_spec(name) is None:
+                raise ValueError(f"the package {name} is missing; pip install 'prrfl[{name}]'")
+        return tuple(dict.fromkeys(value))
 
     @field_validator("device")
     @classmethod
@@ -434,6 +512,8 @@ class TrainConfig(BaseModel):
             idle |= {"lora_rank", "lora_alpha", "lora_targets"}
         if self.data is not None:
             idle |= self.where(of_generator=True)
+        if traits_of(ALGORITHMS[self.method]).scope != "federated":
+            idle.add("weighting")
         known = type(self).model_fields
         return [name for name in known if name in idle and getattr(self, name) != known[name].default]
 
@@ -481,6 +561,11 @@ SCOPES: Mapping[str, Scope] = {
 }
 
 
+def as_written_now(key: str, value: object) -> object:
+    """Return a setting's value as this version writes it; version 0.1.0 wrote ``augment`` as a boolean."""
+    return ("paper" if value else "none") if key == "augment" and isinstance(value, bool) else value
+
+
 def load_config(path: Path | None, overrides: Mapping[str, object]) -> TrainConfig:
     """Return the settings of a TOML file, overridden by flags.
 
@@ -519,7 +604,10 @@ def merged(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[st
 
 
 def checked(
-    settings: Mapping[str, object], source: str, overrides: Mapping[str, object] = MappingProxyType({})
+    settings: Mapping[str, object],
+    source: str,
+    overrides: Mapping[str, object] = MappingProxyType({}),
+    context: str | None = None,
 ) -> TrainConfig:
     """Return valid settings.
 
@@ -527,14 +615,23 @@ def checked(
         settings: values by key; other settings get their defaults.
         source: name of the source of the settings, for messages.
         overrides: the settings that come from flags instead.
+        context: ``READING`` for the settings of a run that was started already.
 
     Raises:
         ConfigError: as :func:`load_config`.
     """
     try:
-        return TrainConfig.model_validate(settings)
+        return TrainConfig.model_validate(renamed(settings), context=context)
     except ValidationError as cause:
         raise ConfigError(_one_line(cause, source, overrides)) from None
+
+
+def renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings of version 0.1.0, which had ``tensorboard = true``, by their present names."""
+    now = dict(settings)
+    if "track" not in now and isinstance(now.get("tensorboard"), bool):
+        now["track"] = ("tensorboard",) if now.pop("tensorboard") else ()
+    return now
 
 
 def parse_toml(text: str, source: str) -> dict[str, Any]:
@@ -595,7 +692,7 @@ def _utf8(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _one_of(value: str, known: Mapping[str, object]) -> str:
+def _one_of(value: str, known: Collection[str]) -> str:
     if value not in known:
         raise ValueError(f"expected one of {', '.join(sorted(known))}{nearest(value, known)}")
     return placed(value)  # so that a run can be resumed from any working directory

@@ -52,7 +52,7 @@ LAYERS = (
     {"algorithms"},
     {"engine", "config"},
     {"runs"},
-    {"inference", "preflight", "flower", "testing"},
+    {"inference", "preflight", "flower", "live", "testing"},
     {"cli"},
     {"__main__", ""},
 )

@@ -11,7 +11,7 @@ from prrfl.algorithms.prototyped import Prototyped
 from prrfl.engine import Pooled
 from prrfl.losses import CPA
 from prrfl.storage.tensor_files import read_state, write_state
-from prrfl.testing.contract import METHOD_CHECKS, run, same_bits
+from prrfl.testing.contract import METHOD_CHECKS, moment, recipe_of, run, same_bits
 from prrfl.types import Examples, ScoreRecord, SiteData
 from tests.sites import tiny_network, tiny_sites
 
@@ -34,6 +34,13 @@ every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 @pytest.mark.parametrize("check", METHOD_CHECKS)
 def test_every_method_keeps_the_contract(method, check):
     check(method)
+
+
+def test_sites_weigh_by_their_training_images_if_asked():
+    for weighting, weight in (("uniform", 1.0), ("images", 21.0)):
+        made = recipe_of(FedAvg(), weighting=weighting)
+        *_, arrival = InProcess(FedAvg(), tiny_sites(1, 21), made).train(moment(made, 1, 1))
+        assert arrival.share.weight == weight
 
 
 def test_nobody_present_and_equal_names():

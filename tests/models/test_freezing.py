@@ -5,14 +5,13 @@ import re
 import pytest
 import torch
 
-from prrfl.algorithms import ALGORITHMS, traits_of
 from prrfl.config import load_config
 from prrfl.engine import InProcess, rounds_from
 from prrfl.engine.workers import Workers
 from prrfl.models.freezing import frozen_keys
 from prrfl.runs import run, setup
 from prrfl.storage.tensor_files import read_tensors
-from prrfl.testing.contract import moment, recipe_of
+from prrfl.testing.contract import moment
 from prrfl.testing.sites import tiny_network, tiny_sites
 from prrfl.training import Learner, Recipe, Site, train_epoch
 from tests.runs.test_resume import files_of, stopped
@@ -80,25 +79,6 @@ def test_a_stopped_run_resumes_without_the_file_of_weights(data, tmp_path, publi
     published.unlink()
     list(run.train(config, sites, tmp_path / "parts", resume=True))
     assert files_of(tmp_path / "parts") == files_of(tmp_path / "whole")
-
-
-@pytest.mark.parametrize(
-    "name", [n for n, kind in ALGORITHMS.builtin.items() if traits_of(kind).scope == "federated"]
-)
-def test_what_does_not_train_does_not_travel_with_any_method(name):
-    method = ALGORITHMS[name]()
-    recipe = recipe_of(method, frozen=frozen_keys(tiny_network(), ["0.*", "1.running_*"]))
-    engine = InProcess(method, tiny_sites(), recipe)
-    ctx = moment(recipe)
-    list(rounds_from(ctx, method, engine))
-    began = recipe.network.state_dict()
-    for networks in engine.models().values():
-        for tensors in networks.values():
-            same = {key for key, tensor in tensors.items() if torch.equal(tensor, began[key])}
-            assert same == recipe.frozen
-    state = method.start(recipe.initial())
-    assert not recipe.frozen & method.share(state, ctx).tensors.keys()
-    assert "6.weight" in method.share(state, ctx).tensors
 
 
 def test_a_frozen_batch_norm_normalises_with_its_statistics():

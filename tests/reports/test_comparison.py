@@ -9,11 +9,20 @@ import torch
 from scipy.stats import ttest_1samp
 from sklearn.metrics import balanced_accuracy_score, f1_score, recall_score, roc_auc_score
 
-from prrfl.reports import comparison, overlay, scores, statistics, tables, uncertainty
+from prrfl.reports import comparison, documents, overlay, scores, statistics, tables, uncertainty
 from prrfl.reports.meter import SiteDrop, by_site, measure, recovery
 from prrfl.types import ExchangeRecord, Predictions, ScoreRecord, Scores
 from tests.reports.by_scikit_learn import sensitivity
 from tests.sites_on_disk import write_layout
+
+
+def cells(rows, classes):
+    """Return all tables of a comparison joined: headings, and a line for each method."""
+    first, *more = tables.tables(rows, classes)
+    heads = [*first.heads, *(head for table in more for head in table.heads[1:])]
+    lines = zip(first.body, *(table.body for table in more), strict=True)
+    return heads, [[*line, *(cell for further in rest for cell in further[1:])] for line, *rest in lines]
+
 
 SMALL = ["--image-size", 32, "--rounds", 1, "--epochs", 1, "--batch", 8, "--network", "tiny"]
 LABELS = np.array([0] * 20 + [1] * 9 + [2] * 4)
@@ -213,7 +222,7 @@ def test_drops_have_an_interval_over_seeds():
     }
     for where, half in (("mean", row.drop["f1"].seeds), ("a", site.seeds), ("b", row.drops["b"].seeds)):
         assert float(tidy[where, "drop_macro_f1"]["seeds_ci95"]) == pytest.approx(half)
-    heads, body = tables.cells([row], ("nv", "bkl", "mel"))
+    heads, body = cells([row], ("nv", "bkl", "mel"))
     assert dict(zip(heads, body[0], strict=True))["drop F1"] == "20.00 ± 31.77"
     assert comparison.compare(runs[:1], "prrfl", draws=20)[0].drop["f1"].seeds is None
 
@@ -234,14 +243,14 @@ def test_only_falls_count_as_recovered_and_only_what_is_followed():
 def test_cells_say_how_many_falls_came_back_and_where_it_fell_most():
     back = [run("fedavg", 0, 1.0), run("fedavg", 1, 1.0, epochs=(0.5, 0.45))]
     steady = run("prrfl", 0, 1.0, f1s=((0.5, 0.6), (0.6, 0.7)))
-    heads, body = tables.cells(comparison.compare([steady, *back], "prrfl", draws=50), ("nv", "bkl", "mel"))
+    heads, body = cells(comparison.compare([steady, *back], "prrfl", draws=50), ("nv", "bkl", "mel"))
     ours, theirs, majority = (dict(zip(heads, line, strict=True)) for line in body)
     assert theirs["epochs to recover"] == "1 (2 of 4)"
     assert theirs["worst drop at"] == "b (25.0)"  # the same with both seeds
     assert (ours["epochs to recover"], ours["worst drop at"]) == ("–", "–")
     assert (ours["seeds"], theirs["seeds"], majority["seeds"]) == ("1", "2", "–")
     row = comparison.compare([back[1]], "prrfl", draws=50)[0]
-    heads, body = tables.cells([row], ("nv", "bkl", "mel"))
+    heads, body = cells([row], ("nv", "bkl", "mel"))
     assert body[0][heads.index("epochs to recover")] == "> 1 (0 of 2)"
     assert body[0][heads.index("worst drop at")] == "–"  # a single seed
     assert row.drops["b"] == SiteDrop(pytest.approx(0.25), pytest.approx(0.35))
@@ -431,7 +440,7 @@ def test_the_table_by_class_says_at_how_many_sites_a_measure_is_defined():
             assert (ends is None) == bool(e.reason)
     nowhere = replace(one, predictions=dict.fromkeys("ab", single["a"]))
     rows = comparison.compare([nowhere], "prrfl", draws=20)
-    heads, body = tables.cells(rows, ("nv", "bkl", "mel"))
+    heads, body = cells(rows, ("nv", "bkl", "mel"))
     found = dict(zip(heads, body[0], strict=True))
     assert found["recall mel (0 of 2 sites)"] == found["recall mel, 95 % of images"] == "–"
     assert found["recall nv"] == found["balanced accuracy"] != "–"
@@ -487,16 +496,22 @@ def test_tables_for_people_say_what_is_best_and_escape_what_latex_would_read():
         run(m, s, skill) for s in (0, 1, 2) for m, skill in (("prrfl", 3.0), ("prrfl:transfer=off_x", 0.5))
     ]
     rows = comparison.compare(runs, "prrfl", margin=0.6, draws=200)
-    markdown = tables.to_markdown(rows, ("nv", "bkl", "mel"))
+    markdown = documents.to_markdown(rows, ("nv", "bkl", "mel"))
     lines = markdown.splitlines()
-    assert len({line.count("|") for line in lines[:5]}) == 1
-    assert "*" in lines[2]
-    assert "*" not in lines[3]
-    latex = tables.to_latex(rows, ("nv", "bkl", "mel"))
+    assert lines[0] == "## Scores (mean of sites)"
+    assert lines[2] == "| method | seeds | F1 mean [95 %] | AUC mean [95 %] |"
+    low, high = (f"{100 * end:.2f}" for end in rows[0].f1["mean"].interval)
+    assert f"* [{low} – {high}]" in lines[4]
+    assert "*" not in lines[5]
+    assert max(map(len, (line for line in lines if line.startswith("|")))) <= documents.LETTERS + 10
+    latex = documents.to_latex(rows, ("nv", "bkl", "mel"))
     assert r"off\_x" in latex
     assert latex.isascii()
-    assert "best mean; = not told apart" in latex[latex.index(r"\end{tabular}") :]
-    assert len({line.count("&") for line in latex.splitlines() if "&" in line}) == 1
+    assert "best mean; = not told apart" in latex[latex.rindex(r"\end{tabular}") :]
+    # No column is lost; intervals stand behind their scores.
+    shown = sum(line.count("|") - 2 for line in lines if line.startswith("| prrfl |"))
+    every = [head for table in tables.tables(rows, ("nv", "bkl", "mel")) for head in table.heads[1:]]
+    assert shown == sum(not head.endswith("95 %") for head in every)
     tidy = list(csv.DictReader(tables.comparison_to_csv(rows, "prrfl").splitlines()))
     means = [r for r in tidy if r["method"] == "prrfl" and r["site"] == "mean" and r["measure"] == "macro_f1"]
     assert float(means[0]["mean"]) == pytest.approx(rows[0].f1["mean"].mean)
@@ -517,7 +532,7 @@ def test_tables_for_people_say_what_is_best_and_escape_what_latex_would_read():
     ):
         assert said.count(text) == 1
     test = rows[1].tests["f1"]
-    heads, body = tables.cells(rows, ("nv", "bkl", "mel"))
+    heads, body = cells(rows, ("nv", "bkl", "mel"))
     found = dict(zip(heads, body[1], strict=True))
     assert found["F1 detectable"] == f"{100 * test.detectable:.2f}"
     low, high = test.interval
@@ -532,30 +547,35 @@ def test_tables_for_people_say_what_is_best_and_escape_what_latex_would_read():
 def test_names_are_escaped():
     one = run(r"a&#$%_{}~^\|", 0, 1.0)
     rows = comparison.compare([one], "prrfl", draws=20)
-    latex = tables.to_latex(rows, (r"x&|", "bkl", "mel"))
+    latex = documents.to_latex(rows, (r"x&|", "bkl", "mel"))
     escaped = r"a\&\#\$\%\_\{\}\textasciitilde{}\textasciicircum{}\textbackslash{}\textbar{}"
     assert f"\n{escaped} & " in latex
-    assert r" & recall x\&\textbar{} & recall x\&\textbar{}, 95 \% of images & " in latex
-    assert r" & sensitivity x\&\textbar{} at 90 \% specificity & " in latex
-    markdown = tables.to_markdown(rows, (r"x&|", "bkl", "mel"))
+    unbroken = latex.replace(r" \\{} ", " ")
+    assert r"{recall x\&\textbar{} [95 \% of images]}" in unbroken
+    assert r"{sensitivity x\&\textbar{} at 90 \% specificity [95 \% of images]}" in unbroken
+    markdown = documents.to_markdown(rows, (r"x&|", "bkl", "mel"))
     assert r"| a&#$%_{}~^\\| | 1 |" in markdown
-    assert r"| recall x&\| | recall x&\|, 95 % of images |" in markdown
-    assert r"| sensitivity x&\| at 90 % specificity |" in markdown
+    assert r"| recall x&\| [95 % of images] |" in markdown
+    assert r"| sensitivity x&\| at 90 % specificity [95 % of images] |" in markdown
 
 
-def test_the_figure_has_a_line_for_each_method_and_room_on_the_right():
+def test_the_figure_has_a_panel_for_each_method_and_room_on_the_right():
     runs = [
         run(m, s, 1.0, epochs=(0.5, 0.6 + s / 10))
         for m in ("prrfl", "fedavg", "prrfl:r1=0.7")
         for s in (0, 1)
     ]
-    left, _ = overlay.comparison_figure(runs, "prrfl").axes
-    assert [line.get_label() for line in left.lines] == ["prrfl", "fedavg", "prrfl:r1=0.7"]
-    assert left.lines[0].get_color() == left.lines[2].get_color() != left.lines[1].get_color()
-    assert left.lines[2].is_dashed()
-    assert left.get_xlim()[1] >= 2.03  # the last communication is at 2
-    assert len(left.collections) == 3  # ranges over seeds
-    assert left.lines[0].get_zorder() > left.lines[1].get_zorder()
+    figure = overlay.comparison_figure(runs, "prrfl")
+    ours, other, ablation, *below = figure.axes
+    assert [axis.get_title() for axis in (ours, other, ablation)] == ["prrfl", "fedavg", "prrfl:r1=0.7"]
+    assert [axis.get_ylabel() for axis in (ours, below[0])] == ["macro-F1 (%)", "AUC (%)"]
+    assert [line.get_label() for line in other.lines] == ["prrfl, repeated", "fedavg"]
+    assert other.lines[0].get_color() == ours.lines[0].get_color() != other.lines[1].get_color()
+    assert list(other.lines[0].get_ydata()) == list(ours.lines[0].get_ydata())
+    assert other.lines[1].get_zorder() > other.lines[0].get_zorder()
+    assert other.get_xlim()[1] >= 2.03  # the last communication is at 2
+    assert other.get_ylim() == ours.get_ylim()
+    assert len(other.collections) == 1  # the range over seeds of its own method
     one = overlay.bands(runs, "macro_f1")["fedavg"]
     # Mean of sites in percent; the second epoch is 0.6 with seed 0, 0.7 with seed 1.
     second = list(one.at).index(2.0)
@@ -571,7 +591,7 @@ def test_curves_run_along_each_runs_own_local_epochs():
     found = overlay.bands([one, two], "auc")
     assert sorted(set(found["prrfl"].at)) == pytest.approx([1, 2])
     assert sorted(set(found["fedavg"].at)) == pytest.approx([3, 6])
-    assert overlay.comparison_figure([one, two], "prrfl").axes[0].get_xlabel() == "local epoch"
+    assert overlay.comparison_figure([one, two], "prrfl").axes[-1].get_xlabel() == "local epoch"
 
 
 def test_the_baseline_answers_the_most_frequent_class_of_training():

@@ -128,7 +128,7 @@ def test_who_stops_a_run_is_told_how_to_go_on(data, tmp_path, number):
         err = stderr.read()
     assert process.returncode == 128 + number
     done = RunFolder(out).rounds_done
-    assert err == f"stopped; {done} of 999 rounds are saved; continue with `prrfl resume {out}`\n"
+    assert err == f"stopped; {done} of 999 rounds are saved; continue with `prrfl resume '{out}'`\n"
     assert not list(out.rglob(".*"))
 
 

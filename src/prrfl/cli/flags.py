@@ -96,5 +96,5 @@ def _described(field: FieldInfo) -> str:
     kind = field.annotation
     choices = f"; one of {', '.join(map(str, get_args(kind)))}" if get_origin(kind) is Literal else ""
     shown = ",".join(field.default) if isinstance(field.default, tuple) else field.default
-    default = "" if shown in (None, {}) else f" [default: {shown}]"
+    default = "" if shown in (None, "", {}) else f" [default: {shown}]"
     return escape(f"{field.description}{choices}{default}")

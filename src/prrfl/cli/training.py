@@ -5,21 +5,34 @@ import time
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
+from rich.markup import escape
 
 from prrfl.algorithms import traits_of
 from prrfl.cli.comparing import print_comparison
 from prrfl.cli.flags import given_flags, with_flags
-from prrfl.cli.options import MovedData, TimeLimit
-from prrfl.cli.screen import console, going_on, print_summary, show_progress
+from prrfl.cli.options import MovedData, Subgroups, TimeLimit
+from prrfl.cli.screen import (
+    console,
+    going_on,
+    print_next,
+    print_subgroups,
+    print_summary,
+    print_watch,
+    show_progress,
+)
 from prrfl.config import TrainConfig, load_config
+from prrfl.data.subgroups import parse_columns
 from prrfl.errors import ConfigError
 from prrfl.runs import run, setup
+from prrfl.runs.afterwards import after_run, command, with_networks
 from prrfl.runs.compare import tabulate
 from prrfl.runs.folder import RunFolder
+from prrfl.runs.paper import write_comparison, write_run
 from prrfl.runs.report import report as write_report
+from prrfl.runs.report import subgroups as score_subgroups
 
 log = logging.getLogger("prrfl")
 
@@ -73,25 +86,27 @@ def run_training(
     )
     if done:
         console.print(f"Resuming after round {done} of {settings.rounds}.")
+    print_watch(folder)
     with (
         going_on(
             lambda: (
                 f"{there.rounds_done} of {settings.rounds} rounds are saved; "
-                f"continue with `prrfl resume {folder}`"
+                f"continue with `{command('resume', folder)}`"
             )
         ),
         closing(run.train(settings, sites, folder, resume=resume)) as records,
     ):
-        show_progress(run.in_time(records, settings.rounds, seconds, started), sites, settings, done)
+        show_progress(run.in_time(records, settings.rounds, seconds, started), folder, settings)
     if not there.is_finished:
         console.print(
             f"Time limit: {there.rounds_done} of {settings.rounds} rounds are saved; "
-            f"continue with `prrfl resume {folder}`",
+            f"continue with `{command('resume', folder)}`",
             soft_wrap=True,
         )
         return
     print_summary(folder)
     console.print(f"Run folder: {folder}", soft_wrap=True)
+    print_next(after_run(folder))
 
 
 def resume(run_folder: RunPath, data: MovedData = None, time_limit: TimeLimit = None) -> None:
@@ -120,17 +135,81 @@ def resume(run_folder: RunPath, data: MovedData = None, time_limit: TimeLimit = 
 def report(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run or comparison")],
     data: MovedData = None,
+    subgroups: Subgroups = None,
+    purpose: Annotated[
+        Literal["paper"] | None,
+        typer.Option(
+            "--for",
+            help="write tables (LaTeX, Markdown) and figures (PDF, SVG, PNG) ready for print, and no page",
+            show_default=False,
+        ),
+    ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            help="with --for: metrics, separated by commas: f1, auc, balanced_accuracy, recall_<class>, "
+            + escape("sensitivity_<class> (at 90 % specificity) [default: f1,auc]"),
+            show_default=False,
+        ),
+    ] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            help=escape("with --for: methods of the comparison, in the order of the table [default: all]"),
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="with --for: folder of the results; by default RUN/paper", show_default=False
+        ),
+    ] = None,
 ) -> None:
     """Write report.html for a run or a comparison, and redraw its tables and figures.
 
-    The page is one file that opens in any browser.
+    The page is one file that opens in any browser. With --subgroups, scores by age or sex, for instance, are
+    added to a run's page and written to subgroups.csv. With --for paper, write tables and figures for a
+    paper.
     """
-    if (run_folder / "runs").is_dir():
-        if data is not None:
-            raise ConfigError(f"--data: the report of comparison {run_folder} reads no data; leave it out")
-        print_comparison(tabulate(run_folder))
+    columns = parse_columns(subgroups) if subgroups is not None else ()
+    comparison = (run_folder / "runs").is_dir()
+    if columns and (comparison or purpose):
+        where = f"one of the runs in {run_folder / 'runs'}" if comparison else f"{run_folder} without --for"
+        raise ConfigError(f"--subgroups is for the page of a run; give {where}")
+    if comparison and data is not None:
+        raise ConfigError(f"--data: the report of comparison {run_folder} reads no data; leave it out")
+    if purpose is None:
+        given = {"--metrics": metrics, "--methods": methods, "--out": out}
+        if idle := [flag for flag, value in given.items() if value is not None]:
+            raise ConfigError(f"{idle[0]} has no effect without --for paper; add that, or leave it out")
+        if comparison:
+            print_comparison(tabulate(run_folder))
+        else:
+            found = score_subgroups(run_folder, columns, data) if columns else []
+            write_report(run_folder, data, found)
+            print_summary(run_folder)
+            if found:
+                print_subgroups(found, RunFolder(run_folder).settings().classes)
         console.print(f"Page: {run_folder / 'report.html'}", soft_wrap=True)
+        if not comparison and not RunFolder(run_folder).is_federation:
+            print_next(with_networks(run_folder))
         return
-    write_report(run_folder, data)
-    print_summary(run_folder)
-    console.print(f"Page: {run_folder / 'report.html'}", soft_wrap=True)
+    if data is not None:
+        raise ConfigError("--data: tables and figures for a paper need no images; leave it out")
+    place, chosen = out or run_folder / "paper", _listed(metrics) or ["f1", "auc"]
+    if comparison:
+        written = write_comparison(run_folder, place, chosen, _listed(methods))
+    elif methods is not None:
+        raise ConfigError(f"--methods: {run_folder} is a single run; leave it out")
+    else:
+        written = write_run(run_folder, place, chosen)
+    console.print(
+        f"For the paper: {', '.join(path.name for path in written)} (figures also as SVG and PNG) in {place}",
+        soft_wrap=True,
+    )
+
+
+def _listed(text: str | None) -> list[str]:
+    """Return the names in a list that is separated by commas."""
+    return [name.strip() for name in text.split(",")] if text else []

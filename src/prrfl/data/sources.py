@@ -130,9 +130,21 @@ def _the_one(source: Path, name: ClientId, sites: Mapping[ClientId, _T]) -> _T:
 
 
 def read_entries(
-    source: Path, *, image_size: int, classes: Sequence[str], needed: Sequence[Split] = SPLITS
+    source: Path,
+    *,
+    image_size: int,
+    classes: Sequence[str],
+    needed: Sequence[Split] = SPLITS,
+    columns: Sequence[str] = (),
 ) -> list[Entry]:
     """Return the images that the tables of a folder, or a manifest, name, whether or not their files exist.
+
+    Args:
+        source: the folder or manifest.
+        image_size: side in pixels, by which the folder of images is chosen.
+        classes: names of the labels 0, 1, ...
+        needed: the splits whose tables are read. A manifest is read whole.
+        columns: other columns that the tables may have, once only.
 
     Raises:
         DataError: if a table cannot be read, or the source holds arrays instead of image files.
@@ -140,11 +152,13 @@ def read_entries(
     if npz_files(source):
         raise DataError(f"{source} holds arrays, not image files; give a folder or a manifest CSV")
     if source.suffix.lower() in TABLE_SUFFIXES and not source.is_dir():
-        return read_manifest(source, classes)
+        return read_manifest(source, classes, columns)
     return [
         entry
         for site in layout.find_sites(source)
-        for entry in layout.site_entries(source, site, image_size=image_size, classes=classes, needed=needed)
+        for entry in layout.site_entries(
+            source, site, image_size=image_size, classes=classes, needed=needed, columns=columns
+        )
     ]
 
 

@@ -8,9 +8,9 @@ from prrfl.errors import ConfigError, nearest
 from prrfl.losses import CPA
 from prrfl.parts import is_installed
 
-CLASS_COUNTS, PROTOTYPES = "class-counts", "prototypes"
-"""What a loss may send besides: the number of training images of each class; and also the means, over these
-images, of what the network computes."""
+CLASS_COUNTS, PROTOTYPES, IMAGE_COUNT = "class-counts", "prototypes", "image-count"
+"""What may be sent besides. By a loss: the number of training images of each class; and also the means, over
+these images, of what the network computes. As the weight of the share: the number of training images."""
 
 
 SENT = {key: parts for key, parts in PARTS.items() if key != "data"}
@@ -29,9 +29,10 @@ def _named(method: str, variant: str) -> str:
     return f"{method}-{variant}" if variant else method
 
 
-METHODS = (*_methods(), CLASS_COUNTS, PROTOTYPES)
-"""What a site can agree to: the federated methods, each followed by its variants that send more than it; and
-what losses send. Who agrees to a method agrees to what the loss sends that it is published with."""
+METHODS = (*_methods(), CLASS_COUNTS, PROTOTYPES, IMAGE_COUNT)
+"""What a site can agree to: the federated methods, each followed by its variants that send more than it; what
+losses send; and the weights of sites. Who agrees to a method agrees to what the loss sends that it is
+published with."""
 
 
 def needed(config: TrainConfig) -> tuple[str, ...]:
@@ -40,6 +41,8 @@ def needed(config: TrainConfig) -> tuple[str, ...]:
     names = [_named(config.method, variant_of(method)), *own_parts(config.model_dump())]
     if config.loss != traits_of(method).loss and loss.counts == "federation":
         names.append(PROTOTYPES if isinstance(loss, CPA) else CLASS_COUNTS)
+    if config.weighting == "images":
+        names.append(IMAGE_COUNT)
     return tuple(dict.fromkeys(names))
 
 

@@ -27,7 +27,7 @@ def watch_for(origin: Path, name: str) -> None:
 def blamed(cause: BaseException) -> PartError | None:
     """Return a one-line error if a part raised an exception; ``None`` if no part is in use.
 
-    The line tells the innermost place in the part's own files. If there is none, the package could not use
+    The line tells the innermost place in the part's own files. Without one, the package could not use
     what a part returned. Errors of the package have their own messages, and are not blamed on anyone.
     """
     if isinstance(cause, PRRFLError) or not isinstance(cause, Exception):

@@ -1,14 +1,14 @@
-"""Retrogress curves of several methods in one figure, with bands over seeds."""
+"""Retrogress curves of several methods, with bands over seeds."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from prrfl.reports.comparison import FinishedRun
+from prrfl.reports.paper_figures import OTHER, Curves, curves_figure
 from prrfl.reports.plotting import Axes, Figure, default_style
 from prrfl.reports.retrogress import MEASURES, Band, band, curve, draw, dress, save
-from prrfl.reports.styles import Style, of_methods
+from prrfl.reports.styles import OURS, Style
 
 EPOCHS = "local epoch"
 
@@ -31,37 +31,40 @@ def _along_epochs(seeds: Sequence[FinishedRun], measure: str) -> Band:
 
 @default_style()
 def draw_comparison(runs: Sequence[FinishedRun], reference: str, path: Path) -> None:
-    """Write the retrogress curves of all methods as PNG: means over sites, with bands over seeds.
+    """Write :func:`comparison_figure` as PNG."""
+    save(comparison_figure(runs, reference), path)
+
+
+def comparison_figure(
+    runs: Sequence[FinishedRun], reference: str, measures: Sequence[tuple[str, str]] = MEASURES
+) -> Figure:
+    """Return small multiples of the retrogress curves: means over sites, with bands over seeds.
+
+    Every method has its own panel. In those of others the reference is repeated as a thin line.
 
     Args:
         runs: finished runs.
         reference: the method that the others are compared with.
-        path: the PNG to write.
+        measures: fields of :class:`prrfl.types.Scores`, with their labels.
     """
-    save(comparison_figure(runs, reference), path)
-
-
-def comparison_figure(runs: Sequence[FinishedRun], reference: str) -> Figure:
-    """Return the figure of :func:`draw_comparison`."""
-    styles = of_methods(list(dict.fromkeys(run.method for run in runs)), reference)
-    many = len(styles) > 5
-    figure = Figure(figsize=(13 if many else 11, 4.8), layout="constrained")
-    axes = figure.subplots(1, 2)
-    for axis, (name, label) in zip(axes, MEASURES, strict=True):
-        draw_bands(axis, bands(runs, name), styles, label, EPOCHS)
-    handles, labels = axes[0].get_legend_handles_labels()
-    place: dict[str, Any] = {"loc": "outside right center"} if many else {"loc": "outside lower center"}
-    columns = 1 if many else len(styles)
-    figure.legend(handles, labels, ncols=columns, frameon=False, handlelength=3.5, **place)
-    seeds = len({run.seed for run in runs})
-    figure.suptitle(
-        "Deployed networks on the test sets, mean of sites"
-        + (f", mean and range of {seeds} seeds" if seeds > 1 else ""),
-        x=0.01,
-        ha="left",
-        fontsize=11,
-    )
-    return figure
+    found = {label: bands(runs, name) for name, label in measures}
+    methods = list(dict.fromkeys(run.method for run in runs))
+    panels = []
+    for method in methods:
+        lines = {}
+        for label, of_method in found.items():
+            lines[label] = {method: of_method[method]}
+            if reference in of_method and method != reference:
+                one = of_method[reference]
+                lines[label][f"{reference}, repeated"] = replace(one, low=one.mean, high=one.mean)
+        panels.append(Curves(method, lines))
+    styles = {method: Style(OURS if method == reference else OTHER, width=1.0) for method in methods}
+    styles[f"{reference}, repeated"] = Style(OURS, width=0.5)
+    styles["range of seeds"] = Style("#cccccc", width=5.0)
+    shown = [f"{reference}, repeated"] if reference in methods and len(methods) > 1 else []
+    if len({run.seed for run in runs}) > 1:
+        shown.append("range of seeds")
+    return curves_figure(panels, styles, EPOCHS, shown)
 
 
 def draw_bands(

@@ -4,16 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
 
-from prrfl.reports.plotting import colormaps, to_hex
-
 OURS = "#0b6e99"
-# Pairs of a full and a pale colour: the full ones come first. Blue, the first pair, is for the reference.
-_PAIRS = [to_hex(colour) for colour in colormaps["tab20"].colors]  # type: ignore[attr-defined]
-OTHERS = (*_PAIRS[2::2], *_PAIRS[3::2])
+# Told apart with any kind of colour vision: in simulations of Machado et al. (2009), 14 or more apart in
+# CIELAB, where 2 is just visible. Neither near white nor near black, because pages are light or dark.
+OTHERS = ("#e69f00", "#a34700", "#56b4e9", "#777777", "#8cc265", "#cc79a7")
 PALETTE = (OURS, *OTHERS)
-"""Colours for classes."""
-
-NETWORK_COLOURS = (OURS, "#d9730d", "#6b4fa0", "#448361")
+"""Colours for classes and networks. Blue, the first, is for the reference."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +53,7 @@ def of_methods(methods: Sequence[str], reference: str) -> dict[str, Style]:
 
 def of_networks(models: Sequence[str]) -> dict[str, Style]:
     """Return a style for each network of a run."""
-    return {model: Style(colour) for model, colour in zip(models, cycle(NETWORK_COLOURS), strict=False)}
+    return {model: Style(colour) for model, colour in zip(models, cycle(PALETTE), strict=False)}
 
 
 def _dashes(kind: int) -> tuple[float, ...]:

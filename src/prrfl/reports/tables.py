@@ -1,4 +1,4 @@
-"""Tables of a comparison: for the terminal, the page, Markdown and LaTeX, and CSV for programs."""
+"""Tables of a comparison as text, their legend, and CSV for programs."""
 
 import csv
 import io
@@ -132,6 +132,7 @@ def tables(rows: Sequence[Row], classes: Sequence[str]) -> list[Table]:
     return [
         Table("Scores (mean of sites)", scores, [_score_cells(row, _level(rows)) for row in rows]),
         *_differences(rows, classes),
+        *other_tables(rows),
         _by_class(rows, classes),
         _pooled(rows, classes),
         Table(
@@ -141,6 +142,35 @@ def tables(rows: Sequence[Row], classes: Sequence[str]) -> list[Table]:
         ),
         Table("Retrogress and cost", costs, [_cost_cells(row) for row in rows]),
     ]
+
+
+def other_tables(rows: Sequence[Row]) -> list[Table]:
+    """Return the table of accuracy and of differences between sites, and one of further measures if any."""
+    level = _level(rows)
+    names = {"accuracy": "accuracy", "worst_f1": "worst site's F1", "spread_f1": "spread of F1"}
+    heads = ["method"]
+    for name in names.values():
+        heads += [name, f"{name}, {level}"]
+    found = [
+        Table("Accuracy, and how sites differ", heads, [_class_cells(r, names, "mean", level) for r in rows])
+    ]
+    if further := rows[0].further:
+        heads = ["method"]
+        for name in further:
+            heads += [name, f"{name}, {level}"]
+        body = [[row.method, *_plain_cells(row, further)] for row in rows]
+        found.append(Table("Further measures (mean of sites)", heads, body))
+    return found
+
+
+def _plain_cells(row: Row, names: Iterable[str]) -> list[str]:
+    """Return measures and their intervals as plain numbers, because they need not be fractions."""
+    line = []
+    for e in (row.scores[name]["mean"] for name in names):
+        ends = e.interval or e.images
+        line += ["–" if e.mean is None else f"{e.mean:.3f}"]
+        line += [f"{ends[0]:.3f} – {ends[1]:.3f}" if ends else "–"]
+    return line
 
 
 def _level(rows: Sequence[Row]) -> str:
@@ -258,17 +288,6 @@ def brief(rows: Sequence[Row]) -> Table:
     )
 
 
-def cells(rows: Sequence[Row], classes: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """Return the tables of :func:`tables` joined to one: its headings, and its rows."""
-    first, *more = tables(rows, classes)
-    heads = [*first.heads, *(head for table in more for head in table.heads[1:])]
-    body = [
-        [*line, *(cell for table in more for cell in table.body[index][1:])]
-        for index, line in enumerate(first.body)
-    ]
-    return heads, body
-
-
 def _score_cells(row: Row, level: str) -> list[str]:
     line = [row.method, str(row.seeds or "–")]
     for key, estimates in (("f1", row.f1), ("auc", row.auc)):
@@ -325,30 +344,6 @@ def _cost_cells(row: Row) -> list[str]:
         line.append("–")
     line += [f"{value / 1e6:.2f}" for value in row.bytes] if row.bytes else ["–", "–"]
     return [*line, "–" if row.seconds is None else f"{row.seconds / 60:.1f}"]
-
-
-def to_markdown(rows: Sequence[Row], classes: Sequence[str]) -> str:
-    """Return the joined table as Markdown, with its legend."""
-    heads, body = cells(rows, classes)
-    escaped = [[cell.replace("|", r"\|") for cell in line] for line in (heads, *body)]
-    escaped.insert(1, ["---"] * len(heads))
-    return "\n".join(f"| {' | '.join(line)} |" for line in escaped) + f"\n\n{legend(rows)}\n"
-
-
-LATEX = str.maketrans({
-    **{letter: f"\\{letter}" for letter in "&#$%_{}"},
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}",
-    "|": r"\textbar{}", "<": "$<$", ">": "$>$", "±": r"$\pm$", "–": "--", "≈": r"$\approx$",
-})  # fmt: skip
-
-
-def to_latex(rows: Sequence[Row], classes: Sequence[str]) -> str:
-    """Return the joined table as a LaTeX ``tabular``, with its legend below."""
-    heads, body = cells(rows, classes)
-    lines = [" & ".join(cell.translate(LATEX) for cell in line) + r" \\" for line in (heads, *body)]
-    begin = rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}"
-    table = [begin, r"\hline", lines[0], r"\hline", *lines[1:], r"\hline", r"\end{tabular}"]
-    return "\n".join([*table, "", rf"\par{{\footnotesize {legend(rows).translate(LATEX)}\par}}", ""])
 
 
 RECALL = (

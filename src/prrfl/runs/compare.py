@@ -18,22 +18,23 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
 
-from prrfl.algorithms import ALGORITHMS, DEFAULT, Traits, traits_of
+from prrfl.algorithms import ALGORITHMS, BASELINE, DEFAULT, Traits, traits_of
 from prrfl.capture import on_gpu
 from prrfl.config import TrainConfig, checked, given_settings
 from prrfl.data.fingerprint import difference, fingerprints
 from prrfl.data.own import absolute, is_own_data
 from prrfl.data.synthetic import GeneratedData, cached
-from prrfl.engine.in_process import POOL
 from prrfl.errors import ConfigError, DataError
 from prrfl.machine import usable_cores
 from prrfl.parts import is_reference, label
-from prrfl.reports import comparison, scores, tables
+from prrfl.reports import comparison, documents, scores, tables
 from prrfl.reports.meter import measure
 from prrfl.reports.overlay import draw_comparison
-from prrfl.reports.page import comparison_page
-from prrfl.runs.deployed import network_path, predictions_path, read_about
+from prrfl.reports.page import ComparisonResults, comparison_page
+from prrfl.runs.deployed import predictions_path, training_counts
 from prrfl.runs.folder import RunFolder
+from prrfl.runs.report import heading
+from prrfl.runs.scorers import read_scorers
 from prrfl.runs.setup import load_data
 from prrfl.storage.atomic import write_json, write_text
 from prrfl.storage.reading import parse_json, read_text
@@ -136,7 +137,8 @@ FREE = TrainConfig.where(comparison="free")
 def _split(method: str) -> tuple[str, str]:
     """Return a method's name, which may be a reference with a colon of its own, and its settings."""
     name, colon, rest = method.rpartition(":")
-    return (name, rest) if colon and ("=" in rest or not is_reference(method)) else (method, "")
+    known = "=" in rest or name in set(ALGORITHMS) or not is_reference(method)
+    return (name, rest) if colon and known else (method, "")
 
 
 def _labelled(method: str) -> str:
@@ -225,22 +227,9 @@ def _of_method(config: TrainConfig) -> set[str]:
     return own | ({"loss"} if traits_of(kind).loss != Traits.loss else set())
 
 
-@dataclass(frozen=True)
-class State:
-    """Progress of a comparison.
-
-    Attributes:
-        rounds: complete rounds of all runs together.
-        failed: last line of output of each run that failed, by method and seed.
-    """
-
-    rounds: int
-    failed: Mapping[str, str]
-
-
 def run_all(
     planned: Sequence[Planned], workers: int | None = None, time_limit: float | None = None
-) -> Iterator[State]:
+) -> Iterator[Mapping[str, str]]:
     """Do all unfinished runs, each in a process of its own; resume those that were started before.
 
     Args:
@@ -249,7 +238,7 @@ def run_all(
         time_limit: minutes from now, after which no run begins another round; ``None`` for no limit.
 
     Yields:
-        The progress, a few times per second.
+        A few times per second, the last line of output of each run that has failed, by method and seed.
     """
     cores = usable_cores()
     any_on_gpu = any(on_gpu(one.config.device) for one in planned)
@@ -271,7 +260,7 @@ def run_all(
                 running.remove(ended)
                 if message := ended.error():
                     failed[f"{ended.planned.method}, seed {ended.planned.seed}"] = message
-            yield State(sum(RunFolder(one.folder).rounds_done for one in planned), failed)
+            yield failed
     finally:
         # Also reached when the user interrupts the command: no run outlives it.
         for one in running:
@@ -333,12 +322,26 @@ def read_runs(folder: Path) -> tuple[list[comparison.FinishedRun], TrainConfig]:
 
 
 def _read_run(folder: Path, config: TrainConfig) -> comparison.FinishedRun:
-    summary = RunFolder(folder).summary()
-    sites = summary["best"]["sites"]
     if label(config.method) != _method(folder).partition(":")[0]:
         raise ConfigError(f"{folder} holds a run of method {config.method}; rename the folder, or remove it")
+    return read_run(folder, config, _method(folder))
+
+
+def read_run(folder: Path, config: TrainConfig, method: str) -> comparison.FinishedRun:
+    """Return a finished run.
+
+    Args:
+        folder: its folder.
+        config: its settings.
+        method: its name in tables.
+
+    Raises:
+        DataError: if its records or predictions are damaged.
+    """
+    summary = RunFolder(folder).summary()
+    sites = summary["best"]["sites"]
     return comparison.FinishedRun(
-        method=_method(folder),
+        method=method,
         seed=config.seed,
         records=read_records(folder / "metrics.jsonl", classes=len(config.classes)),
         predictions={
@@ -348,16 +351,9 @@ def _read_run(folder: Path, config: TrainConfig) -> comparison.FinishedRun:
         seconds=summary["seconds"],
         rounds=config.rounds,
         epochs=config.epochs,
-        training={site: counts for site in sites if (counts := _training_counts(folder, site))},
+        training={site: counts for site in sites if (counts := training_counts(folder, site, "best"))},
         stages=traits_of(ALGORITHMS[config.method]).stages,
     )
-
-
-def _training_counts(folder: Path, site: ClientId) -> tuple[int, ...] | None:
-    """Return the number of training images of each class of a site; ``None`` without a saved network."""
-    paths = (network_path(folder, name, "best") for name in (site, POOL))
-    path = next((path for path in paths if path.is_file()), None)
-    return read_about(path).images["train"] if path else None
 
 
 def _check_data_unchanged(folders: Sequence[Path], config: TrainConfig) -> None:
@@ -459,18 +455,32 @@ def read_margin(folder: Path) -> float | None:
 def tabulate(folder: Path) -> list[comparison.Row]:
     """Write the tables and figures of a comparison from its finished runs; return the rows."""
     runs, config = read_runs(folder)
-    rows = comparison.compare(runs, DEFAULT, read_margin(folder))
+    rows = comparison.compare(runs, DEFAULT, read_margin(folder), further=read_scorers(folder))
     of_runs = [(run.method, run.seed, run.records) for run in runs]
     write_text(folder / "scores.csv", scores.scores_to_csv(of_runs, config.classes))
     write_text(folder / "comparison.csv", tables.comparison_to_csv(rows, DEFAULT))
-    write_text(folder / "comparison.md", tables.to_markdown(rows, config.classes))
-    write_text(folder / "comparison.tex", tables.to_latex(rows, config.classes))
+    write_text(folder / "comparison.md", documents.to_markdown(rows, config.classes))
+    write_text(folder / "comparison.tex", documents.to_latex(rows, config.classes))
     write_text(folder / "retrogress.csv", _drops_to_csv(runs))
     draw_comparison(runs, DEFAULT, folder / "comparison.png")
     own = {"method", "seed", "set"}.union(*(_changed(run.method) for run in runs))
     shared = config.model_dump(mode="json", exclude_none=True, exclude=own)
-    write_text(folder / "report.html", comparison_page(runs, rows, DEFAULT, shared))
+    title = heading(RunFolder(_run_folders(folder)[0]), config, folder.resolve().name)
+    page = comparison_page(
+        ComparisonResults(title, runs, rows, DEFAULT, BASELINE, shared, _unfinished(folder))
+    )
+    write_text(folder / "report.html", page)
     return rows
+
+
+def _unfinished(folder: Path) -> list[str]:
+    """Return a comparison's unfinished runs in words."""
+    going = [there for there in map(RunFolder, _run_folders(folder)) if not there.is_finished]
+    settings = [there.settings() for there in going]
+    return [
+        f"{_method(there.path)}, seed {config.seed} (round {there.rounds_done} of {config.rounds})"
+        for there, config in zip(going, settings, strict=True)
+    ]
 
 
 def _drops_to_csv(runs: Sequence[comparison.FinishedRun]) -> str:

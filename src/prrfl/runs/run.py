@@ -15,20 +15,23 @@ from typing import Any
 
 import torch
 
-from prrfl.algorithms import traits_of
+from prrfl.algorithms import Algorithm, traits_of
 from prrfl.capture import on_gpu
 from prrfl.config import TrainConfig
 from prrfl.data.fingerprint import Fingerprints, fingerprints, short
 from prrfl.engine import Engine, Exchange, InProcess, Keeper, Pooled, rounds_from
+from prrfl.engine.in_process import POOL
 from prrfl.engine.workers import Workers
 from prrfl.errors import ConfigError
 from prrfl.losses import CPA
 from prrfl.machine import gpu, prepared, system
 from prrfl.parts import PartError, blamed
 from prrfl.reports.summary import best_round, validation_f1
+from prrfl.reports.tracking import Results, Tracked, tracking
 from prrfl.runs.checkpoint import commit, records_until, restore
 from prrfl.runs.deployed import DeployedWriter, Which
 from prrfl.runs.folder import RunFolder, first_candidate
+from prrfl.runs.position import position_of, reporting
 from prrfl.runs.report import finish
 from prrfl.runs.setup import (
     Run,
@@ -42,7 +45,8 @@ from prrfl.runs.setup import (
 from prrfl.storage.atomic import remove_partial
 from prrfl.storage.records import append_records
 from prrfl.storage.tensor_files import to_bytes, write_tensors
-from prrfl.types import ExchangeRecord, RoundRecord, SiteData
+from prrfl.training import ImageCounter
+from prrfl.types import ClientId, ExchangeRecord, RoundRecord, SiteData
 
 log = logging.getLogger("prrfl")
 
@@ -72,7 +76,9 @@ def train(
     # A run with a checkpoint does not need the weights that it started from, which may be gone.
     has_checkpoint = resume and there.rounds_done > 0
     recipe = make_recipe_again(config, there) if has_checkpoint else make_recipe(config)
-    run = Run(config, make_method(config, recipe), recipe)
+    method = make_method(config, recipe)
+    counter = ImageCounter(_training_sizes(method, sites))
+    run = Run(config, method, replace(recipe, counter=counter))
     if recipe.loss.counts == "federation":
         run = replace(run, class_counts=count_classes(sites, len(config.classes)))
     if not resume:
@@ -83,13 +89,24 @@ def train(
     if recipe.frozen and not has_checkpoint:
         write_tensors(there.frozen_path, recipe.frozen_tensors())
     writer = DeployedWriter(folder, config, {site.name: site for site in sites})
-    with open_engine(run, sites, folder) as engine, open_folder(there):
+    with (
+        open_engine(run, sites, folder) as engine,
+        open_folder(there),
+        # After the engine has forked its processes: a thread would not survive that.
+        reporting(there, lambda: position_of(counter, there.rounds_done, config)),
+    ):
 
         def save(names: Sequence[Which], index: int) -> None:
             for deployed in engine.deployed():
                 writer.write(deployed, names, index)
 
         yield from remaining_rounds(run, engine, there, save, engine, fingerprints(sites))
+
+
+def _training_sizes(method: Algorithm[Any], sites: Sequence[SiteData]) -> dict[ClientId, int]:
+    """Return the number of training images of each site that trains; pooled images are one site."""
+    sizes = {site.name: len(site.train) for site in sorted(sites, key=lambda site: site.name)}
+    return {POOL: sum(sizes.values())} if traits_of(method).scope == "pooled" else sizes
 
 
 def in_time(
@@ -175,7 +192,8 @@ def remaining_rounds(
     folder.write_environment(environment(config, data), start)
     history = records_until(folder, done)
     unsaved: list[RoundRecord] = []
-    with _events(config, folder.path) as add_event:
+    with tracking(config.track, _tracked(run, folder.path, data)) as trackers:
+        trackers.add(history)
         for record in rounds_from(run.moment(start), run.method, exchange):
             history.append(record)
             unsaved.append(record)
@@ -187,10 +205,11 @@ def remaining_rounds(
                 seconds = done.seconds + time.monotonic() - started
                 commit(folder, config, keeper, record.round, seconds)
                 log.info("round %d done: validation macro-F1 %.4f", record.round + 1, validation_f1(unsaved))
+                trackers.add(unsaved)
                 unsaved = []
-            add_event(record)
             yield record
-    finish(history, config, folder, done.seconds + time.monotonic() - started)
+        finish(history, config, folder, done.seconds + time.monotonic() - started)
+        trackers.close(_results(folder.path))
 
 
 @contextmanager
@@ -214,19 +233,20 @@ def _log_file(path: Path) -> Iterator[None]:
         handler.close()
 
 
-def _nothing(_: RoundRecord) -> None:
-    pass
+def _tracked(run: Run, folder: Path, data: Fingerprints | None) -> Tracked:
+    """Return what trackers are told about a run."""
+    config = run.settings
+    tags = {"method": config.method, "seed": str(config.seed), "prrfl": version("prrfl")}
+    if data is not None:
+        tags["data"] = short(data)
+    return Tracked(folder, config.model_dump(mode="json", exclude_none=True), tags)
 
 
-@contextmanager
-def _events(config: TrainConfig, folder: Path) -> Iterator[Callable[[RoundRecord], None]]:
-    if not config.tensorboard:
-        yield _nothing
-        return
-    from prrfl.reports.tensorboard import EventLog  # an optional dependency
-
-    with EventLog(folder / "tensorboard", config.epochs) as events:
-        yield events.add
+def _results(folder: Path) -> Results:
+    """Return the files of a finished run that trackers keep. A federation's networks are at the sites."""
+    models = folder / "models"
+    networks = {str(path.relative_to(models)): path for path in sorted(models.glob("*/*.safetensors"))}
+    return Results([path for path in [folder / "retrogress.png"] if path.is_file()], networks)
 
 
 STATES_IN_MEMORY = 2**30

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
@@ -87,6 +88,16 @@ def load_data(config: TrainConfig) -> list[SiteData]:
     return sites
 
 
+def data_folder(config: TrainConfig) -> Path:
+    """Return the place of the data that the settings name, or of generated data if they name none."""
+    if config.data is not None:
+        return config.data
+    # Not at the top: sites of a federation have data of their own, and need not load the generator.
+    from prrfl.data.synthetic import GeneratedData, cached
+
+    return cached(GeneratedData(config.sites, config.images, config.image_size, config.seed))
+
+
 def read_sites(config: TrainConfig, needed: Sequence[Split] = SPLITS) -> list[SiteData]:
     """Return the sites of the data that the settings name, or of generated data if they name none.
 
@@ -97,12 +108,7 @@ def read_sites(config: TrainConfig, needed: Sequence[Split] = SPLITS) -> list[Si
     Raises:
         DataError: if the data cannot be used.
     """
-    folder = config.data
-    if folder is None:
-        # Not at the top: sites of a federation have data of their own, and need not load the generator.
-        from prrfl.data.synthetic import GeneratedData, cached
-
-        folder = cached(GeneratedData(config.sites, config.images, config.image_size, config.seed))
+    folder = data_folder(config)
     if is_own_data(folder):
         return load_own(folder, config.image_size, config.classes, config.set.get("data", {}))
     return load_sites(
@@ -160,7 +166,7 @@ def make_recipe(config: TrainConfig) -> Recipe:
         add_adapters(network, config.lora_targets, config.lora_rank, config.lora_alpha, config.seed)
         statistics = network.state_dict().keys() - dict(network.named_parameters()).keys()
         frozen = (*frozen, *statistics)
-    return Recipe(
+    recipe = Recipe(
         network=network,
         batch=config.batch,
         optimizer=config.optimizer,
@@ -173,7 +179,10 @@ def make_recipe(config: TrainConfig) -> Recipe:
         device=config.device,
         precision=cast(Precision, config.precision),  # the settings have replaced auto
         frozen=frozen_keys(network, frozen),
+        weighting=config.weighting,
     )
+    used = traits_of(ALGORITHMS[config.method]).network(network)
+    return recipe if used is network else recipe.around(used)
 
 
 def make_recipe_again(config: TrainConfig, folder: RunFolder) -> Recipe:

@@ -13,6 +13,7 @@ Flower starts a new process for every order, so all that a site remembers is in 
     sum.key                         under secure summation, the private key for the experiment, until its end
     received.json, masked.json, revealed.json
                                     what is done only once, see prrfl.flower.site.ledger
+    position.json                   while the site trains: where it is, see prrfl.runs.position
 
 If an order comes again, the site answers it from this folder. So a message that arrives twice, or a node or
 server that was killed, never trains a round twice.
@@ -48,12 +49,13 @@ from prrfl.flower.site.steps import StepStore, parse_object, read_saved
 from prrfl.machine import prepared
 from prrfl.runs.deployed import DeployedWriter, network_path, predictions_path, read_about
 from prrfl.runs.folder import RunFolder
+from prrfl.runs.position import Position, position_of, reporting
 from prrfl.runs.setup import Run, resolved, share_dtype
 from prrfl.storage.atomic import remove, remove_partial, replacing, write_json, write_text
 from prrfl.storage.records import to_line
 from prrfl.storage.tensor_files import read_state, to_bytes, write_state
 from prrfl.tensors import check_same_layout, non_finite
-from prrfl.training import Site
+from prrfl.training import ImageCounter, Site
 from prrfl.types import ClientId, RoundContext, RoundRecord, Share, SiteData, TrainRecord
 
 log = logging.getLogger("prrfl")
@@ -228,7 +230,7 @@ class Participant:
             self._say("trains")
             before = self._steps.last_before(self.order.round)
             state = read_state(before / "state.safetensors", self._kind) if before else self._start()
-            with prepared(self.config.threads):
+            with prepared(self.config.threads), reporting(RunFolder(self.folder), self._position):
                 state, share, lines = self._run(self._visitor.train(state, self._ctx))
             done = self._steps.commit(
                 self.order.round, "trained", {"state": state, "share": share}, {"records.jsonl": lines}
@@ -352,8 +354,15 @@ class Participant:
                 f"site {self.local.name} received class counts {counts}, but {known} before; start a new run"
             )
 
+    def _position(self) -> Position:
+        return position_of(self._counter, self.order.round, self.config)
+
     @cached_property
-    def _visitor(self) -> Visitor[Any]:
+    def _counter(self) -> ImageCounter:
+        return ImageCounter({self.local.name: len(self._data.train)})
+
+    @cached_property
+    def _data(self) -> SiteData:
         data = load_site(
             self.local.data,
             self.local.name,
@@ -362,7 +371,12 @@ class Participant:
             allow_missing=self.config.allow_missing,
         )
         self._check_data(data)
-        site = Site(data.to(self.config.device), self._training.recipe)
+        return data
+
+    @cached_property
+    def _visitor(self) -> Visitor[Any]:
+        recipe = replace(self._training.recipe, counter=self._counter)
+        site = Site(self._data.to(self.config.device), recipe)
         return Visitor(self._training.method, site, share_dtype(self.config))
 
     @property
