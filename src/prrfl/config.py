@@ -244,6 +244,23 @@ class TrainConfig(BaseModel):
     new_head: Annotated[bool | None, METHOD] = Field(
         None, description="with weights: leave out the last layer of the file; it starts at random"
     )
+    freeze: Annotated[tuple[str, ...] | None, METHOD] = Field(
+        None,
+        description="tensors that do not train, by patterns of their full names, such as features.*, "
+        "separated by commas",
+    )
+    adapter: Annotated[Literal["lora"] | None, METHOD] = Field(
+        None, description="lora: only low-rank adapters and the last layer train"
+    )
+    lora_rank: Annotated[int, METHOD] = Field(8, ge=1, le=10_000, description="lora: rank of each adapter")
+    lora_alpha: Annotated[Factor, METHOD] = Field(
+        16.0, gt=0, description="lora: strength; alpha / rank is an adapter's factor"
+    )
+    lora_targets: Annotated[tuple[str, ...], METHOD] = Field(
+        ("*",),
+        description="lora: patterns of names of the weights that get an adapter, separated by commas; by "
+        "default those of all convolutions and linear layers",
+    )
     init: Annotated[Init, METHOD] = Field(
         "pytorch",
         description="initial weights: as PyTorch draws them, like the published code; or He-normal, as in "
@@ -332,7 +349,7 @@ class TrainConfig(BaseModel):
             raise ValueError(f"expected a path of at most {LONGEST_PATH:,} bytes, without NUL bytes")
         return value
 
-    @field_validator("classes", "track", mode="before")
+    @field_validator("classes", "freeze", "lora_targets", "track", mode="before")
     @classmethod
     def _split_names(cls, value: object) -> object:
         return tuple(name.strip() for name in value.split(",")) if isinstance(value, str) else value
@@ -367,6 +384,13 @@ class TrainConfig(BaseModel):
         if value == "auto":
             return traits_of(ALGORITHMS.get(info.data.get("method", DEFAULT))).loss
         return _one_of(value, LOSSES)
+
+    @field_validator("freeze", "lora_targets")
+    @classmethod
+    def _some_pattern(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value is not None and (not value or not all(value)):
+            raise ValueError("expected patterns of names, such as features.*")
+        return value
 
     @field_validator("prototypes")
     @classmethod
@@ -517,6 +541,8 @@ class TrainConfig(BaseModel):
         for kinds, chosen in ((ALGORITHMS, self.method), (LOSSES, self.loss)):
             idle |= {field.name for kind in kinds.builtin.values() for field in fields(kind)}
             idle -= {field.name for field in fields(kinds[chosen])} if chosen in kinds.builtin else set()
+        if self.adapter is None:
+            idle |= {"lora_rank", "lora_alpha", "lora_targets"}
         if self.data is not None:
             idle |= self.where(of_generator=True)
         if traits_of(ALGORITHMS[self.method]).scope != "federated":
