@@ -43,8 +43,8 @@ def blamed(cause: BaseException) -> PartError | None:
     last = traceback.extract_tb(cause.__traceback__)[-1]
     return PartError(
         f"{' or '.join(_FOREIGN.values())} seems to return something unexpected: "
-        f"{class_and_message(cause)} in {last.filename}, line {last.lineno}; the checks in prrfl.testing tell "
-        "what is expected"
+        f"{class_and_message(cause)} in {last.filename}, line {last.lineno}; the checks in prrfl.testing "
+        "tell what is expected"
     )
 
 
