@@ -18,6 +18,7 @@ from benchmarks.figures import Figure, Settings
 from benchmarks.fourier import measure_pfa
 from benchmarks.gpu import measure_gpu
 from benchmarks.memory import measure_memory
+from benchmarks.methods import measure_methods
 from benchmarks.rounds import measure_agreement, measure_round
 from benchmarks.sizes import measure_sizes, measure_start
 from prrfl.machine import keep_memory
@@ -26,6 +27,7 @@ BENCHMARKS: dict[str, Callable[[Settings], Iterator[Figure]]] = {
     "round": measure_round,
     "agreement": measure_agreement,
     "epoch": measure_epoch,
+    "methods": measure_methods,
     "sizes": measure_sizes,
     "start": measure_start,
     "pfa": measure_pfa,
@@ -41,7 +43,9 @@ def arguments() -> argparse.Namespace:
     lines = ", ".join(BENCHMARKS)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which benchmarks; all if none: {lines}")
     parser.add_argument("--quick", action="store_true", help="a smoke run; its figures mean nothing")
-    parser.add_argument("--size", type=int, default=128, help="side of images in round, agreement and epoch")
+    parser.add_argument(
+        "--size", type=int, default=128, help="side of images in round, agreement, epoch and methods"
+    )
     parser.add_argument("--images", type=int, default=48, help="training images of a site there")
     parser.add_argument("--epochs", type=int, default=2, help="local epochs of a round there, at least 2")
     parser.add_argument("--data", type=Path, help="real data in the published layout, instead of generated")

@@ -30,8 +30,8 @@ def pictures(settings: Settings, size: int, images: int) -> Iterator[tuple[Path,
     with TemporaryDirectory() as scratch:
         source = settings.data
         if source is None:
-            # A fifth is for testing, of which half as many are wanted as for training.
-            spec = GeneratedData(sites=SITES, images=max(24, images * 7 // 2), size=size)
+            # Two of five are for training.
+            spec = GeneratedData(sites=SITES, images=max(24, images * 5 // 2), size=size)
             source = write_generated(spec, Path(scratch) / "generated")
         entries = few(read_entries(source, image_size=size, classes=CLASSES), images)
         manifest = Path(scratch) / "few.csv"

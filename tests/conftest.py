@@ -20,7 +20,7 @@ torch.set_num_threads(1)
 def tiny_by_name():
     """Register the tests' network as ``tiny``."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(NETWORKS, "tiny", tiny)
+        patch.setattr(NETWORKS, "builtin", {**NETWORKS.builtin, "tiny": tiny})
         yield
 
 

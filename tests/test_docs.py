@@ -3,18 +3,22 @@
 import io
 import re
 import shlex
+import signal
 from contextlib import redirect_stderr
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from typer.main import get_command
 
 from prrfl import InProcess, Recipe, build_network, cli, config, run_rounds
 from prrfl.algorithms import FedBN, Local
 from prrfl.data.images import SPLITS
+from prrfl.errors import Stopped
 from prrfl.runs.compare import plan
 from tests.forked import fork_runs
 from tests.sites_on_disk import write_layout
@@ -54,13 +58,23 @@ def test_data(call, tmp_path):
         assert split in SPLITS
         rows.append(f"{image.relative_to(tmp_path)},{int(number) % 3},{site},{split},{image.stem}")
     (tmp_path / "manifest.csv").write_text("\n".join(rows) + "\n")
+    for name, colour in (("nv", 0), ("mel", 200)):
+        for k in range(12):
+            image = tmp_path / "lesions" / name / f"{k}.png"
+            image.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (32, 32), (colour, 5 * k, 9)).save(image)
+    (tmp_path / "photos").symlink_to(tmp_path / "lesions" / "nv")
+    cells = ["filename,diagnosis,hospital,patient", *(f"{k},nv,h{k % 2},p{k}" for k in range(9))]
+    (tmp_path / "table.csv").write_text("\n".join(cells))
+    (tmp_path / "scans").mkdir()
+    Image.fromarray(np.full((8, 8), 300, dtype=np.int32)).save(tmp_path / "scans" / "1.tif")
     ran = []
     for arguments in commands("data.md"):
         if arguments[:2] == ["data", "build"]:
             continue  # needs the archives; tests/data/test_trust.py makes small ones
         call([*arguments, *(TINY if arguments[0] == "train" else [])])
         ran.append(arguments[0])
-    assert ran == ["data", "train", "data"]
+    assert ran == ["data", "train", *["data"] * 5]
     assert (tmp_path / "split.csv").is_file()
 
 
@@ -130,12 +144,20 @@ def walk(tmp_path_factory):
                 exec(make_manifest, {})
             done.append(" ".join(arguments[: 2 if arguments[0] == "data" else 1]))
     assert done == ["generate", "data check", "data split", "data check", "train", "report", "compare"]
+    _add_columns(folder / "split.csv")
     # The other files that using.md names.
     (folder / "images").symlink_to(folder / "hospitals/data/clientA/img_resize64")
     (folder / "DIR").symlink_to(folder / "hospitals")
     (folder / "NEW").symlink_to(folder / "hospitals")
     torch.save(build_network("vgg16_slim", 3, seed=1).state_dict(), folder / "FILE.pth")
     return folder
+
+
+def _add_columns(manifest):
+    """Add the columns that using.md divides images by."""
+    heads, *rows = manifest.read_text("utf-8").splitlines()
+    lines = [f"{row},{20 + n % 60},{('female', 'male')[n % 2]}" for n, row in enumerate(rows)]
+    manifest.write_text("\n".join([f"{heads},age,sex", *lines]) + "\n", "utf-8")
 
 
 def test_tutorial(walk):
@@ -171,6 +193,20 @@ def test_using(arguments, walk, prrfl, monkeypatch):
     assert code == 0, err
     if "--out" in arguments:
         assert Path(arguments[arguments.index("--out") + 1]).exists()
+
+
+def test_watching(walk, prrfl, monkeypatch):
+    monkeypatch.chdir(walk)
+
+    def stop(_):
+        raise Stopped(signal.SIGINT)
+
+    monkeypatch.setattr("prrfl.live.serving.PageServer.serve_forever", stop)
+    (arguments,) = commands("watching.md")
+    code, out, err = prrfl(*arguments)
+    assert code == 0, err
+    begins = re.search(r"`(http://\S+/)`", (DOCS / "watching.md").read_text("utf-8"))[1]
+    assert f"open {begins}" in out
 
 
 def test_using_from_python(walk, monkeypatch):
@@ -239,3 +275,29 @@ def test_figures_name_files_that_pages_show():
     for name in re.findall(r'"(method-\S+\.png)"', script):
         assert f"images/{name}" in shown
         assert (DOCS / "images" / name).stat().st_size < 120_000
+
+
+def test_own_parts(call, tmp_path, monkeypatch, forked):
+    write_layout(tmp_path / "DIR")
+    page = (DOCS / "own-parts.md").read_text("utf-8")
+    for block in examples("own-parts.md"):
+        name = re.match(r"# (\w+\.py)\n", block)
+        (tmp_path / name[1]).write_text(block)
+    monkeypatch.syspath_prepend(tmp_path)
+    namespace = {}
+    exec((tmp_path / "test_own_head.py").read_text(), namespace)
+    namespace["test_own_head"]()
+    ran = 0
+    for arguments in commands("own-parts.md"):
+        if "..." in arguments or any("my_package" in word or word == "part-way" for word in arguments):
+            continue  # need an installed package, or are tested with it
+        if arguments[1:3] == ["--method", "./part_way.py:PartWay"]:
+            continue
+        own_network = "--network" in arguments
+        if arguments[0] == "compare":
+            arguments = [*arguments, "--seeds", "0"]
+        small = [] if arguments[0] == "new" else SMALL if own_network else TINY
+        call([*arguments, *small])
+        ran += 1
+    assert ran == 7
+    assert "[set.method]" in page

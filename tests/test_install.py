@@ -90,7 +90,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     assert shipped >= {
         "prrfl/py.typed",
         "prrfl/quickstart.toml",
-        "prrfl/reports/page.html",
+        "prrfl/reports/web/page.html",
+        "prrfl/reports/web/LICENSE.plot",
         "prrfl/flower/app/pyproject.toml",
     }
     assert f"{INFO}/licenses/LICENSE" in names

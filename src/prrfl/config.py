@@ -2,7 +2,7 @@
 
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from importlib import resources
 from importlib.util import find_spec
@@ -21,13 +21,31 @@ from pydantic import (
     model_validator,
 )
 
-from prrfl.algorithms import ALGORITHMS, DEFAULT, FML, PRRFL, Algorithm, FedProx, traits_of
+from prrfl.algorithms import (
+    ALGORITHMS,
+    APFL,
+    DEFAULT,
+    FML,
+    MOON,
+    PRRFL,
+    Algorithm,
+    Ditto,
+    FedALA,
+    FedProx,
+    FedRep,
+    FineTune,
+    traits_of,
+)
 from prrfl.algorithms.prrfl import Aggregation, TransferMode
+from prrfl.data.augment import AUGMENTATIONS
+from prrfl.data.own import DATA_SETS
 from prrfl.errors import ConfigError, nearest
 from prrfl.losses import CPA, LOSSES, Focal, LogitAdjusted, Loss
 from prrfl.machine import best_device, gpu, multiplies_bfloat16
-from prrfl.models import NETWORKS, Init
+from prrfl.models import NETWORKS, Init, network_settings
+from prrfl.parts import Parts, complete_settings, construct, placed
 from prrfl.storage.reading import read_text
+from prrfl.training import Augment, Weighting
 
 LARGEST_FILE = 2**14
 """Largest settings file, in bytes. The time to parse TOML keys can grow with the square of their length."""
@@ -37,6 +55,12 @@ LONGEST_PATH = 4096
 
 LARGEST = 1e30
 """Largest factor in training: its product with a weight must be finite in float32."""
+
+TRACKERS = ("mlflow", "tensorboard", "wandb")
+"""Trackers by name, which is also that of their package and of the extra that installs it."""
+
+READING = "reading"
+"""Context of validating the settings of a run that was started: its trackers may be missing here."""
 
 Ratio = Annotated[float, Field(ge=0, le=1)]
 Factor = Annotated[float, Field(ge=0, le=LARGEST)]
@@ -128,6 +152,51 @@ class TrainConfig(BaseModel):
         FML.meme_weight, description="fml: weight of the labels in the meme's loss"
     )
 
+    tune_epochs: Annotated[int, METHOD] = Field(
+        FineTune.tune_epochs,
+        ge=0,
+        le=10_000,
+        description="finetune: local epochs after which the mean is deployed; 0 is all of a round",
+    )
+    body_epochs: Annotated[int, METHOD] = Field(
+        FedRep.body_epochs,
+        ge=1,
+        le=10_000,
+        description="fedrep: last local epochs of a round, which train the body; the others train the head",
+    )
+    lam: Annotated[Factor, METHOD] = Field(
+        Ditto.lam, description="ditto: strength of the pull to the global network"
+    )
+    contrast: Annotated[Factor, METHOD] = Field(
+        MOON.contrast, description="moon: weight of the contrast of features (mu in the paper)"
+    )
+    temperature: Annotated[Factor, METHOD] = Field(
+        MOON.temperature, ge=1e-3, description="moon: divides the cosines of features"
+    )
+    alpha: Annotated[Ratio, METHOD] = Field(
+        APFL.alpha, description="apfl: weight of the personal network in the mixture, at the start"
+    )
+    adaptive: Annotated[bool, METHOD] = Field(
+        APFL.adaptive, description="apfl: each site learns its own alpha"
+    )
+    adapt_layers: Annotated[int, METHOD] = Field(
+        FedALA.adapt_layers,
+        ge=1,
+        le=1000,
+        description="fedala: number of last layers that take in the mean by weights",
+    )
+    adapt_images: Annotated[Ratio, METHOD] = Field(
+        FedALA.adapt_images, gt=0, description="fedala: fraction of the images on which weights are learnt"
+    )
+    adapt_lr: Annotated[Factor, METHOD] = Field(
+        FedALA.adapt_lr, description="fedala: learning rate of the weights"
+    )
+    weighting: Annotated[Weighting, METHOD] = Field(
+        "uniform",
+        description="weight of a site in every mean: the same for all, or its number of training images, "
+        "which it then sends",
+    )
+
     loss: Annotated[str, METHOD] = Field(
         "auto",
         description=f"loss of every network: {', '.join(LOSSES)}; auto is cpa for prrfl-imbalance, "
@@ -190,9 +259,11 @@ class TrainConfig(BaseModel):
     )
     lr_gamma: Annotated[float, METHOD] = Field(0.5, gt=0, le=1, description="factor of each reduction")
     weight_decay: Annotated[Factor, METHOD] = Field(1e-6, description="L2 penalty of the optimiser")
-    augment: Annotated[bool, METHOD] = Field(True, description="augment training images as in the paper")
-    tensorboard: Annotated[bool, OUTPUT] = Field(
-        False, description="also write TensorBoard events into the run folder"
+    augment: Annotated[str, METHOD] = Field(
+        "paper", description="how training images are changed at random: as in the paper, or none"
+    )
+    track: Annotated[tuple[str, ...], OUTPUT] = Field(
+        (), description=f"also log the run with trackers, separated by commas: {', '.join(TRACKERS)}"
     )
     seed: Annotated[int, TASK] = Field(
         0, ge=0, lt=2**63, description="seed of all randomness: same seed, same bits"
@@ -213,6 +284,12 @@ class TrainConfig(BaseModel):
     )
     share_bits: Annotated[Literal[16, 32], METHOD] = Field(
         32, description="bits of each number that is sent; 16 halves the traffic"
+    )
+    # Below the parts, so that they are known when their settings are checked.
+    set: Annotated[dict[str, dict[str, Any]], METHOD] = Field(
+        {},
+        description="a setting of a part of your own, as method.step=0.2; kinds of parts are method, loss, "
+        "network, augment and data",
     )
 
     @classmethod
@@ -243,7 +320,7 @@ class TrainConfig(BaseModel):
             raise ValueError(f"expected a path of at most {LONGEST_PATH:,} bytes, without NUL bytes")
         return value
 
-    @field_validator("classes", mode="before")
+    @field_validator("classes", "track", mode="before")
     @classmethod
     def _split_names(cls, value: object) -> object:
         return tuple(name.strip() for name in value.split(",")) if isinstance(value, str) else value
@@ -268,7 +345,7 @@ class TrainConfig(BaseModel):
     @classmethod
     def _defaults_of_method(cls, settings: Any) -> Any:
         """Give the hyper-parameters the defaults of the chosen method, where it shares them with others."""
-        kind = ALGORITHMS.get(settings.get("method", DEFAULT))
+        kind = ALGORITHMS.builtin.get(settings.get("method", DEFAULT))
         return {**{part.name: part.default for part in fields(kind)}, **settings} if kind else settings
 
     @field_validator("loss")
@@ -278,10 +355,50 @@ class TrainConfig(BaseModel):
             return traits_of(ALGORITHMS.get(info.data.get("method", DEFAULT))).loss
         return _one_of(value, LOSSES)
 
+    @field_validator("prototypes")
+    @classmethod
+    def _not_by_images(cls, value: str, info: ValidationInfo) -> str:
+        # A share has one weight. The variance of prototypes is over sites that count alike.
+        by_images = info.data.get("weighting") == "images" and info.data.get("loss") == "cpa"
+        if by_images and value == "per-round":
+            raise ValueError(
+                "prototypes that travel with the share would be weighted by images; expected per-epoch, or "
+                "weighting uniform"
+            )
+        return value
+
     @field_validator("network")
     @classmethod
     def _known_network(cls, value: str) -> str:
         return _one_of(value, NETWORKS)
+
+    @field_validator("augment", mode="before")
+    @classmethod
+    def _on_or_off(cls, value: object) -> object:
+        return as_written_now("augment", value)
+
+    @field_validator("augment")
+    @classmethod
+    def _known_augmentation(cls, value: str) -> str:
+        return value if value == "none" else _one_of(value, AUGMENTATIONS)
+
+    @field_validator("set")
+    @classmethod
+    def _settings_of_own_parts(
+        cls, value: dict[str, dict[str, Any]], info: ValidationInfo
+    ) -> dict[str, dict[str, Any]]:
+        for kind in value:
+            if kind not in PARTS:
+                raise ValueError(f"expected one of {', '.join(PARTS)}{nearest(kind, PARTS)}")
+        found = {}
+        for kind, parts in PARTS.items():
+            name, given = info.data.get(kind), value.get(kind, {})
+            if name is None or str(name) == "none" or not parts.is_own(str(name)):
+                if given:
+                    raise ValueError(f"{kind} {name} is built in, so it has no {kind}.{min(given)}")
+            elif settings := _complete(kind, str(name), given):
+                found[kind] = settings
+        return found
 
     @field_validator("new_head")
     @classmethod
@@ -298,12 +415,14 @@ class TrainConfig(BaseModel):
             raise ValueError(f"expected at least alpha1, which is {info.data['alpha1']}")
         return value
 
-    @field_validator("tensorboard")
+    @field_validator("track")
     @classmethod
-    def _installed(cls, value: bool) -> bool:
-        if value and find_spec("tensorboard") is None:
-            raise ValueError("the package tensorboard is missing; pip install 'prrfl[tensorboard]'")
-        return value
+    def _known_trackers(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        for name in value:
+            _one_of(name, TRACKERS)
+            if info.context != READING and find_spec(name) is None:
+                raise ValueError(f"the package {name} is missing; pip install 'prrfl[{name}]'")
+        return tuple(dict.fromkeys(value))
 
     @field_validator("device")
     @classmethod
@@ -335,37 +454,90 @@ class TrainConfig(BaseModel):
 
     def algorithm(self) -> Algorithm[Any]:
         """Return the method with its hyper-parameters."""
-        kind = ALGORITHMS[self.method]
-        method: Algorithm[Any] = kind(**{field.name: getattr(self, field.name) for field in fields(kind)})
+        method: Algorithm[Any] = self._made(ALGORITHMS, self.method, "method")
         return method
 
     def loss_function(self) -> Loss:
         """Return the loss with its settings."""
-        kind = LOSSES[self.loss]
-        loss: Loss = kind(**{field.name: getattr(self, field.name) for field in fields(kind)})
+        loss: Loss = self._made(LOSSES, self.loss, "loss")
         return loss
+
+    def augmentation(self) -> Augment[Any] | None:
+        """Return the augmentation with its settings; ``None`` without one."""
+        if self.augment == "none":
+            return None
+        augment: Augment[Any] = self._made(AUGMENTATIONS, self.augment, "augment")
+        return augment
+
+    def _made(self, parts: Parts[type], name: str, key: str) -> Any:
+        kind = parts[name]
+        if parts.is_own(name):
+            return construct(kind, self.set.get(key, {}), f"{parts.kind} {name}")
+        known = type(self).model_fields
+        return kind(
+            **{field.name: getattr(self, field.name) for field in fields(kind) if field.name in known}
+        )
 
     def without_effect(self) -> list[str]:
         """Return the names of settings that differ from their defaults but have no effect in this run."""
         idle = set()
         for kinds, chosen in ((ALGORITHMS, self.method), (LOSSES, self.loss)):
-            idle |= {field.name for kind in kinds.values() for field in fields(kind)}
-            idle -= {field.name for field in fields(kinds[chosen])}
+            idle |= {field.name for kind in kinds.builtin.values() for field in fields(kind)}
+            idle -= {field.name for field in fields(kinds[chosen])} if chosen in kinds.builtin else set()
         if self.data is not None:
             idle |= self.where(of_generator=True)
+        if traits_of(ALGORITHMS[self.method]).scope != "federated":
+            idle.add("weighting")
         known = type(self).model_fields
         return [name for name in known if name in idle and getattr(self, name) != known[name].default]
+
+    def own_parts(self) -> dict[str, str]:
+        """Return where parts of the user's own come from, by kind: :meth:`prrfl.parts.Parts.origin`."""
+        named = {key: str(getattr(self, key)) for key in PARTS}
+        return {key: PARTS[key].origin(name) for key, name in named.items() if self._is_own(key)}
+
+    def _is_own(self, key: str) -> bool:
+        """Return whether a setting names a part of the user's own."""
+        name = getattr(self, key)
+        return name is not None and str(name) != "none" and PARTS[key].is_own(str(name))
 
     def to_toml(self) -> str:
         """Return the settings as TOML, which :func:`load_config` reads back."""
         settings = self.model_dump(mode="json", exclude_none=True)
-        return "".join(f"{key} = {_toml(value)}\n" for key, value in settings.items())
+        tables = settings.pop("set")
+        lines = [f"{key} = {_toml(value)}" for key, value in settings.items()]
+        for kind, table in tables.items():  # last, because what follows a table's head belongs to it
+            lines += [f"[set.{kind}]", *(f"{key} = {_toml(value)}" for key, value in table.items())]
+        return "\n".join([*lines, ""])
+
+
+PARTS: Mapping[str, Parts[Any]] = {
+    "method": ALGORITHMS,
+    "loss": LOSSES,
+    "network": NETWORKS,
+    "augment": AUGMENTATIONS,
+    "data": DATA_SETS,
+}
+"""The parts that a user can bring along, by the setting that names them."""
+
+
+def _complete(kind: str, name: str, given: Mapping[str, object]) -> dict[str, object]:
+    """Return all settings of a part of the user's own."""
+    if kind == "network":
+        return network_settings(name, given)
+    positional = 2 if kind == "data" else 0
+    return complete_settings(PARTS[kind][name], given, f"{PARTS[kind].kind} {name}", positional)
 
 
 SCOPES: Mapping[str, Scope] = {
     name: next((item for item in field.metadata if isinstance(item, Scope)), METHOD)
     for name, field in TrainConfig.model_fields.items()
 }
+
+
+def as_written_now(key: str, value: object) -> object:
+    """Return a setting's value as this version writes it; version 0.1.0 wrote ``augment`` as a boolean."""
+    return ("paper" if value else "none") if key == "augment" and isinstance(value, bool) else value
 
 
 def load_config(path: Path | None, overrides: Mapping[str, object]) -> TrainConfig:
@@ -392,11 +564,24 @@ def given_settings(path: Path | None, overrides: Mapping[str, object]) -> tuple[
         source, text = "quickstart", resources.files("prrfl").joinpath("quickstart.toml").read_text("utf-8")
     else:
         source, text = "flags", ""
-    return source, {**parse_toml(text, source), **overrides}
+    return source, merged(parse_toml(text, source), overrides)
+
+
+def merged(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with some overridden; settings of own parts are overridden one by one."""
+    whole = {**settings, **overrides}
+    if "set" not in settings or "set" not in overrides or not isinstance(settings["set"], dict):
+        return whole
+    before, after = settings["set"], overrides["set"]
+    tables = {kind: {**before.get(kind, {}), **after.get(kind, {})} for kind in {**before, **after}}
+    return {**whole, "set": tables}
 
 
 def checked(
-    settings: Mapping[str, object], source: str, overrides: Mapping[str, object] = MappingProxyType({})
+    settings: Mapping[str, object],
+    source: str,
+    overrides: Mapping[str, object] = MappingProxyType({}),
+    context: str | None = None,
 ) -> TrainConfig:
     """Return valid settings.
 
@@ -404,14 +589,23 @@ def checked(
         settings: values by key; other settings get their defaults.
         source: name of the source of the settings, for messages.
         overrides: the settings that come from flags instead.
+        context: ``READING`` for the settings of a run that was started already.
 
     Raises:
         ConfigError: as :func:`load_config`.
     """
     try:
-        return TrainConfig.model_validate(settings)
+        return TrainConfig.model_validate(renamed(settings), context=context)
     except ValidationError as cause:
         raise ConfigError(_one_line(cause, source, overrides)) from None
+
+
+def renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings of version 0.1.0, which had ``tensorboard = true``, by their present names."""
+    now = dict(settings)
+    if "track" not in now and isinstance(now.get("tensorboard"), bool):
+        now["track"] = ("tensorboard",) if now.pop("tensorboard") else ()
+    return now
 
 
 def parse_toml(text: str, source: str) -> dict[str, Any]:
@@ -472,7 +666,7 @@ def _utf8(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _one_of(value: str, known: Mapping[str, object]) -> str:
+def _one_of(value: str, known: Collection[str]) -> str:
     if value not in known:
         raise ValueError(f"expected one of {', '.join(sorted(known))}{nearest(value, known)}")
-    return value
+    return placed(value)  # so that a run can be resumed from any working directory

@@ -59,6 +59,16 @@ def _keys(modules: Mapping[str, nn.Module]) -> frozenset[str]:
     )
 
 
+def under(tensors: Tensors, prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with a prefix, under the rest of their names."""
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+
+
+def prefixed(tensors: Tensors, prefix: str) -> dict[str, Tensor]:
+    """Return the tensors with a prefix before each name."""
+    return {f"{prefix}{key}": tensor for key, tensor in tensors.items()}
+
+
 def detached(tensors: Tensors) -> dict[str, Tensor]:
     """Return copies that share no memory with the given tensors, on the CPU, without a graph."""
     return {key: tensor.detach().to("cpu", copy=True) for key, tensor in tensors.items()}

@@ -3,21 +3,23 @@
 import copy
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from mmap import mmap
 from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from prrfl.capture import Captured, ThreadCache, on_gpu, side_by_side, used_here
 from prrfl.errors import ConfigError, StateMismatchError
 from prrfl.folding import Pairs, fold, foldable
 from prrfl.losses import CrossEntropy, Loss
 from prrfl.machine import arithmetic
-from prrfl.tensors import head_of, name_of
+from prrfl.tensors import head_keys, head_of, name_of, under
 from prrfl.types import ClientId, Examples, RoundContext, SiteData, Tensors
 
 D = TypeVar("D")
@@ -41,10 +43,41 @@ class Augment(Protocol[D]):
 
 Precision = Literal["float32", "bfloat16", "float64"]
 
+Weighting = Literal["uniform", "images"]
+"""How much each site counts in a mean."""
+
 
 def normalise(images: Tensor) -> Tensor:
     """Map pixels from 0...255 to [-1, 1]: (x/255 - 0.5) / 0.5."""
     return images.float() / 127.5 - 1.0
+
+
+class ImageCounter:
+    """How many images each site has trained on since the first round, for anyone who shows progress.
+
+    The counts are in memory that forked processes share: whichever process trains a site counts, and any
+    process or thread can read at any time. On a GPU, steps are counted when they are launched.
+    """
+
+    def __init__(self, sizes: Mapping[ClientId, int]) -> None:
+        """Start at 0.
+
+        Args:
+            sizes: number of training images of each site that trains.
+        """
+        self.sizes = dict(sizes)
+        self._places = {name: place for place, name in enumerate(sizes)}
+        self._counts = memoryview(mmap(-1, 8 * max(1, len(sizes)))).cast("q")
+
+    def note(self, site: ClientId, images: int) -> None:
+        """Set the count of a site; ignore a site that is not counted."""
+        # One store of eight aligned bytes: who reads meanwhile sees the old number or the new one.
+        if (place := self._places.get(site)) is not None:
+            self._counts[place] = images
+
+    def read(self) -> dict[ClientId, int]:
+        """Return the counts of all sites."""
+        return {name: self._counts[place] for name, place in self._places.items()}
 
 
 @dataclass(frozen=True)
@@ -63,6 +96,9 @@ class Recipe:
         shuffle: whether each epoch draws its own order.
         device: where networks run: ``cpu``, ``cuda``, ``cuda:1``.
         precision: ``bfloat16`` computes the network under autocast; weights stay float32.
+        counter: counts the images of each step; ``None`` counts nothing.
+        weighting: how much each site counts in a mean: all the same (``uniform``), or by its number of
+            training images (``images``).
     """
 
     network: nn.Module
@@ -78,6 +114,8 @@ class Recipe:
     shuffle: bool = True
     device: str = "cpu"
     precision: Precision = "float32"
+    counter: ImageCounter | None = None
+    weighting: Weighting = "uniform"
 
     def __post_init__(self) -> None:
         """Check that training can keep every number of the network.
@@ -117,6 +155,21 @@ class Recipe:
     def build_for_scoring(self, weights: Tensors) -> nn.Module:
         """Return a network in evaluation mode, its batch norm folded into convolutions where it can be."""
         return fold(self.build(weights).eval(), self._foldable)
+
+    def derived(self, make: "Callable[[Recipe], Recipe]") -> "Recipe":
+        """Return ``make(self)``, the same object in every epoch, so that steps recorded for a GPU are kept.
+
+        Args:
+            make: returns the recipe with a network or optimiser of the method's own. A function of a module,
+                or a method of the method.
+        """
+        if make not in self._derived:
+            self._derived.setdefault(make, make(self))
+        return self._derived[make]
+
+    @cached_property
+    def _derived(self) -> "dict[Callable[[Recipe], Recipe], Recipe]":
+        return {}
 
     @cached_property
     def _foldable(self) -> Pairs:
@@ -259,7 +312,10 @@ class Step:
         labels: (N,).
         logits: per network, (N, C).
         losses: per network, the recipe's loss of its logits.
+        features: per network, (N, D) inputs of its last linear layer; empty if a network has none.
+        recipe: how the networks train, for further forward passes.
         given: the tensors that the method gave for this epoch, on the device.
+        constants: those of the recipe's loss.
     """
 
     networks: tuple[nn.Module, ...]
@@ -267,7 +323,18 @@ class Step:
     labels: Tensor
     logits: tuple[Tensor, ...]
     losses: tuple[Tensor, ...]
+    features: tuple[Tensor, ...]
+    recipe: Recipe
     given: Tensors = field(default_factory=dict)
+    constants: Tensors = field(default_factory=dict)
+
+    def loss(self, logits: Tensor) -> Tensor:
+        """Return the recipe's loss of other logits of the batch, (N, C)."""
+        return self.recipe.loss(logits, self.labels, self.constants)
+
+    def given_under(self, prefix: str) -> dict[str, Tensor]:
+        """Return the given tensors whose names begin with a prefix, under the rest of their names."""
+        return under(self.given, prefix)
 
 
 Objective = Callable[[Step], Sequence[Tensor]]
@@ -285,6 +352,7 @@ def train_epoch(
     ctx: RoundContext,
     objective: Objective | None = None,
     given: Tensors | None = None,
+    frozen: frozenset[str] = frozenset(),
 ) -> Epoch:
     """Train one or more networks for one local epoch, all on the same batches.
 
@@ -294,11 +362,13 @@ def train_epoch(
         ctx: the current moment, which determines learning rate and randomness. At epoch 0 optimisers restart.
         objective: what each network minimises; by default its own loss.
         given: tensors that the objective reads, by name; of the same shapes in every epoch.
+        frozen: names of the parameters that do not learn. Statistics of batch norm are not among them.
     """
     recipe = site.recipe
-    trainer, step = _trainer(recipe, len(learners), objective, site.watch is not None)
+    trainer, step = _trainer(recipe, len(learners), objective, site.watch is not None, frozen)
     draw = site_generator(site, ctx, "train")
     losses, logits, features, truth = [], [], [], []
+    seen = (ctx.round * ctx.epochs + ctx.epoch) * len(site.data.train)
     with (
         arithmetic(recipe.device, recipe.precision),
         _global_seed(ctx.seed, site.name, ctx.round, ctx.epoch, device=recipe.device),
@@ -311,6 +381,9 @@ def train_epoch(
             logits.append(outputs)
             features += watched
             truth.append(labels)
+            if recipe.counter is not None:
+                seen += len(labels)
+                recipe.counter.note(site.name, seen)
     epoch = Epoch(
         learners=trainer.learners(),
         losses=tuple(torch.stack(losses).double().mean(0).tolist()),
@@ -344,31 +417,44 @@ def _constants(site: Site, ctx: RoundContext) -> Tensors:
 
 
 def _trainer(
-    recipe: Recipe, networks: int, objective: Objective | None, watched: bool
+    recipe: Recipe, networks: int, objective: Objective | None, watched: bool, frozen: frozenset[str]
 ) -> tuple["_Trainer", Captured]:
     """Return networks to train and their step: new ones, or on a GPU those of this thread with recordings."""
 
     def make() -> tuple[_Trainer, Captured]:
-        trainer = _Trainer(recipe, networks, objective, watched)
+        trainer = _Trainer(recipe, networks, objective, watched, frozen)
         return trainer, Captured(trainer.step, recipe.device)
 
-    return recipe._trainers.get((networks, objective, watched), make) if on_gpu(recipe.device) else make()
+    key = (networks, objective, watched, frozen)
+    return recipe._trainers.get(key, make) if on_gpu(recipe.device) else make()
 
 
 class _Trainer:
     """Networks that train on the same batches, their optimisers, and the step that they take together."""
 
-    def __init__(self, recipe: Recipe, networks: int, objective: Objective | None, watched: bool) -> None:
-        self._recipe, self._objective = recipe, objective
+    def __init__(
+        self,
+        recipe: Recipe,
+        networks: int,
+        objective: Objective | None,
+        watched: bool,
+        frozen: frozenset[str],
+    ) -> None:
+        self._recipe, self._objective, self._watched = recipe, objective, watched
         self._networks = tuple(recipe._make_network().train() for _ in range(networks))
         self._optimisers = [_optimiser(network, recipe) for network in self._networks]
         self._given: dict[str, Tensor] = {}
         self._constants: dict[str, Tensor] = {}
         self._features: list[Tensor] = []
-        if watched:
-            # Not self: a cycle of references would keep the memory of every epoch for a while.
-            features, (_, head) = self._features, head_of(self._networks[0])
-            head.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
+        for network in self._networks:
+            if head_keys(network) or watched:
+                _, head = head_of(network)
+                # Not self: a cycle of references would keep the memory of every epoch for a while.
+                head.register_forward_pre_hook(partial(_note, self._features))
+            for key, parameter in network.named_parameters():
+                if key in frozen:
+                    # The optimiser skips a parameter without a gradient; weight decay would move it.
+                    parameter.requires_grad_(False)
 
     def begin(
         self, learners: Sequence[Learner], ctx: RoundContext, given: Tensors, constants: Tensors
@@ -403,18 +489,19 @@ class _Trainer:
         """
         networks, recipe = self._networks, self._recipe
         logits = forward(networks, inputs, recipe)
-        features = [used_here(seen.detach(), recipe.device) for seen in self._features]
-        self._features.clear()
+        features = tuple(used_here(seen, recipe.device) for seen in self._features)
         own = tuple(recipe.loss(output, labels, self._constants) for output in logits)
-        step = Step(networks, inputs, labels, logits, own, self._given)
+        step = Step(networks, inputs, labels, logits, own, features, recipe, self._given, self._constants)
         goals = self._objective(step) if self._objective else own
+        self._features.clear()  # also what the objective's own forward passes left
         for optimiser in self._optimisers:
             optimiser.zero_grad(set_to_none=True)
         # Teachers are detached, so the sum's gradient is each network's own.
         torch.stack(list(goals)).sum().backward()  # type: ignore[no-untyped-call]
         for optimiser in self._optimisers:
             optimiser.step()
-        return torch.stack(own).detach(), torch.stack(logits).detach(), *features
+        watched = [features[0].detach()] if self._watched else []
+        return torch.stack(own).detach(), torch.stack(logits).detach(), *watched
 
     def learners(self) -> tuple[Learner, ...]:
         """Return the networks as they are now."""
@@ -422,6 +509,36 @@ class _Trainer:
             Learner(weights=_weights(network), memory=_memory(optimiser))
             for network, optimiser in zip(self._networks, self._optimisers, strict=True)
         )
+
+
+def features_of(step: Step, weights: Tensors) -> Tensor:
+    """Return the (N, D) features of a batch in a network that does not learn, in evaluation mode.
+
+    Args:
+        step: the batch; the network has the architecture of its first one.
+        weights: the network's state_dict, of ``given`` tensors.
+    """
+    network, seen = step.networks[0], list[Tensor]()
+    handle = head_of(network)[1].register_forward_pre_hook(partial(_note, seen))
+    network.eval()
+    with torch.no_grad():
+        forward([partial(functional_call, network, dict(weights))], step.inputs, step.recipe)
+    network.train()
+    handle.remove()
+    return seen[0]
+
+
+def with_features(network: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a network's logits, (N, C), and the inputs of its last linear layer, (N, D)."""
+    seen: list[Tensor] = []
+    handle = head_of(network)[1].register_forward_pre_hook(partial(_note, seen))
+    logits: Tensor = network(inputs)
+    handle.remove()
+    return logits, seen[0]
+
+
+def _note(seen: list[Tensor], _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    seen.append(inputs[0])
 
 
 def scoring_batch(pixels: int, recipe: Recipe) -> int:
@@ -492,13 +609,15 @@ def reestimate_norms(weights: Tensors, data: Examples, recipe: Recipe) -> Tensor
     return _weights(network)
 
 
-def forward(networks: Sequence[nn.Module], inputs: Tensor, recipe: Recipe) -> tuple[Tensor, ...]:
+def forward(
+    networks: Sequence[Callable[[Tensor], Tensor]], inputs: Tensor, recipe: Recipe
+) -> tuple[Tensor, ...]:
     """Return each network's (N, C) logits: computed in the recipe's precision, returned as float32 or 64."""
     kind = torch.device(recipe.device).type
 
-    def output(network: nn.Module) -> Tensor:
+    def output(network: Callable[[Tensor], Tensor]) -> Tensor:
         with torch.autocast(kind, dtype=torch.bfloat16, enabled=recipe.precision == "bfloat16"):
-            logits: Tensor = network(inputs)
+            logits = network(inputs)
         return logits if logits.dtype == torch.float64 else logits.float()
 
     return tuple(side_by_side([partial(output, network) for network in networks], recipe.device))

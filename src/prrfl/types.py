@@ -138,6 +138,25 @@ class Predictions:
     groups: tuple[str | None, ...] = ()
 
 
+UNKNOWN_SUBGROUP = "unknown"
+"""Name of the subgroup of images whose cell in a table is empty, or a word that means unknown."""
+
+
+@dataclass(frozen=True)
+class Partition:
+    """The test images of sites, divided into subgroups by a column of the data's tables.
+
+    Attributes:
+        column: the column's name.
+        subgroups: names of the subgroups in order; the last one may be ``UNKNOWN_SUBGROUP``.
+        members: per site, the subgroup of each image, in the order of the site's predictions.
+    """
+
+    column: str
+    subgroups: tuple[str, ...]
+    members: Mapping[ClientId, tuple[str, ...]]
+
+
 @dataclass(frozen=True)
 class TrainRecord:
     """One local epoch at one site, with the method's measurements (losses, DET stage, ...)."""

@@ -1,23 +1,22 @@
 """What every method must keep to, whatever it does inside."""
 
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 import torch
 
-from prrfl import PRRFL, InProcess, NonFiniteShareError, ParticipationError, Recipe, norm_keys, run_rounds
+from prrfl import PRRFL, InProcess, ParticipationError, Recipe, run_rounds
 from prrfl.algorithms import ALGORITHMS, FedAvg
 from prrfl.algorithms.prototyped import Prototyped
-from prrfl.engine import Pooled, rounds_from
+from prrfl.engine import Pooled
 from prrfl.losses import CPA
 from prrfl.storage.tensor_files import read_state, write_state
-from prrfl.tensors import head_keys
-from prrfl.training import Site
-from prrfl.types import Examples, RoundContext, ScoreRecord, SiteData
+from prrfl.testing.contract import METHOD_CHECKS, moment, recipe_of, run, same_bits
+from prrfl.types import Examples, ScoreRecord, SiteData
 from tests.sites import tiny_network, tiny_sites
 
 METHODS = {
-    **{name: kind() for name, kind in ALGORITHMS.items()},
+    **{name: kind() for name, kind in ALGORITHMS.builtin.items()},
     "no pfa": PRRFL(aggregation="mean"),
     "fixed ratio": PRRFL(r1=0.7),
     "no det": PRRFL(transfer="off"),
@@ -31,98 +30,17 @@ METHODS = {
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 
 
-def run(method, sites, *, present=None, seed=3, **recipe):
-    made = recipe_of(method, **recipe)
-    engine = InProcess(method, sites, made, present)
-    start = moment(made, seed=seed)
-    return list(rounds_from(start, method, engine)), engine.models()
-
-
-def recipe_of(method, **recipe):
-    loss = {"loss": method.loss} if isinstance(method, Prototyped) else {}
-    return Recipe(tiny_network(), **{"batch": 8, **loss, **recipe})
-
-
-def moment(recipe, rounds=2, epochs=2, seed=7):
-    keys = norm_keys(recipe.network), head_keys(recipe.network)
-    return RoundContext(0, rounds, 0, epochs, seed, *keys, (30, 20, 10))
-
-
-def same_bits(first, second):
-    return all(
-        torch.equal(first[client][role][key], tensor)
-        for client, roles in second.items()
-        for role, tensors in roles.items()
-        for key, tensor in tensors.items()
-    )
-
-
-def tensors_of(state):
-    """Return all tensors in a state: dataclasses and mappings, nested."""
-    if isinstance(state, torch.Tensor):
-        return [state]
-    if is_dataclass(state):
-        return [t for f in fields(state) for t in tensors_of(getattr(state, f.name))]
-    if isinstance(state, dict):
-        return [t for key in sorted(state) for t in tensors_of(state[key])]
-    return []
-
-
 @every_method
-def test_same_seed_same_bits_whatever_the_order_of_sites(method):
-    sites = tiny_sites()
-    first, second = run(method, sites), run(method, sites[::-1])
-    assert first[0] == second[0]
-    assert same_bits(first[1], second[1])
-    assert not same_bits(first[1], run(method, sites, seed=4)[1])
+@pytest.mark.parametrize("check", METHOD_CHECKS)
+def test_every_method_keeps_the_contract(method, check):
+    check(method)
 
 
-@every_method
-def test_adam_keeps_its_memory_within_a_round(method):
-    assert same_bits(
-        run(method, tiny_sites(), optimizer="adam")[1], run(method, tiny_sites(), optimizer="adam")[1]
-    )
-
-
-@every_method
-def test_no_input_is_changed(method):
-    site = Site(tiny_sites()[0], recipe_of(method))
-    ctx = moment(site.recipe)
-    start = method.start(site.recipe.network.state_dict())
-    untouched = [t.clone() for t in tensors_of(start)]
-    trained, _ = method.train(start, site, ctx)
-    assert all(torch.equal(a, b) for a, b in zip(tensors_of(start), untouched, strict=True))
-    assert not torch.equal(tensors_of(trained)[0], untouched[0])
-    untouched = [t.clone() for t in tensors_of(trained)]
-    aggregator = method.aggregator(ctx)
-    aggregator.add("a", method.share(trained, ctx))
-    aggregator.add("b", method.share(start, ctx))
-    method.receive(trained, aggregator.result(), ctx)
-    assert all(torch.equal(a, b) for a, b in zip(tensors_of(trained), untouched, strict=True))
-
-
-@every_method
-def test_an_absent_site_keeps_what_it_has(method):
-    away = run(method, tiny_sites(), present=lambda ctx: {"s0", "s2"} if ctx.round == 0 else {"s0"})
-    initial = tiny_network().state_dict()
-    for tensors in away[1]["s1"].values():
-        assert all(torch.equal(tensors[key], initial[key]) for key in initial)
-    assert {r.client for r in away[0] if isinstance(r, ScoreRecord) and r.round == 1} == {"s0"}
-
-
-@every_method
-def test_a_batch_of_one_a_large_batch_and_one_epoch_are_no_trouble(method):
-    for n, batch, epochs in ((17, 8, 1), (9, 64, 1), (17, 16, 2)):
-        made = recipe_of(method, batch=batch)
-        engine = InProcess(method, tiny_sites(2, n), made)
-        records = list(rounds_from(moment(made, 1, epochs), method, engine))
-        assert sum(r.kind == "train" for r in records) == 2 * epochs
-
-
-@every_method
-def test_training_that_breaks_down_is_named(method):
-    with pytest.raises(NonFiniteShareError, match="s0, round 1, epoch 1"):
-        run(method, tiny_sites(), lr=1e30)
+def test_sites_weigh_by_their_training_images_if_asked():
+    for weighting, weight in (("uniform", 1.0), ("images", 21.0)):
+        made = recipe_of(FedAvg(), weighting=weighting)
+        *_, arrival = InProcess(FedAvg(), tiny_sites(1, 21), made).train(moment(made, 1, 1))
+        assert arrival.share.weight == weight
 
 
 def test_nobody_present_and_equal_names():
@@ -149,20 +67,6 @@ def test_records_come_in_the_order_of_time_and_say_what_is_deployed():
     by = {(r.model, r.moment): r.scores for r in scores if r.split == "test"}
     assert by["personalised", "before"] == by["personalised", "after"]
     assert by["deputy", "before"] != by["deputy", "after"]
-
-
-@every_method
-def test_the_state_survives_the_store(method, tmp_path):
-    site = Site(tiny_sites()[0], recipe_of(method, optimizer="adam"))
-    ctx = moment(site.recipe)
-    state, _ = method.train(method.start(site.recipe.network.state_dict()), site, ctx)
-    write_state(tmp_path / "s.safetensors", state)
-    back = read_state(tmp_path / "s.safetensors", type(state))
-    assert type(back) is type(state)
-    assert getattr(back, "stage", None) is getattr(state, "stage", None)
-    later = replace(ctx, epoch=1)
-    expected, found = method.train(state, site, later)[0], method.train(back, site, later)[0]
-    assert all(torch.equal(a, b) for a, b in zip(tensors_of(expected), tensors_of(found), strict=True))
 
 
 @dataclass(frozen=True)

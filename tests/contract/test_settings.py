@@ -5,9 +5,10 @@ from dataclasses import fields
 import pytest
 
 from prrfl.algorithms import ALGORITHMS
-from prrfl.config import SCOPES, TrainConfig, checked
+from prrfl.config import SCOPES, TRACKERS, TrainConfig, checked
 from prrfl.errors import ConfigError
 from prrfl.losses import LOSSES
+from prrfl.reports.tracking import trackers
 
 OF_MACHINE = {"device", "workers", "threads"}
 
@@ -19,20 +20,24 @@ def test_every_setting_has_a_scope():
 @pytest.mark.parametrize(
     ("facts", "names"),
     [
-        ({"resumable": True}, OF_MACHINE | {"tensorboard", "data", "allow_missing"}),
-        ({"comparison": "free"}, OF_MACHINE | {"tensorboard"}),
+        ({"resumable": True}, OF_MACHINE | {"track", "data", "allow_missing"}),
+        ({"comparison": "free"}, OF_MACHINE | {"track"}),
         (
             {"comparison": "same"},
             {"data", "classes", "image_size", "allow_missing", "sites", "images", "method", "seed"},
         ),
         ({"of_site": True}, OF_MACHINE | {"data", "allow_missing", "sites", "images"}),
-        ({"of_server": True}, {"tensorboard"}),
+        ({"of_server": True}, {"track"}),
         ({"of_hardware": True}, {"precision"}),
         ({"of_generator": True}, {"sites", "images"}),
     ],
 )
 def test_settings_are_found_by_scope(facts, names):
     assert TrainConfig.where(**facts) == names
+
+
+def test_every_tracker_that_can_be_named_is_there():
+    assert set(TRACKERS) == set(trackers.KINDS)
 
 
 @pytest.mark.parametrize(("name", "kind"), ALGORITHMS.items(), ids=ALGORITHMS)

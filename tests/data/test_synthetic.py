@@ -126,11 +126,19 @@ def test_every_split_has_two_of_every_class(site: str, images: int) -> None:
     assert np.sum(table) == images
 
 
-def test_splits_are_70_10_20_within_each_class() -> None:
+def test_splits_are_40_20_40_within_each_class() -> None:
     train, valid, test = np.array(counts(generate(GeneratedData(images=300, size=16), "clientC")))
     total = train + valid + test
-    assert np.abs(valid - 0.1 * total).max() <= 0.5
-    assert np.abs(test - 0.2 * total).max() <= 0.5
+    assert np.abs(valid - 0.2 * total).max() <= 0.5
+    assert np.abs(test - 0.4 * total).max() <= 0.5
+
+
+@pytest.mark.parametrize("index", range(8))
+@pytest.mark.parametrize("images", [120, 160, GeneratedData().images])
+def test_each_class_has_six_test_images(index: int, images: int) -> None:
+    for seed in range(3):
+        data = generate(GeneratedData(sites=8, images=images, size=16, seed=seed), site_name(index))
+        assert torch.bincount(data.test.labels, minlength=len(CLASSES)).min() >= 6
 
 
 def test_splits_share_no_image_and_ids_tell_no_class() -> None:
@@ -183,7 +191,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_cached_generates_once(tmp_path: Path) -> None:
     folder = cached(SMALL, tmp_path)
-    assert folder == tmp_path / "generated-2x24-16px-seed0-v1"
+    assert folder == tmp_path / "generated-2x24-16px-seed0-v2"
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     (folder / "mark").touch()
     assert cached(SMALL, tmp_path) == folder
@@ -203,7 +211,7 @@ def test_cached_follows_the_environment(tmp_path: Path, monkeypatch: pytest.Monk
 def test_the_loser_of_a_race_uses_the_winners_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process finishes while this one is still drawing."""
     draw: Callable[..., SiteData] = generate
-    folder = tmp_path / "generated-2x24-16px-seed0-v1"
+    folder = tmp_path / "generated-2x24-16px-seed0-v2"
 
     def overtaken(spec: GeneratedData, site: str) -> SiteData:
         folder.mkdir(exist_ok=True)

@@ -414,6 +414,10 @@ def test_build_makes_the_four_sites_from_zips_and_folders(prrfl, tmp_path):
     assert "such as ISIC_9999999" in out
     sites = load_sites(tmp_path / "built", image_size=32, classes=CLASSES)
     assert [s.name for s in sites] == ["clientA", "clientB", "clientC", "clientD"]
+    for site, expected in (("clientC", ("50", "male", "")), ("clientD", ("", "", "0.0"))):
+        table = tmp_path / f"built/csv_folder/{site}/test_{site}.csv"
+        row = list(csv.DictReader(table.open()))[-1]
+        assert (row["age"], row["sex"], row["melanoma"][:3]) in (expected, ("", "", "1.0"))
     tables = [
         row
         for path in (tmp_path / "built/csv_folder/clientD").iterdir()

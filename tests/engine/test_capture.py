@@ -15,9 +15,10 @@ from torch.utils._pytree import tree_flatten
 from prrfl import Recipe, capture, training
 from prrfl.algorithms import PRRFL
 from prrfl.engine import InProcess, rounds_from
+from prrfl.testing.contract import moment, recipe_of
 from prrfl.training import Learner, Site, predict, train_epoch
 from prrfl.types import RoundContext
-from tests.contract.test_algorithms import METHODS, moment, recipe_of
+from tests.contract.test_algorithms import METHODS
 from tests.sites import tiny_network, tiny_sites
 
 
@@ -106,7 +107,21 @@ def outcome(algorithm, made):
     return records, {(s, m, k): t for s in models for m in models[s] for k, t in models[s][m].items()}
 
 
-@pytest.mark.parametrize("name", ["prrfl", "fedprox", "fml", "fedavg", "prototypes per-epoch"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "prrfl",
+        "fedprox",
+        "fml",
+        "fedavg",
+        "fedrep",
+        "moon",
+        "apfl",
+        "fedrod",
+        "fedala",
+        "prototypes per-epoch",
+    ],
+)
 def test_replayed_steps_give_the_bits_of_launched_ones(recorded, name):
     method = METHODS[name]
     made = replace(recipe_of(method), lr=0.05, lr_step=2)

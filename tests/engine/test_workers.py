@@ -16,9 +16,10 @@ from prrfl.engine.workers import Workers, shared_out
 from prrfl.errors import StateMismatchError
 from prrfl.evaluation import score
 from prrfl.storage.tensor_files import StatesOnDisk, from_bytes, to_bytes
+from prrfl.testing.contract import moment, recipe_of
 from prrfl.training import predict
 from prrfl.types import ExchangeRecord, RoundContext, ScoreRecord, Share, SiteData
-from tests.contract.test_algorithms import every_method, moment, recipe_of
+from tests.contract.test_algorithms import every_method
 from tests.sites import tiny_examples, tiny_network, tiny_sites
 
 

@@ -14,7 +14,7 @@ from tests.sites_on_disk import write_layout
 def small_and_quick():
     """Register the tiny network as ``tiny``, check for answers without a pause, and draw nothing."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(NETWORKS, "tiny", tiny)
+        patch.setattr(NETWORKS, "builtin", {**NETWORKS.builtin, "tiny": tiny})
         patch.setattr(transport, "POLL", 0.01)
         patch.setattr("prrfl.runs.report.draw_retrogress", lambda *_: None)
         yield

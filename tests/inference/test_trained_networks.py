@@ -287,6 +287,8 @@ def test_export_gives_onnx_that_agrees_and_a_card(prrfl, run, data, tmp_path):
     assert "| train | 8 | 8 | 8 | 24 |" in card
     assert "calibrated" in card
     assert "None |" not in card
+    assert "## Subgroups" not in card
+    assert "No subgroups were evaluated: its performance by skin tone, age or sex was not measured." in card
     assert (out / "calibration.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -300,6 +302,24 @@ def test_the_card_s_python_runs(prrfl, run, data, tmp_path, monkeypatch):
     exec(code, found)
     assert found["probabilities"].shape == (1, 3)
     assert found["probabilities"].sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_a_method_with_a_network_of_its_own_is_predicted_with_and_exported(prrfl, data, tmp_path, undrawn):
+    run = tmp_path / "run"
+    assert prrfl("train", "--data", data, "--out", run, "--method", "fenda", *SMALL)[0] == 0
+    weights = read_tensors(network_path(run, "clientA", "last"))
+    assert weights["head.weight"].shape == (3, 2 * 16)
+    own = ["--site", "clientA", "--network", "last"]
+    code, _, err = prrfl("predict", run, data / "data/clientA", *own, "--out", tmp_path / "p.csv")
+    assert code == 0, err
+    rows = {row["image"]: row for row in rows_of(tmp_path / "p.csv")}
+    saved = read_predictions(run / "predictions/clientA/last.csv")
+    for name, expected in zip(saved.ids, saved.probabilities.tolist(), strict=True):
+        row = rows[str(data / f"data/clientA/img_resize32/{name}.png")]
+        assert [float(row[f"p_{c}"]) for c in CLASSES] == pytest.approx(expected, abs=1e-5)
+    assert prrfl("export", run, *own, "--out", tmp_path / "exported")[0] == 0
+    session = onnxruntime.InferenceSession(tmp_path / "exported/model.onnx")
+    assert session.run(None, {"images": np.zeros((2, 32, 32, 3), np.uint8)})[0].shape == (2, 3)
 
 
 def test_export_touches_nothing_beside_it(prrfl, run, tmp_path):

@@ -46,7 +46,7 @@ def command(arguments, folder, kill_at, counted):
             if seen == kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    NETWORKS["tiny"] = tiny
+    NETWORKS.builtin = {**NETWORKS.builtin, "tiny": tiny}
     sys.argv = ["prrfl", *map(str, arguments)]
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         sys.addaudithook(look)
@@ -128,7 +128,7 @@ def test_who_stops_a_run_is_told_how_to_go_on(data, tmp_path, number):
         err = stderr.read()
     assert process.returncode == 128 + number
     done = RunFolder(out).rounds_done
-    assert err == f"stopped; {done} of 999 rounds are saved; continue with `prrfl resume {out}`\n"
+    assert err == f"stopped; {done} of 999 rounds are saved; continue with `prrfl resume '{out}'`\n"
     assert not list(out.rglob(".*"))
 
 

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from prrfl.reports import statistics, uncertainty
-from prrfl.reports.uncertainty import Variance
+from prrfl.reports.uncertainty import Term, Variance
 
 IMAGES = 80
 COUNTS = statistics.resamples(np.arange(IMAGES), 100, np.random.default_rng(0)).astype(float) / IMAGES
@@ -193,3 +193,34 @@ def test_wilsons_interval_of_images_in_lesions_covers(lesions):
     # A wider symmetric interval makes it wider.
     narrow, wide = (uncertainty.wilson_interval(0.8, half, 40, 1.959964) for half in (0.0, 0.3))
     assert wide[0] < narrow[0] < 0.8 < narrow[1] < wide[1] < 1.0
+
+
+def test_the_interval_of_two_proportions_is_newcombes():
+    """The first example of Newcombe (1998), method 10: 56 of 70 and 48 of 80."""
+    terms = [Term(1.0, 56 / 70, 70), Term(-1.0, 48 / 80, 80)]
+    assert uncertainty.sum_interval(terms) == pytest.approx((0.0524, 0.3339), abs=5e-5)
+    p = uncertainty.sum_p(terms)
+    at_zero = uncertainty.sum_interval(terms, -stats.norm.ppf(p / 2))
+    assert at_zero[0] == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("shares", [(0.95, 0.3), (1.0, 0.6), (0.7, 0.7)])
+def test_the_gap_of_balanced_accuracies_is_covered_with_few_lesions(shares):
+    """Five lesions of the rare class in the subgroup; both sides are equally good, or the second is worse."""
+    rng = np.random.default_rng(0)
+    lesions = np.array([[20, 5], [60, 25]])
+    missed = errors = 0
+    repetitions = 1000
+    for _ in range(repetitions):
+        found = rng.binomial(lesions, shares) / lesions
+        terms = [
+            Term(sign / 2, found[side, k], lesions[side, k])
+            for side, sign in ((0, 1), (1, -1))
+            for k in (0, 1)
+        ]
+        low, high = uncertainty.sum_interval(terms)
+        missed += not low <= 0 <= high
+        errors += uncertainty.sum_p(terms) < 0.05
+    assert missed == errors  # the interval and the test agree
+    assert within(missed, repetitions, 0.05)
+    assert missed > 0

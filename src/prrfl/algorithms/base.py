@@ -1,10 +1,10 @@
 """A federated method: a frozen dataclass of hyper-parameters, with pure functions of states."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, TypeVar, cast
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from prrfl.tensors import WeightedMean
 from prrfl.training import Site
@@ -48,6 +48,10 @@ class MeanOfShares:
         return self._mean.result()
 
 
+def _itself(network: nn.Module) -> nn.Module:
+    return network
+
+
 @dataclass(frozen=True)
 class Traits:
     """What the rest of the package must know about a method. The defaults suit most methods.
@@ -62,12 +66,15 @@ class Traits:
             send more than the method does by default; see :func:`variant_of`.
         stages: names of the training stages 1, 2, ... that its metric ``stage`` counts; empty without stages.
         loss: name of the loss that it is published with.
+        network: makes the network that the method trains and deploys from the one that the settings name;
+            by default it is the same.
     """
 
     scope: Literal["federated", "alone", "pooled"] = "federated"
     variants: tuple[str, ...] = ()
     stages: tuple[str, ...] = ()
     loss: str = "cross-entropy"
+    network: Callable[[nn.Module], nn.Module] = _itself
 
 
 def traits_of(method: object) -> Traits:

@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from prrfl.algorithms.base import MeanOfShares
-from prrfl.algorithms.single import train_one
+from prrfl.algorithms.single import squared_distance, train_one
 from prrfl.tensors import detached
 from prrfl.training import Learner, Site, Step
 from prrfl.types import RoundContext, Share, Tensors
@@ -43,11 +42,7 @@ class FedProx:
         return FedProxState(learner, client.anchor), metrics
 
     def _objective(self, step: Step) -> list[Tensor]:
-        terms = [
-            (weight - step.given[key].to(weight.dtype)).square().sum()
-            for key, weight in step.networks[0].named_parameters()
-        ]
-        return [step.losses[0] + self.mu / 2 * torch.stack(terms).sum()]
+        return [step.losses[0] + self.mu / 2 * squared_distance(step.networks[0], step.given)]
 
     def share(self, client: FedProxState, ctx: RoundContext) -> Share:
         """Share all weights."""

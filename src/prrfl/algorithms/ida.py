@@ -16,9 +16,9 @@ SMALLEST = 1e-12
 class InverseDistanceMean:
     """Weights each network by one over its L1 distance from the plain mean of the round's networks.
 
-    The distance runs over all that is shared, batch norm's running statistics included; see :func:`distance`.
-    It needs all shares at once. Therefore it cannot run under secure summation, and its memory grows with the
-    number of sites.
+    A share's own weight is a further factor, also in the plain mean. The distance runs over all that is
+    shared, batch norm's running statistics included; see :func:`distance`. It needs all shares at once.
+    Therefore it cannot run under secure summation, and its memory grows with the number of sites.
     """
 
     only_adds: ClassVar[bool] = False
@@ -34,13 +34,12 @@ class InverseDistanceMean:
         """Return the mean with inverse-distance weights."""
         plain = WeightedMean()
         for client, share in self._shares.items():
-            plain.add(share.tensors, whose=f"site {client}")
+            plain.add(share.tensors, share.weight, whose=f"site {client}")
         centre = plain.result()
         weighted = WeightedMean()
         for client, share in self._shares.items():
-            weighted.add(
-                share.tensors, 1 / max(distance(share.tensors, centre), SMALLEST), whose=f"site {client}"
-            )
+            weight = share.weight / max(distance(share.tensors, centre), SMALLEST)
+            weighted.add(share.tensors, weight, whose=f"site {client}")
         return weighted.result()
 
 

@@ -1,6 +1,9 @@
-"""Training of the one network of a site, for methods with a single network."""
+"""Training of the one network of a site, and parts that several methods share."""
 
 from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor, nn
 
 from prrfl.evaluation import macro_f1
 from prrfl.training import Learner, Objective, Site, train_epoch
@@ -13,9 +16,10 @@ def train_one(
     ctx: RoundContext,
     objective: Objective | None = None,
     given: Tensors | None = None,
+    frozen: frozenset[str] = frozenset(),
 ) -> tuple[Learner, Mapping[str, float]]:
     """Train one network for one local epoch; measure its loss and its macro-F1 during the epoch."""
-    epoch = train_epoch([client], site, ctx, objective, given)
+    epoch = train_epoch([client], site, ctx, objective, given, frozen)
     return epoch.learners[0], {
         "loss": epoch.losses[0],
         "train_f1": macro_f1(epoch.logits[0], epoch.labels),
@@ -25,3 +29,11 @@ def train_one(
 def without(tensors: Tensors, keys: Collection[str]) -> Tensors:
     """Return the tensors whose names are not among the keys."""
     return {key: tensor for key, tensor in tensors.items() if key not in keys}
+
+
+def squared_distance(network: nn.Module, anchor: Tensors) -> Tensor:
+    """Return ‖w − anchor‖², the sum over all parameters of a network."""
+    terms = [
+        (weight - anchor[key].to(weight.dtype)).square().sum() for key, weight in network.named_parameters()
+    ]
+    return torch.stack(terms).sum()

@@ -14,6 +14,7 @@ import typer
 import prrfl
 from prrfl.cli.commands import CommandGroup
 from prrfl.errors import PRRFLError, Stopped, one_line
+from prrfl.parts.blame import blamed
 
 __all__ = ["app", "guarded", "main"]
 
@@ -78,6 +79,12 @@ def guarded(command: Any) -> int:
         return 128 + stop.signal
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 1
+    except Exception as cause:
+        part = blamed(cause)
+        if part is None:
+            raise
+        print(f"error: {part}", file=sys.stderr)
+        return 2
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

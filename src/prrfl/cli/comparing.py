@@ -1,28 +1,48 @@
 """``prrfl compare``: run methods × seeds, and tabulate which differences are real."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from prrfl.algorithms import ALGORITHMS
-from prrfl.cli.flags import with_flags
+from prrfl.cli.flags import given_flags, with_flags
 from prrfl.cli.options import TimeLimit
-from prrfl.cli.screen import console, going_on, print_table
+from prrfl.cli.screen import (
+    PositionProgress,
+    Shown,
+    console,
+    going_on,
+    print_next,
+    print_table,
+    print_watch,
+    time_left,
+)
 from prrfl.errors import ConfigError, PRRFLError
 from prrfl.reports.across import standings_table
 from prrfl.reports.comparison import Row
 from prrfl.reports.tables import brief, legend
+from prrfl.runs import scorers as measures
 from prrfl.runs.across import standings
+from prrfl.runs.afterwards import after_comparison
 from prrfl.runs.compare import Planned, keep_margin, plan, run_all, tabulate
 from prrfl.runs.folder import RunFolder
+from prrfl.runs.position import (
+    Position,
+    SitePosition,
+    SiteState,
+    part_done,
+    reporting,
+    seconds_left,
+)
 
-_METHODS = ",".join(ALGORITHMS)
+_METHODS = ",".join(ALGORITHMS.builtin)
 
 
 @with_flags(
@@ -47,6 +67,14 @@ _METHODS = ",".join(ALGORITHMS)
                 show_default=False,
             ),
         ],
+        "scorers": Annotated[
+            str | None,
+            typer.Option(
+                help="further measures, separated by commas: scorers of scikit-learn, such as "
+                "matthews_corrcoef, or functions of your own, such as ./file.py:name; kept in the folder",
+                show_default=False,
+            ),
+        ],
         "across": Annotated[
             str | None,
             typer.Option(
@@ -59,7 +87,7 @@ _METHODS = ",".join(ALGORITHMS)
     },
     defaults={
         **{"methods": _METHODS, "seeds": "0,1", "workers": None},
-        **{"margin": None, "across": None, "time_limit": None},
+        **{"margin": None, "scorers": None, "across": None, "time_limit": None},
     },
     leave_out=("method", "seed", "workers", "threads"),
 )
@@ -82,19 +110,27 @@ def compare(methods: str, seeds: str, config: Path | None, out: Path | None, **f
         raise ConfigError(f"--seeds: expected whole numbers separated by commas, got '{seeds}'") from None
     folder = out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-compare"
     workers, margin, time_limit = flags.pop("workers"), flags.pop("margin"), flags.pop("time_limit")
-    given = {key: value for key, value in flags.items() if value is not None}
+    scorers = flags.pop("scorers")
+    given = given_flags(flags)
+    further = None if scorers is None else [name.strip() for name in scorers.split(",")]
+    measures.scorers(further or ())
     planned = plan(config, given, [m.strip() for m in methods.split(",")], numbers, folder)
     if margin is not None:
         keep_margin(folder, margin)
-    failed = _show(planned, workers, time_limit)
+    if further is not None:
+        measures.keep_scorers(folder, further)
+    failed = _show(planned, folder, workers, time_limit)
     unfinished = [one for one in planned if not RunFolder(one.folder).is_finished]
     if len(unfinished) < len(planned):
         print_comparison(tabulate(folder))
         console.print(f"Tables, figure and runs: {folder}", soft_wrap=True)
+        console.print(f"Page: {folder / 'report.html'}", soft_wrap=True)
+    if not failed and not unfinished:
+        print_next(after_comparison(folder))
     if not failed and unfinished:
         console.print(
             f"Time limit: {len(planned) - len(unfinished)} of {len(planned)} runs are finished; "
-            f"repeat the command with --out {folder} to continue",
+            f"repeat the command with --out {quote(str(folder))} to continue",
             soft_wrap=True,
         )
     if failed:
@@ -105,27 +141,44 @@ def compare(methods: str, seeds: str, config: Path | None, out: Path | None, **f
         )
 
 
-def _show(planned: list[Planned], workers: int | None, time_limit: float | None) -> Mapping[str, str]:
+def _show(
+    planned: list[Planned], folder: Path, workers: int | None, time_limit: float | None
+) -> Mapping[str, str]:
     """Do the runs while showing progress; return the last line of output of each that failed."""
-    total = sum(one.config.rounds for one in planned)
+    rounds = sum(one.config.rounds for one in planned)
     before = sum(RunFolder(one.folder).rounds_done for one in planned)
-    console.print(f"{len(planned)} runs, {total} rounds, of which {before} are done.")
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total} rounds"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
+    console.print(f"{len(planned)} runs, {rounds} rounds, of which {before} are done.")
+    print_watch(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    began, first = time.monotonic(), _position(planned).done
+
+    def look() -> Shown:
+        done = _position(planned).done
+        left = seconds_left(time.monotonic() - began, first, done)
+        return Shown(f"{done * rounds:.1f}/{rounds} rounds", done, time_left(left))
+
     failed: Mapping[str, str] = {}
-    with Progress(*columns, console=console, speed_estimate_period=3600) as progress:
-        task = progress.add_task("comparing", total=total - before)
-        with going_on(lambda: "complete rounds are saved; repeat the command to continue"):
-            for now in run_all(planned, workers, time_limit):
-                progress.update(task, completed=now.rounds - before)
-                failed = now.failed
+    with (
+        reporting(RunFolder(folder), lambda: _position(planned)),
+        PositionProgress(look),
+        going_on(lambda: "complete rounds are saved; repeat the command to continue"),
+    ):
+        for now in run_all(planned, workers, time_limit):
+            failed = now
     return failed
+
+
+def _position(planned: Sequence[Planned]) -> Position:
+    """Return the position of a comparison: its runs, by the names of their folders, in place of sites."""
+    parts = {one.folder.name: part_done(RunFolder(one.folder), one.config.rounds) for one in planned}
+    states: dict[str, SiteState] = {
+        name: "waiting" if not part else "trained" if part == 1 else "training"
+        for name, part in parts.items()
+    }
+    rounds = [one.config.rounds for one in planned]
+    done = sum(part * of for part, of in zip(parts.values(), rounds, strict=True)) / sum(rounds)
+    whole = sum(part == 1 for part in parts.values())
+    return Position(whole, min(1.0, done), {name: SitePosition(state) for name, state in states.items()})
 
 
 def _print_standings(folders: list[Path]) -> None:

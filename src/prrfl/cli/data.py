@@ -191,6 +191,153 @@ def split(
         console.print(f"{gone} images are missing or broken and were left out; `prrfl data check` lists them")
 
 
+@data.command(name="import")
+def import_(
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="folder with a folder per class, or a table")
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="manifest CSV to write")],
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            help="the table's columns, as path=filename,label=diagnosis; also site, split and group; by "
+            "default the same names",
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="folder of the images; by default that of the table")
+    ] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="classes to take, in this order; by default all, sorted")
+    ] = None,
+    site: Annotated[str, typer.Option(help="name of the site, if no column names sites")] = "all",
+) -> None:
+    """Write a manifest of a folder per class, or of a table with other columns.
+
+    Further columns stay, for `prrfl data partition` and subgroups.
+    """
+    from prrfl.data.importing import from_folders, from_table, manifest_of
+
+    if out.suffix.lower() != ".csv" or out.resolve() == source.resolve():
+        raise DataError(f"--out is {out}; expected a file that ends in .csv and is not the source itself")
+    names = _names(classes) if classes else ()
+    if source.is_dir():
+        if columns or images:
+            raise DataError(f"{source} is a folder; --columns and --images are for tables")
+        found = from_folders(source, names, site)
+    else:
+        found = from_table(source, _columns(columns), images, names, site)
+    write_text(out, manifest_of(found.rows, out.parent))
+    for reason, count in sorted(found.passed_over.items()):
+        console.print(one_line(f"left out: {count} {reason}"), soft_wrap=True)
+    sites = sorted({row["site"] for row in found.rows})
+    console.print(f"{len(found.rows)} images at {', '.join(sites)}: {out}", soft_wrap=True)
+    console.print(f"Classes: --classes {','.join(found.classes)}", soft_wrap=True)
+    if {row["split"] for row in found.rows} != {"train", "valid", "test"}:
+        console.print("Some splits are missing; make them with `prrfl data split`", soft_wrap=True)
+
+
+def _columns(text: str | None) -> dict[str, str]:
+    pairs = [pair.partition("=") for pair in text.split(",")] if text else []
+    if wrong := [name for name, equals, column in pairs if not (name.strip() and equals and column.strip())]:
+        raise DataError(f"--columns: '{wrong[0]}' names no column; expected path=filename,label=diagnosis")
+    return {name.strip(): column.strip() for name, _, column in pairs}
+
+
+@data.command()
+def partition(
+    source: Annotated[Path, typer.Argument(metavar="DATA", help="manifest CSV; its sites are replaced")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="manifest CSV to write")],
+    by: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="make a site of each value of a column")
+    ] = None,
+    sites: Annotated[
+        int | None, typer.Option(min=2, max=1000, help="number of sites to divide among")
+    ] = None,
+    dirichlet: Annotated[
+        float, typer.Option(min=0.001, help="with --sites: small values give sites very different classes")
+    ] = 0.5,
+    least: Annotated[
+        int, typer.Option(min=1, help="with --sites: fewest images of a site in each split")
+    ] = 5,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="same seed, same sites")] = 0,
+) -> None:
+    """Divide a data set among sites: by a column, or at random with different classes at each.
+
+    Splits stay as they are, and images of one group stay together.
+    """
+    from prrfl.data.importing import manifest_of
+    from prrfl.data.manifest import COLUMNS
+    from prrfl.data.partition import Skew, by_column, by_skew
+    from prrfl.data.tables import read_rows
+
+    if out.suffix.lower() != ".csv" or out.resolve() == source.resolve():
+        raise DataError(f"--out is {out}; expected a file that ends in .csv and is not the data set itself")
+    if (by is None) == (sites is None):
+        raise DataError("give either --by COLUMN or --sites K")
+    needed = ("path", "label", "split", *([by] if by else []))
+    rows = [row for _, row in read_rows(source, needed, "manifest", ("site", "group"))]
+    if by is not None:
+        placed = by_column(rows, by, str(source))
+    else:
+        labels, splits, groups = ([row.get(name, "") for row in rows] for name in ("label", "split", "group"))
+        placed = by_skew(labels, splits, groups, Skew(sites or 0, dirichlet, least, seed))
+    written = [
+        {
+            **{name: row.get(name, "") for name in COLUMNS},
+            **{name: cell for name, cell in row.items() if name not in COLUMNS},
+            "path": str(source.parent / row["path"]),
+            "site": there,
+        }
+        for row, there in zip(rows, placed, strict=True)
+    ]
+    write_text(out, manifest_of(written, out.parent))
+    classes = sorted({row["label"] for row in rows})
+    table = Table(title="Images")
+    for name in ("site", *classes, "all"):
+        table.add_column(name, justify="left" if name == "site" else "right")
+    for there in sorted(set(placed)):
+        own = [row["label"] for row, place in zip(rows, placed, strict=True) if place == there]
+        table.add_row(there, *(str(own.count(label)) for label in classes), str(len(own)))
+    print_table(table, names=1)
+    console.print(f"{len(rows)} images: {out}", soft_wrap=True)
+
+
+@data.command()
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="DIR", help="folder of images or DICOM files")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="folder to create")],
+    window: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LOW,HIGH",
+            help="intensities shown as black and white; DICOM files may hold a window of their own",
+        ),
+    ] = None,
+) -> None:
+    """Write DICOM files, and images of 16 bits or floating point, as PNG of 8 bits.
+
+    Convert images that a network is used on later with the same window.
+    """
+    from prrfl.data.convert import Window
+    from prrfl.data.convert import convert as write
+
+    chosen = None
+    if window is not None:
+        try:
+            low, high = map(float, window.split(","))
+        except ValueError:
+            raise DataError(f"--window {window}: expected two numbers, LOW,HIGH") from None
+        chosen = Window(low, high)
+    with _progress("converting", sum(1 for path in source.rglob("*"))) as seen:
+        done = write(source, out, chosen, seen)
+    for used, count in done.windows.most_common():
+        console.print(f"{count} images: {used}", soft_wrap=True)
+    if done.passed_over:
+        console.print(one_line(f"passed over: {told(done.passed_over)}"), soft_wrap=True)
+    console.print(f"{done.images} images: {out}", soft_wrap=True)
+
+
 @data.command()
 def build(
     ham: Annotated[list[Path], typer.Option(help="images of HAM10000: a folder or zip; may be repeated")],

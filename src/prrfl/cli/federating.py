@@ -10,9 +10,19 @@ import typer
 from rich.console import Console
 
 from prrfl.algorithms import DEFAULT
-from prrfl.cli.flags import with_flags
-from prrfl.cli.screen import console, going_on, print_summary
-from prrfl.config import TrainConfig
+from prrfl.cli.flags import given_flags, with_flags
+from prrfl.cli.screen import (
+    PositionProgress,
+    Shown,
+    console,
+    going_on,
+    print_next,
+    print_summary,
+    print_watch,
+    time_left,
+)
+from prrfl.config import TrainConfig, merged
+from prrfl.data.own import absolute, is_own_data
 from prrfl.errors import ConfigError, ParticipationError, PRRFLError
 from prrfl.flower.consent import METHODS, parse_methods
 from prrfl.storage.atomic import only_for_this_user
@@ -20,6 +30,7 @@ from prrfl.storage.atomic import only_for_this_user
 if TYPE_CHECKING:
     from prrfl.flower.federation import Federation
     from prrfl.flower.launch import Server
+    from prrfl.runs.position import Position
 
 errors = Console(stderr=True, markup=False, emoji=False)
 """For warnings beside a command's printed result."""
@@ -80,7 +91,7 @@ def server(
     from prrfl.flower.launch import Server
 
     settings = read_settings(config) if config else {}
-    settings |= {key: value for key, value in flags.items() if value is not None}
+    settings = merged(settings, given_flags(flags))
     names = [name.strip() for name in sites.split(",") if name.strip()]
     folder = (out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-federation").absolute()
     ours = Server(folder, certs.absolute(), host, port)
@@ -92,6 +103,7 @@ def server(
 
 def _serve(ours: "Server", federation: "Federation", show: bool) -> None:
     from prrfl.flower.launch import outcome, serving
+    from prrfl.runs.afterwards import after_run
     from prrfl.runs.folder import RunFolder
     from prrfl.storage.records import read_records
     from prrfl.types import AbsenceRecord
@@ -109,11 +121,13 @@ def _serve(ours: "Server", federation: "Federation", show: bool) -> None:
             f"{federation.config.method}, experiment {federation.experiment}: waiting for "
             f"{', '.join(federation.sites)} at {ours.host}:{ours.port}"
         )
+        print_watch(folder)
         again = "complete rounds are saved; run the same command again to resume"
         with going_on(lambda: again), serving(ours, federation.sites) as run:
             _follow(folder, federation.config.rounds, lambda: outcome(ours, run))
     print_summary(folder)
     console.print(f"Run folder: {folder}", soft_wrap=True)
+    print_next(after_run(folder))
     absent = [r for r in read_records(folder / "metrics.jsonl") if isinstance(r, AbsenceRecord)]
     for record in absent:
         console.print(f"round {record.round + 1} continued without {record.client}: {record.reason}")
@@ -165,11 +179,11 @@ def site(
         check_private_key(key)
     if secure:
         check_readable(certs / "roster.txt")
-    if not data.exists():
+    if not data.exists() and not is_own_data(data):
         raise ConfigError(f"data {data} does not exist; give a folder, a manifest .csv or an .npz file")
     own: dict[str, str | int | bool] = {
         "name": name,
-        "data": str(data.absolute()),
+        "data": str(absolute(data)),
         "home": str(home.absolute()),
         "device": device,
         "threads": threads,
@@ -250,22 +264,14 @@ def _follow(folder: Path, rounds: int, outcome: Any) -> None:
     Raises:
         ParticipationError: if it failed, with the error of the server app.
     """
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from prrfl.runs.position import read_position
 
-    from prrfl.runs.folder import RunFolder
+    def look() -> Shown | None:
+        now = read_position(folder)
+        return Shown(_answers(now, rounds), now.done, time_left(now.seconds_left)) if now else None
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total} rounds"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
     said = (folder / "log.txt").stat().st_size if (folder / "log.txt").is_file() else 0
-    with Progress(*columns, console=console, speed_estimate_period=3600) as progress:
-        before = RunFolder(folder).rounds_done
-        task = progress.add_task("federation", total=rounds, completed=before)
+    with PositionProgress(look) as progress:
         ended, error, failures = False, "", 0
         while not ended:
             time.sleep(2)
@@ -284,9 +290,23 @@ def _follow(folder: Path, rounds: int, outcome: Any) -> None:
                         if " ERROR " not in line:
                             progress.console.print(line, soft_wrap=True, highlight=False)
                     said = log.tell()
-            progress.update(task, completed=RunFolder(folder).rounds_done)
     if error:
         raise ParticipationError(error)
+
+
+def _answers(now: "Position", rounds: int) -> str:
+    """Return the round in progress, and which sites have not answered the order that is on its way."""
+    text = f"round {min(now.round + 1, rounds)}/{rounds}"
+    answered = sum(site.state == "answered" for site in now.sites.values())
+    missing = [
+        f"{name} ({site.state})" if site.state == "not connected" else name
+        for name, site in now.sites.items()
+        if site.state in ("asked", "not connected")
+    ]
+    if not now.sites:
+        return text
+    text += f" {now.step}: {answered}/{answered + len(missing)} answered"
+    return f"{text}, missing {', '.join(missing)}" if missing else text
 
 
 def needs_flower() -> None:

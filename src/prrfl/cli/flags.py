@@ -10,7 +10,8 @@ import typer
 from pydantic.fields import FieldInfo
 from rich.markup import escape
 
-from prrfl.config import TrainConfig
+from prrfl.config import PARTS, TrainConfig
+from prrfl.errors import ConfigError
 
 _Command = TypeVar("_Command", bound=Callable[..., None])
 
@@ -53,6 +54,28 @@ def with_flags(
     return decorate
 
 
+def given_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings among flags that were given, those of own parts by kind.
+
+    Raises:
+        ConfigError: if --set is not kind.name=value.
+    """
+    given = {key: value for key, value in flags.items() if value not in (None, [])}
+    if assignments := given.pop("set", []):
+        tables: dict[str, dict[str, str]] = {}
+        for assignment in assignments:
+            key, equals, value = assignment.partition("=")
+            kind, dot, name = key.partition(".")
+            if not (equals and dot and name):
+                raise ConfigError(
+                    f"--set {assignment}: expected kind.name=value, such as method.step=0.2; kinds are "
+                    f"{', '.join(PARTS)}"
+                )
+            tables.setdefault(kind, {})[name] = value
+        given["set"] = tables
+    return given
+
+
 def _parameter(name: str, kind: Any, text: str) -> signatures.Parameter:
     annotation = Annotated[kind | None, typer.Option(help=text, show_default=False)]
     return signatures.Parameter(name, signatures.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
@@ -60,6 +83,8 @@ def _parameter(name: str, kind: Any, text: str) -> signatures.Parameter:
 
 def _flag_type(annotation: Any) -> Any:
     """Return the type of a flag. Pydantic checks its value, so that files and flags give the same errors."""
+    if get_origin(annotation) is dict:
+        return list[str]
     choices = (annotation, *get_args(annotation))
     if any(get_origin(kind) in (Literal, tuple) for kind in choices):
         return str
@@ -71,5 +96,5 @@ def _described(field: FieldInfo) -> str:
     kind = field.annotation
     choices = f"; one of {', '.join(map(str, get_args(kind)))}" if get_origin(kind) is Literal else ""
     shown = ",".join(field.default) if isinstance(field.default, tuple) else field.default
-    default = "" if shown is None else f" [default: {shown}]"
+    default = "" if shown in (None, "", {}) else f" [default: {shown}]"
     return escape(f"{field.description}{choices}{default}")

@@ -3,24 +3,23 @@
 import csv
 import io
 import os
-from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from prrfl.cli.onboarding import evaluate_new_sites
-from prrfl.cli.options import MovedData
-from prrfl.cli.screen import console, print_table, score_cells, score_table
+from prrfl.cli.options import MovedData, Subgroups
+from prrfl.cli.screen import console, print_subgroups, print_table, score_cells, score_table
 from prrfl.errors import ConfigError
 from prrfl.storage.atomic import write_json, write_text
 
 if TYPE_CHECKING:
-    from prrfl.reports.assessment import Assessment
     from prrfl.runs.deployed import SavedNetwork, Which
+    from prrfl.types import Predictions
 
 _Run = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run, or of a site of a federation")]
 SiteName = Annotated[
@@ -87,6 +86,7 @@ def evaluate(
     own_data: MovedData = None,
     network: Network = "best",
     calibrate: Calibrate = False,
+    subgroups: Subgroups = None,
     json: Annotated[
         Path | None, typer.Option(metavar="FILE", help="write the scores to this file, too")
     ] = None,
@@ -98,12 +98,13 @@ def evaluate(
     confidence intervals over images. Scoring uses float32, whatever the precision of the run.
     """
     if data is None:
-        found = {name: asdict(one) for name, one in _own(run_folder, network, calibrate, own_data).items()}
+        found = _own(run_folder, network, calibrate, own_data, subgroups)
     elif own_data is not None:
         raise ConfigError("--own-data cannot be used with --data, the data of new sites; choose one")
-    elif calibrate:
+    elif calibrate or subgroups is not None:
         raise ConfigError(
-            "--calibrate cannot be used with --data, which scores networks as they are; leave it out"
+            f"--{'calibrate' if calibrate else 'subgroups'} cannot be used with --data, which scores several "
+            "networks as they are; leave it out"
         )
     else:
         scored = evaluate_new_sites(run_folder, data, network)
@@ -113,24 +114,35 @@ def evaluate(
 
 
 def _own(
-    run_folder: Path, network: "Which", calibrate: bool, data: Path | None
-) -> Mapping[str, "Assessment"]:
-    from prrfl.inference.evaluate import evaluate_own_sites
+    run_folder: Path, network: "Which", calibrate: bool, data: Path | None, subgroups: str | None
+) -> dict[str, dict[str, Any]]:
+    """Score and print the networks of a run on their own sites; return all scores by site."""
+    from prrfl.data.subgroups import parse_columns
+    from prrfl.inference.evaluate import evaluate_own_sites, tables_of
+    from prrfl.reports.assessment import assess
+    from prrfl.reports.subgroups import by_subgroup
+    from prrfl.runs.deployed import sites_of
     from prrfl.runs.folder import RunFolder
 
+    columns = parse_columns(subgroups) if subgroups is not None else ()
+    tables = tables_of(run_folder, sites_of(run_folder), columns, data, "--own-data")
     classes: tuple[str, ...] = ()
-    found: dict[str, Assessment] = {}
+    predicted: dict[str, Predictions] = {}
     early: list[str] = []
     with console.status("scoring"):
-        for saved, assessment in evaluate_own_sites(run_folder, network, calibrate, data):
-            found[saved.site], classes = assessment, saved.about.classes
+        for saved, predictions in evaluate_own_sites(run_folder, network, calibrate, data):
+            predicted[saved.site], classes = predictions, saved.about.classes
             if _is_early(saved, network):
                 early.append(_named(saved, network))
+        found = {site: assess(one) for site, one in predicted.items()}
+        divided = by_subgroup(predicted, tables.divide(predicted))
     title = f"{network} network of each site on its own test images"
     table = score_table(title, ("site", "images"), classes)
     for site, assessment in found.items():
         table.add_row(site, str(assessment.images), *score_cells(assessment))
     print_table(table)
+    if divided:
+        print_subgroups(divided, classes)
     for which in early:
         console.print(f"Scored: {which}.", soft_wrap=True)
     precision = RunFolder(run_folder).settings().precision
@@ -139,7 +151,11 @@ def _own(
             f"Scored in float32; the run scored in {precision}, so its summary may differ slightly.",
             soft_wrap=True,
         )
-    return found
+    scores = {site: asdict(one) for site, one in found.items()}
+    if columns:
+        for site in scores:
+            scores[site]["subgroups"] = [asdict(row) for row in divided if row.site == site]
+    return scores
 
 
 def _named(saved: "SavedNetwork", which: "Which") -> str:
@@ -160,6 +176,8 @@ def export(
     site: SiteName = None,
     network: Network = "best",
     calibrate: Calibrate = False,
+    subgroups: Subgroups = None,
+    data: MovedData = None,
 ) -> None:
     """Export a site's network as ONNX, with a model card and a calibration plot.
 
@@ -168,14 +186,20 @@ def export(
     """
     if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]:
         raise ConfigError(f"package {missing[0]} is not installed; run pip install 'prrfl[onnx]'")
+    from prrfl.data.subgroups import parse_columns
     from prrfl.inference import export as exporting
+    from prrfl.inference.evaluate import tables_of
     from prrfl.runs.deployed import read_network
     from prrfl.runs.folder import RunFolder
 
+    columns = parse_columns(subgroups) if subgroups is not None else ()
+    if data is not None and not columns:
+        raise ConfigError("--data: only --subgroups reads the data; leave it out, or name columns")
     RunFolder(out).check_free()
     saved = read_network(run_folder, site, network, calibrate=calibrate)
+    tables = tables_of(run_folder, [saved.site], columns, data, "--data")
     with console.status("exporting"):
-        difference = exporting.export(saved, run_folder, network, out)
+        difference = exporting.export(saved, run_folder, network, out, tables)
     console.print(
         f"{out / 'model.onnx'}: {_named(saved, network)}; onnxruntime's probabilities differ from its own by "
         f" at most {difference:.0e}. Read {out / 'model_card.md'} before use.",

@@ -15,6 +15,16 @@ TimeLimit = Annotated[
     ),
 ]
 
+Subgroups = Annotated[
+    str | None,
+    typer.Option(
+        metavar="COLUMNS",
+        help="also score subgroups of the test images, by columns of the data's tables, separated by commas; "
+        "numbers are divided at edges, as in age:40+60,sex",
+        show_default=False,
+    ),
+]
+
 MovedData = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="where the run's data is now, if it was moved", show_default=False),

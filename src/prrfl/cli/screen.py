@@ -2,19 +2,14 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
 from prrfl.errors import Stopped
@@ -23,50 +18,102 @@ from prrfl.reports.formatting import percent
 if TYPE_CHECKING:
     from prrfl.config import TrainConfig
     from prrfl.reports.assessment import Assessment, Measured
-    from prrfl.types import RoundRecord, SiteData
+    from prrfl.reports.subgroups import Subgroup
+    from prrfl.runs.afterwards import NextStep
+    from prrfl.runs.position import Position
+    from prrfl.types import RoundRecord
 
 # Names of sites, classes and images are printed as they are: [b] is not markup, :x: is not an emoji.
 console = Console(markup=False, emoji=False)
 
 
-def show_progress(
-    records: "Iterable[RoundRecord]", sites: "list[SiteData]", settings: "TrainConfig", done: int = 0
-) -> None:
-    """Consume the records of a run, and show its round, site, stage and remaining time.
+class PositionProgress(Progress):
+    """A bar for one work, which asks where the work is each time it is drawn."""
+
+    def __init__(self, look: "Callable[[], Shown | None]") -> None:
+        """Draw a bar.
+
+        Args:
+            look: returns what to show now; ``None`` leaves the bar as it is.
+        """
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(None),  # as wide as the texts leave room for
+            TextColumn("{task.percentage:3.0f} %"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}", markup=False),
+        )
+        self._look = look
+        super().__init__(*columns, console=console, refresh_per_second=4)
+        self.add_task("starting", total=1.0, left="")
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Return the bar as it is now."""
+        # Asked here, because the thread that trains is busy.
+        if self.task_ids and (now := self._look()) is not None:
+            self.update(self.task_ids[0], completed=now.done, description=now.text, left=now.left)
+        return super().get_renderables()
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a bar shows: a text, the part that is done (0 to 1), and the time that is left, as text."""
+
+    text: str
+    done: float
+    left: str = ""
+
+
+def show_progress(records: "Iterable[RoundRecord]", folder: Path, settings: "TrainConfig") -> None:
+    """Consume the records of a run, and show its round, site, epoch, batch and remaining time.
 
     Args:
         records: the records, as the run yields them.
-        sites: the sites that train.
+        folder: the run's folder, where it writes its position.
         settings: the run's settings.
-        done: rounds that were complete before.
     """
-    from prrfl.algorithms import ALGORITHMS, traits_of
+    from prrfl.runs.position import read_position
 
-    stages = ("", *traits_of(ALGORITHMS[settings.method]).stages)
-    sizes = {site.name: len(site.train) for site in sites}
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TextColumn("{task.percentage:3.0f} %"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, speed_estimate_period=3600) as progress:
-        total = (settings.rounds - done) * settings.epochs * sum(sizes.values())
-        task = progress.add_task(f"round {done + 1}/{settings.rounds}", total=total)
+    def look() -> Shown | None:
+        now = read_position(folder)
+        return Shown(position_text(now, settings), now.done, time_left(now.seconds_left)) if now else None
+
+    with PositionProgress(look):
         for record in records:
-            if record.kind == "train":
-                stage = stages[int(record.metrics.get("stage", 0))]
-                progress.update(
-                    task,
-                    # All sites at once if their images are pooled.
-                    advance=sizes.get(record.client, sum(sizes.values())),
-                    description=f"round {record.round + 1}/{settings.rounds} {record.client} {stage}",
-                )
-            elif record.kind == "exchange" and not console.is_terminal:
+            if record.kind == "exchange" and not console.is_terminal:
                 console.print(f"round {record.round + 1}/{settings.rounds} done")
+
+
+def position_text(now: "Position", settings: "TrainConfig") -> str:
+    """Return a run's round, with the site that is furthest behind among those that train."""
+    text = f"round {min(now.round + 1, settings.rounds)}/{settings.rounds}"
+    training = {name: site for name, site in now.sites.items() if site.state == "training"}
+    if not training:
+        return text
+    name, site = min(training.items(), key=lambda item: item[1].epoch + item[1].images / item[1].size)
+    batch, batches = site.batches(settings.batch)
+    return f"{text} {name} epoch {site.epoch + 1}/{settings.epochs} batch {batch}/{batches}"
+
+
+def time_left(seconds: float | None) -> str:
+    """Return a time as ``left 1:23:45``; empty if it is unknown."""
+    return "" if seconds is None else f"left {timedelta(seconds=round(seconds))}"
+
+
+def print_watch(folder: Path) -> None:
+    """Print how to follow, in a browser, what happens in a folder."""
+    from prrfl.runs.afterwards import command
+
+    console.print(f"Follow it in a browser: {command('watch', folder)}", soft_wrap=True, highlight=False)
+
+
+def print_next(steps: "Iterable[NextStep]") -> None:
+    """Print commands that may follow, each with its purpose."""
+    console.print("Next:")
+    for step in steps:
+        # Not wrapped, so that a long line can be copied.
+        console.print(f"  {step.command}  # {step.purpose}", soft_wrap=True, highlight=False)
 
 
 @contextmanager
@@ -194,6 +241,21 @@ def score_cells(assessment: "Assessment") -> list[str]:
     scores = (assessment.macro_f1, assessment.auc, *assessment.recall)
     error = f"{percent(assessment.calibration_error)}\nby chance {100 * assessment.chance_error:.0f}"
     return [*map(_with_interval, scores), error]
+
+
+def print_subgroups(rows: "Sequence[Subgroup]", classes: Sequence[str]) -> None:
+    """Print the table of subgroups, and what it shows."""
+    from prrfl.reports.subgroups import findings, subgroup_table
+
+    shown = subgroup_table(rows, classes, between="\n")
+    table = Table(title=f"{shown.title} (%, 95 % intervals over images)")
+    for index, name in enumerate(shown.heads):
+        table.add_column(name, justify="left" if index < 2 else "right")
+    for row, line in zip(rows, shown.body, strict=True):
+        table.add_row(*line, style="bold" if row.told_apart else None)
+    print_table(table, names=2)
+    for line in findings(rows, classes):
+        console.print(line, soft_wrap=True)
 
 
 def _with_interval(score: "Measured") -> str:

@@ -12,16 +12,27 @@ from rich.markup import escape
 
 from prrfl.algorithms import traits_of
 from prrfl.cli.comparing import print_comparison
-from prrfl.cli.flags import with_flags
-from prrfl.cli.options import MovedData, TimeLimit
-from prrfl.cli.screen import console, going_on, print_summary, show_progress
+from prrfl.cli.flags import given_flags, with_flags
+from prrfl.cli.options import MovedData, Subgroups, TimeLimit
+from prrfl.cli.screen import (
+    console,
+    going_on,
+    print_next,
+    print_subgroups,
+    print_summary,
+    print_watch,
+    show_progress,
+)
 from prrfl.config import TrainConfig, load_config
+from prrfl.data.subgroups import parse_columns
 from prrfl.errors import ConfigError
 from prrfl.runs import run, setup
+from prrfl.runs.afterwards import after_run, command, with_networks
 from prrfl.runs.compare import tabulate
 from prrfl.runs.folder import RunFolder
 from prrfl.runs.paper import write_comparison, write_run
 from prrfl.runs.report import report as write_report
+from prrfl.runs.report import subgroups as score_subgroups
 
 log = logging.getLogger("prrfl")
 
@@ -34,7 +45,7 @@ def train(time_limit: float | None, config: Path | None, out: Path | None, **fla
 
     Settings are read from --config (TOML); flags override them. Without either, a built-in quickstart runs.
     """
-    given = {key: value for key, value in flags.items() if value is not None}
+    given = given_flags(flags)
     settings = load_config(config, given)
     if idle := settings.without_effect():
         data = "" if settings.data is None else f" on {settings.data}"
@@ -75,25 +86,27 @@ def run_training(
     )
     if done:
         console.print(f"Resuming after round {done} of {settings.rounds}.")
+    print_watch(folder)
     with (
         going_on(
             lambda: (
                 f"{there.rounds_done} of {settings.rounds} rounds are saved; "
-                f"continue with `prrfl resume {folder}`"
+                f"continue with `{command('resume', folder)}`"
             )
         ),
         closing(run.train(settings, sites, folder, resume=resume)) as records,
     ):
-        show_progress(run.in_time(records, settings.rounds, seconds, started), sites, settings, done)
+        show_progress(run.in_time(records, settings.rounds, seconds, started), folder, settings)
     if not there.is_finished:
         console.print(
             f"Time limit: {there.rounds_done} of {settings.rounds} rounds are saved; "
-            f"continue with `prrfl resume {folder}`",
+            f"continue with `{command('resume', folder)}`",
             soft_wrap=True,
         )
         return
     print_summary(folder)
     console.print(f"Run folder: {folder}", soft_wrap=True)
+    print_next(after_run(folder))
 
 
 def resume(run_folder: RunPath, data: MovedData = None, time_limit: TimeLimit = None) -> None:
@@ -122,6 +135,7 @@ def resume(run_folder: RunPath, data: MovedData = None, time_limit: TimeLimit = 
 def report(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run or comparison")],
     data: MovedData = None,
+    subgroups: Subgroups = None,
     purpose: Annotated[
         Literal["paper"] | None,
         typer.Option(
@@ -154,9 +168,15 @@ def report(
 ) -> None:
     """Write report.html for a run or a comparison, and redraw its tables and figures.
 
-    The page is one file that opens in any browser. With --for paper, write tables and figures for a paper.
+    The page is one file that opens in any browser. With --subgroups, scores by age or sex, for instance, are
+    added to a run's page and written to subgroups.csv. With --for paper, write tables and figures for a
+    paper.
     """
+    columns = parse_columns(subgroups) if subgroups is not None else ()
     comparison = (run_folder / "runs").is_dir()
+    if columns and (comparison or purpose):
+        where = f"one of the runs in {run_folder / 'runs'}" if comparison else f"{run_folder} without --for"
+        raise ConfigError(f"--subgroups is for the page of a run; give {where}")
     if comparison and data is not None:
         raise ConfigError(f"--data: the report of comparison {run_folder} reads no data; leave it out")
     if purpose is None:
@@ -166,9 +186,14 @@ def report(
         if comparison:
             print_comparison(tabulate(run_folder))
         else:
-            write_report(run_folder, data)
+            found = score_subgroups(run_folder, columns, data) if columns else []
+            write_report(run_folder, data, found)
             print_summary(run_folder)
+            if found:
+                print_subgroups(found, RunFolder(run_folder).settings().classes)
         console.print(f"Page: {run_folder / 'report.html'}", soft_wrap=True)
+        if not comparison and not RunFolder(run_folder).is_federation:
+            print_next(with_networks(run_folder))
         return
     if data is not None:
         raise ConfigError("--data: tables and figures for a paper need no images; leave it out")

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from prrfl.errors import ConfigError
+from prrfl.parts import Parts
 
 Range = tuple[float, float]
 
@@ -212,3 +213,9 @@ def _affine(flips: Tensor, scale: Tensor, angle: Tensor, shift: Tensor) -> Tenso
         torch.stack([-flips[1] * sin, flips[1] * cos, shift[1]], dim=1),
     ]
     return torch.stack(rows, dim=1)
+
+
+AUGMENTATIONS: Parts[type] = Parts(
+    "augmentation", "prrfl.augmentations", {"paper": Augmentation}, needs=("draw", "__call__")
+)
+"""All augmentations by name."""

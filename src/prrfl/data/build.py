@@ -13,7 +13,7 @@ from PIL import Image
 
 from prrfl.data.columns import group_ids, whole_number
 from prrfl.data.files import IMAGE_SUFFIXES, is_hidden, unread_name, walk
-from prrfl.data.images import MAX_BYTES, SPLITS, Entry, read_image
+from prrfl.data.images import MAX_BYTES, SPLITS, Entry, other_columns, read_image
 from prrfl.data.layout import CLASSES, image_path, write_table
 from prrfl.data.split import Shares, split
 from prrfl.data.tables import is_plain_name, read_rows
@@ -161,7 +161,7 @@ def ham_entries(table: Path) -> tuple[list[Entry], Counter[str]]:
         else:
             label = CLASSES.index(row["dx"])
             site = SITES[row["dataset"]]
-            used.append(Entry(Path(row["image_id"]), label, site, "train", group))
+            used.append(Entry(Path(row["image_id"]), label, site, "train", group, row))
     return used, left_out
 
 
@@ -180,7 +180,7 @@ def isic_entries(table: Path) -> list[Entry]:
                 f"'{row['seborrheic_keratosis']}'; expected 0 or 1, and at most one 1"
             )
         label = 2 if melanoma else keratosis or 0
-        entries.append(Entry(Path(row["image_id"]), label, ISIC, "train"))
+        entries.append(Entry(Path(row["image_id"]), label, ISIC, "train", cells=row))
     return entries
 
 
@@ -234,6 +234,8 @@ def build(
     if not present:
         raise DataError("none of the images in the tables is in the folders and zips; check their paths")
     placed = split(present, Shares(0.1, 0.2), seed, classes=CLASSES)
+    columns = ("image_id", "label", "lesion_id")
+    others = other_columns(placed, columns)  # the same at all sites, such as age and sex
     with replace_folder(out) as temporary:
         for count, entry in enumerate(placed, start=1):
             target = image_path(temporary, entry.site, image_size, entry.name)
@@ -244,6 +246,10 @@ def build(
                 seen(count)
         for site in sorted({e.site for e in placed}):
             for part in SPLITS:
-                rows = [(e.name, e.label, e.group or "") for e in placed if (e.site, e.split) == (site, part)]
-                write_table(temporary, site, part, ("image_id", "label", "lesion_id"), rows)
+                rows = [
+                    (e.name, e.label, e.group or "", *(e.cells.get(c, "") for c in others))
+                    for e in placed
+                    if (e.site, e.split) == (site, part)
+                ]
+                write_table(temporary, site, part, (*columns, *others), rows)
     return missing

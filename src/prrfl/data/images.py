@@ -5,10 +5,10 @@ import logging
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, get_args
 
@@ -51,6 +51,7 @@ class Entry:
         site: name of its site.
         split: its split.
         group: the lesion or patient, whose images must stay in one split; ``None`` if unknown.
+        cells: its whole row of the table, by column.
     """
 
     path: Path
@@ -58,11 +59,18 @@ class Entry:
     site: ClientId
     split: Split
     group: str | None = None
+    cells: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def name(self) -> str:
         """The image's name, without folder and suffix."""
         return self.path.stem
+
+
+def other_columns(entries: Iterable[Entry], but: Collection[str]) -> list[str]:
+    """Return the columns of the tables that name the entries, in their order, but for some."""
+    columns = dict.fromkeys(column for entry in entries for column in entry.cells)
+    return [column for column in columns if column not in but]
 
 
 def load_entries(
@@ -214,7 +222,7 @@ def _images_at(path: Path) -> list[Path]:
     found, others = walk(path, IMAGE_SUFFIXES)
     if not found:
         there = f", but {told(others)}" if others else ""
-        dicom = "; DICOM is not read: convert it to PNG" if "files ending in .dcm" in others else ""
+        dicom = "; DICOM is not read: use `prrfl data convert`" if "files ending in .dcm" in others else ""
         raise DataError(
             f"folder {path} holds no image{there}; expected files ending in "
             f"{', '.join(sorted(IMAGE_SUFFIXES))}{dicom}"
@@ -246,8 +254,8 @@ def read_image(path: Path, size: int | None = None, file: BinaryIO | None = None
                 )
             if image.mode.startswith(("I", "F")):
                 raise DataError(
-                    f"image {path} has pixels of mode {image.mode}; expected 8 bits per channel; convert it, "
-                    "with a suitable intensity window"
+                    f"image {path} has pixels of mode {image.mode}; expected 8 bits per channel; convert it "
+                    "with `prrfl data convert`, with a suitable intensity window"
                 )
             with _one_large if image.width * image.height > LARGE else nullcontext():
                 rgb = _upright(image).convert("RGB")
@@ -284,8 +292,8 @@ def _bounded(content: BinaryIO, path: Path) -> BinaryIO:
     content.seek(0)
     if content.read(132).endswith(b"DICM") or path.suffix.lower() in (".dcm", ".dicom"):
         raise DataError(
-            f"image {path} is DICOM, which is not read; convert it to PNG or TIFF of 8 bits, with a suitable "
-            "intensity window, for example with DCMTK's dcm2img"
+            f"image {path} is DICOM, which is not read; convert it to PNG with `prrfl data convert`, with a "
+            "suitable intensity window"
         )
     content.seek(0)
     return content

@@ -6,8 +6,8 @@ It is read and written here only.
 import csv
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from prrfl.data.columns import class_indices, group_ids, warn_of_ignored
@@ -33,6 +33,7 @@ class TableRow:
         lesion: the cell lesion_id; empty without one.
         ending: that of the file, such as ``.png``; empty if the table names none.
         where: table and line, for messages.
+        cells: the whole line, by column.
     """
 
     image_id: str
@@ -40,6 +41,7 @@ class TableRow:
     lesion: str = ""
     ending: str = ""
     where: str = ""
+    cells: Mapping[str, str] = field(default_factory=dict)
 
 
 def image_path(folder: Path, site: str, size: int, name: str) -> Path:
@@ -107,6 +109,7 @@ def site_entries(
     image_size: int,
     classes: Sequence[str] = CLASSES,
     needed: Sequence[Split] = SPLITS,
+    columns: Sequence[str] = (),
 ) -> list[Entry]:
     """Return the images that one site's tables name, whether or not their files exist.
 
@@ -118,17 +121,18 @@ def site_entries(
         image_size: size in pixels; the best stored size is chosen.
         classes: names of the labels 0, 1, ...
         needed: the splits to read.
+        columns: other columns that the tables may have, once only.
 
     Raises:
         DataError: naming the file, and the line if there is one.
     """
     images = _image_folder(folder / "data" / site, image_size)
-    tables = {split: read_table(table_path(folder, site, split), classes) for split in needed}
+    tables = {split: read_table(table_path(folder, site, split), classes, columns) for split in needed}
     rows = [(split, row) for split, table in tables.items() for row in table]
     paths = _find_files([row for _, row in rows], images, site)
     groups = group_ids([row.lesion for _, row in rows], f"site {site}, lesion_id", flags=True)
     return [
-        Entry(path, row.label, site, split, group)
+        Entry(path, row.label, site, split, group, row.cells)
         for (split, row), path, group in zip(rows, paths, groups, strict=True)
     ]
 
@@ -177,8 +181,13 @@ def _type(ending: str) -> str:
     return {".jpeg": ".jpg", ".tiff": ".tif"}.get(ending.lower(), ending.lower())
 
 
-def read_table(path: Path, classes: Sequence[str] = CLASSES) -> list[TableRow]:
-    """Read a table with the columns image_id and label. A column lesion_id is read, others are ignored.
+def read_table(path: Path, classes: Sequence[str] = CLASSES, columns: Sequence[str] = ()) -> list[TableRow]:
+    """Read a table with the columns image_id and label, and perhaps lesion_id. Others have no meaning here.
+
+    Args:
+        path: the table.
+        classes: names of the labels 0, 1, ...
+        columns: other columns that it may have, once only.
 
     Raises:
         DataError: naming the file and the line.
@@ -188,7 +197,7 @@ def read_table(path: Path, classes: Sequence[str] = CLASSES) -> list[TableRow]:
             f"table {path} is missing; expected one for each split that is used; for validation, hold out "
             "about 10 % of the training rows"
         )
-    found = read_rows(path, ("image_id", "label"), optional=("lesion_id",), classes=classes)
+    found = read_rows(path, ("image_id", "label"), optional=("lesion_id", *columns), classes=classes)
     warn_of_ignored(found[0][1], "lesion_id", path)
     labels = class_indices([(f"{path}:{line}", cells["label"]) for line, cells in found], classes)
     rows: list[TableRow] = []
@@ -201,7 +210,7 @@ def read_table(path: Path, classes: Sequence[str] = CLASSES) -> list[TableRow]:
             )
         name = Path(image_id)
         ending = name.suffix if name.suffix.lower() in IMAGE_SUFFIXES else ""
-        row = TableRow(image_id.removesuffix(ending), label, cells.get("lesion_id", ""), ending, where)
+        row = TableRow(image_id.removesuffix(ending), label, cells.get("lesion_id", ""), ending, where, cells)
         if row.image_id in seen:
             raise DataError(
                 f"{where}: image '{row.image_id}' is already on line {seen[row.image_id]}; keep one"

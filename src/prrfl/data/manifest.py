@@ -9,7 +9,7 @@ from pathlib import Path
 
 from prrfl.data.columns import NumberedRow, class_indices, group_ids, warn_of_ignored
 from prrfl.data.files import is_file
-from prrfl.data.images import SPLITS, Entry
+from prrfl.data.images import SPLITS, Entry, other_columns
 from prrfl.data.tables import is_plain_name, read_rows
 from prrfl.errors import DataError, nearest
 from prrfl.types import ClientId, Split
@@ -18,17 +18,18 @@ log = logging.getLogger("prrfl")
 COLUMNS = ("path", "label", "site", "split", "group")
 
 
-def read_manifest(path: Path, classes: Sequence[str]) -> list[Entry]:
+def read_manifest(path: Path, classes: Sequence[str], columns: Sequence[str] = ()) -> list[Entry]:
     """Read a manifest with the columns path, label, site, split and, optionally, group.
 
     Args:
         path: the CSV. Paths in it are absolute, or relative to its folder.
         classes: names of the labels 0, 1, ...; a label is an index or a name.
+        columns: other columns that it may have, once only.
 
     Raises:
         DataError: naming the file and line, what was expected, and what to do.
     """
-    rows = read_rows(path, COLUMNS[:-1], "manifest", COLUMNS[-1:], classes)
+    rows = read_rows(path, COLUMNS[:-1], "manifest", (*COLUMNS[-1:], *columns), classes)
     cells = [row for _, row in rows]
     where = [f"{path}:{line}" for line, _ in rows]
     labels = class_indices([(at, row["label"]) for at, row in zip(where, cells, strict=True)], classes)
@@ -36,7 +37,7 @@ def read_manifest(path: Path, classes: Sequence[str]) -> list[Entry]:
     groups = group_ids([row.get("group", "") for row in cells], str(path))
     paths = _paths(rows, path)
     entries = [
-        Entry(image, label, *_site_and_split(row, at), group)
+        Entry(image, label, *_site_and_split(row, at), group, row)
         for image, label, row, at, group in zip(paths, labels, cells, where, groups, strict=True)
     ]
     first: dict[tuple[str, Path], int] = {}
@@ -87,13 +88,27 @@ def _paths(rows: Sequence[NumberedRow], manifest: Path) -> list[Path]:
 
 
 def manifest_csv(entries: Sequence[Entry], folder: Path) -> str:
-    """Return the text of a manifest in a folder, with paths relative to that folder."""
+    """Return the text of a manifest in a folder, with paths relative to that folder.
+
+    Other columns of the images' tables follow. A column that is called like one of the manifest's own is left
+    out, with a warning.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    if taken := {
+        c for e in entries for c in COLUMNS if c != "label" and c in e.cells and "path" not in e.cells
+    }:
+        log.warning(
+            "column %s of the tables is left out: in a manifest, its name has another meaning",
+            ", ".join(sorted(taken)),
+        )
+    others = other_columns(entries, {*COLUMNS, "image_id", "lesion_id"})
+    writer.writerow([*COLUMNS, *others])
     for e in entries:
         path = os.path.relpath(_resolved(e.path), _resolved(folder))
-        writer.writerow([path, e.label, e.site, e.split, e.group or ""])
+        writer.writerow(
+            [path, e.label, e.site, e.split, e.group or "", *(e.cells.get(c, "") for c in others)]
+        )
     return text.getvalue()
 
 

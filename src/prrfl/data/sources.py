@@ -19,6 +19,7 @@ from prrfl.data.columns import class_indices
 from prrfl.data.files import is_hidden, unread_name, warn_of_passed_over
 from prrfl.data.images import FORMATS, SPLITS, Entry, check_memory, check_training, load_entries, no_examples
 from prrfl.data.manifest import read_manifest
+from prrfl.data.own import is_own_data, load_own, the_one
 from prrfl.data.tables import TABLE_SUFFIXES, is_plain_name
 from prrfl.errors import DataError
 from prrfl.storage.reading import opened, why_unreadable
@@ -102,6 +103,8 @@ def load_site(
     Raises:
         DataError: as in :func:`load_sites`; or if there are several sites, and none has this name.
     """
+    if is_own_data(source):
+        return the_one(load_own(source, image_size, classes, {}), name, source)
     if arrays := npz_files(source):
         _check_arrays(source, arrays)
         path = _the_one(source, name, {path.stem: path for path in arrays})
@@ -127,9 +130,21 @@ def _the_one(source: Path, name: ClientId, sites: Mapping[ClientId, _T]) -> _T:
 
 
 def read_entries(
-    source: Path, *, image_size: int, classes: Sequence[str], needed: Sequence[Split] = SPLITS
+    source: Path,
+    *,
+    image_size: int,
+    classes: Sequence[str],
+    needed: Sequence[Split] = SPLITS,
+    columns: Sequence[str] = (),
 ) -> list[Entry]:
     """Return the images that the tables of a folder, or a manifest, name, whether or not their files exist.
+
+    Args:
+        source: the folder or manifest.
+        image_size: side in pixels, by which the folder of images is chosen.
+        classes: names of the labels 0, 1, ...
+        needed: the splits whose tables are read. A manifest is read whole.
+        columns: other columns that the tables may have, once only.
 
     Raises:
         DataError: if a table cannot be read, or the source holds arrays instead of image files.
@@ -137,11 +152,13 @@ def read_entries(
     if npz_files(source):
         raise DataError(f"{source} holds arrays, not image files; give a folder or a manifest CSV")
     if source.suffix.lower() in TABLE_SUFFIXES and not source.is_dir():
-        return read_manifest(source, classes)
+        return read_manifest(source, classes, columns)
     return [
         entry
         for site in layout.find_sites(source)
-        for entry in layout.site_entries(source, site, image_size=image_size, classes=classes, needed=needed)
+        for entry in layout.site_entries(
+            source, site, image_size=image_size, classes=classes, needed=needed, columns=columns
+        )
     ]
 
 

@@ -119,7 +119,10 @@ class Visitor(Generic[C]):
     def _share(self, client: C, ctx: RoundContext) -> Generator[RoundRecord, Any, Share]:
         last = replace(ctx, epoch=ctx.epochs - 1)
         yield from self._scores(client, last, "test", "before")
-        return self._checked(self.algorithm.share(client, ctx), last)
+        share = self.algorithm.share(client, ctx)
+        if self.site.recipe.weighting == "images":
+            share = replace(share, weight=share.weight * len(self.site.data.train))
+        return self._checked(share, last)
 
     def _checked(self, share: Share, ctx: RoundContext) -> Share:
         share = packed(share, self.share_dtype)

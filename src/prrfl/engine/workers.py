@@ -19,6 +19,7 @@ from prrfl import errors
 from prrfl.engine.in_process import InProcess, Present, taking_part
 from prrfl.engine.rounds import Arrival, Deployed
 from prrfl.errors import PRRFLError
+from prrfl.parts import PartError, blamed
 from prrfl.storage.tensor_files import from_bytes, to_bytes
 from prrfl.types import (
     ClientId,
@@ -52,10 +53,17 @@ class _Done:
 
 @dataclass(frozen=True)
 class _Failed:
-    """The end of an order that failed: error class and message, or the traceback if unexpected."""
+    """The end of an order that failed.
+
+    Attributes:
+        error: class of the error; empty if it is unexpected.
+        words: its message, or the traceback if it is unexpected.
+        details: for the log.
+    """
 
     error: str
     words: str
+    details: str = ""
 
 
 _Event = RoundRecord | Arrival | Deployed
@@ -151,9 +159,16 @@ class Workers:
         for answer in answers:
             while not isinstance(message := _unpack(answer.get()), _Done):
                 if isinstance(message, _Failed):
-                    kind = getattr(errors, message.error, OSError if message.error == "OSError" else None)
-                    raise kind(message.words) if kind else RuntimeError(message.words)
+                    raise _error(message)
                 yield cast(_Event, message)
+
+
+def _error(failed: _Failed) -> Exception:
+    kinds: dict[str, type[Exception]] = {"OSError": OSError, "PartError": PartError, **vars(errors)}
+    error = kinds.get(failed.error, RuntimeError)(failed.words)
+    if failed.details:
+        error.add_note(failed.details)
+    return error
 
 
 def shared_out(sites: Sequence[SiteData], workers: int) -> list[list[SiteData]]:
@@ -259,8 +274,12 @@ def _answers(engine: InProcess, order: _Order) -> Iterator[object]:
         yield _Failed(type(error).__name__, str(error))
     except OSError as error:
         yield _Failed("OSError", str(error))
-    except Exception:
-        yield _Failed("", traceback.format_exc())
+    except Exception as cause:
+        part = blamed(cause)
+        if part is None:
+            yield _Failed("", traceback.format_exc())
+        else:
+            yield _Failed(type(part).__name__, str(part), traceback.format_exc())
 
 
 def _events(engine: InProcess, order: _Order) -> Iterator[_Event]:

@@ -15,8 +15,10 @@ from prrfl.algorithms import traits_of
 from prrfl.config import LARGEST_FILE, TrainConfig, checked, parse_toml
 from prrfl.errors import ConfigError, ParticipationError
 from prrfl.flower.certs import check_names
+from prrfl.flower.consent import SENT
 from prrfl.flower.secure_sum import FEWEST
 from prrfl.losses import CPA
+from prrfl.parts import is_installed
 from prrfl.runs.folder import RunFolder
 from prrfl.storage.atomic import write_json
 from prrfl.storage.reading import read_bytes, read_text
@@ -100,7 +102,7 @@ def federate(
         drawn = {"seed": secrets.randbelow(2**32)}
         settings = {**settings, **(drawn if started is None else _seed_of(started))}
     config = checked(settings, "the settings")
-    check_method(config, secure)
+    check_can_federate(config, secure)
     if started is not None:
         given = Federation(started.experiment, settings, names, quorum, deadline, secure)
         for key, value in asdict(given).items():
@@ -146,12 +148,18 @@ def read_settings(path: Path) -> dict[str, Any]:
     return parse_toml(text, str(path))
 
 
-def check_method(config: TrainConfig, secure: bool) -> None:
+def check_can_federate(config: TrainConfig, secure: bool) -> None:
     """Check that the method can run over real sites, and under secure summation if it is asked for.
 
     Raises:
         ConfigError: if it cannot.
     """
+    for key, parts in SENT.items():
+        if not is_installed(name := str(getattr(config, key))):
+            raise ConfigError(
+                f"{parts.kind} {name} is a file of this machine; over real sites a part must be in a package "
+                "that is installed at the server and at every site: name it package.module:Class"
+            )
     algorithm = config.algorithm()
     match traits_of(algorithm).scope:
         case "pooled":

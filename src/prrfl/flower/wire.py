@@ -14,7 +14,7 @@ from prrfl.config import TrainConfig, checked
 from prrfl.data.synthetic import GeneratedData, write_generated
 from prrfl.flower.certs import make_certs
 from prrfl.flower.consent import METHODS
-from prrfl.flower.federation import as_json, check_method
+from prrfl.flower.federation import as_json, check_can_federate
 from prrfl.flower.messages import COUNTING, Answer, Order, OrderStep, to_records
 from prrfl.flower.site.orders import SiteSettings, carry_out
 from prrfl.storage.tensor_files import read_state
@@ -56,7 +56,7 @@ def measure_wire(settings: Mapping[str, Any], secure: bool = False) -> list[Item
     """
     settings = {**settings, "image_size": 32, "epochs": 1, "precision": "float32", "init_iter": 0}
     config = checked(settings, "the settings")
-    check_method(config, secure)
+    check_can_federate(config, secure)
     with TemporaryDirectory() as folder:
         return list(_round(Path(folder), as_json(settings), secure, config))
 

@@ -1,14 +1,14 @@
 """Score the networks of a run on the test images of their own sites."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from prrfl.config import TrainConfig
 from prrfl.data.fingerprint import fingerprint, what_differs
 from prrfl.data.sources import load_site
+from prrfl.data.subgroups import SubgroupColumn, TestTables, read_tables
 from prrfl.errors import DataError
-from prrfl.reports.assessment import Assessment, assess
 from prrfl.runs.deployed import (
     SavedNetwork,
     Which,
@@ -18,7 +18,7 @@ from prrfl.runs.deployed import (
     sites_of,
 )
 from prrfl.runs.folder import RunFolder
-from prrfl.runs.setup import read_sites
+from prrfl.runs.setup import data_folder, read_sites
 from prrfl.storage.records import read_predictions
 from prrfl.types import ClientId, Predictions, SiteData, Split
 
@@ -28,8 +28,8 @@ _TEST: tuple[Split, ...] = ("test",)
 
 def evaluate_own_sites(
     folder: Path, which: Which, calibrate: bool = False, data: Path | None = None
-) -> Iterator[tuple[SavedNetwork, Assessment]]:
-    """Yield each network of a run, or of a site's folder in a federation, with its test scores.
+) -> Iterator[tuple[SavedNetwork, Predictions]]:
+    """Yield each network of a run, or of a site's folder in a federation, and its test predictions.
 
     The images are read and the network is run again. If the images are not those of the run, there is a
     warning.
@@ -68,7 +68,31 @@ def evaluate_own_sites(
             log.warning("the test images of %s are not those of the run, so scores differ: %s", name, what)
         elif known is None:
             _compare(found, read_predictions(predictions_path(folder, name, which, "test")), name)
-        yield network, assess(found)
+        yield network, found
+
+
+def tables_of(
+    folder: Path, sites: Sequence[ClientId], columns: Sequence[SubgroupColumn], data: Path | None, option: str
+) -> TestTables:
+    """Return the rows of the test images of a run, or of a site's folder in a federation.
+
+    Args:
+        folder: the folder of the run or site.
+        sites: the sites to read.
+        columns: columns that the tables must have; without any, nothing is read.
+        data: where the data is now, if it was moved.
+        option: the command's option for it, for messages.
+
+    Raises:
+        DataError: if the data is missing or invalid, or lacks a column.
+    """
+    if not columns:
+        return TestTables()
+    there = RunFolder(folder)
+    config = there.at(there.settings(), data, option)
+    return read_tables(
+        data_folder(config), columns, sites, classes=config.classes, image_size=config.image_size
+    )
 
 
 def _load(folder: Path, config: TrainConfig, names: list[ClientId]) -> dict[ClientId, SiteData]:

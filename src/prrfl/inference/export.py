@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from prrfl.algorithms import ALGORITHMS, traits_of
 from prrfl.calibration import at_temperature
+from prrfl.data.subgroups import TestTables
 from prrfl.errors import PRRFLError
 from prrfl.reports.calibration import draw_reliability
 from prrfl.reports.card import model_card
+from prrfl.reports.subgroups import by_subgroup
 from prrfl.runs.deployed import SavedNetwork, Which, predictions_path, sites_of
 from prrfl.storage.atomic import replace_folder, replacing, write_text
 from prrfl.storage.records import read_predictions
@@ -45,7 +47,7 @@ class PixelsToProbabilities(nn.Module):
         return (logits / self.temperature).softmax(1)
 
 
-def export(saved: SavedNetwork, run_folder: Path, which: Which, out: Path) -> float:
+def export(saved: SavedNetwork, run_folder: Path, which: Which, out: Path, tables: TestTables) -> float:
     """Write a new folder with ``model.onnx``, ``model_card.md`` and ``calibration.png``, or nothing.
 
     Args:
@@ -53,17 +55,21 @@ def export(saved: SavedNetwork, run_folder: Path, which: Which, out: Path) -> fl
         run_folder: the folder of its run.
         which: whether it is of the best or of the last round.
         out: the folder to write; it must be empty or not exist.
+        tables: the site's test images, with columns by which the card divides them into subgroups.
 
     Returns:
         The largest difference between the probabilities of onnxruntime and those of the network.
 
     Raises:
-        DataError: if the network's predictions on test images are missing or damaged.
+        DataError: if the network's predictions on test images are missing or damaged, or the tables are not
+            those of the images.
         OSError: if the folder cannot be written.
         PRRFLError: as in :func:`write_onnx`.
     """
     as_it_is = read_predictions(predictions_path(run_folder, saved.site, which, "test"))
     calibrated = None if saved.temperature == 1 else at_temperature(as_it_is, saved.temperature)
+    final = {saved.site: calibrated or as_it_is}
+    subgroups = by_subgroup(final, tables.divide(final))
     curves = [("as it is", as_it_is), *([("calibrated", calibrated)] if calibrated else [])]
     with replace_folder(out) as temporary:
         difference = write_onnx(saved, temporary / "model.onnx")
@@ -83,7 +89,7 @@ def export(saved: SavedNetwork, run_folder: Path, which: Which, out: Path) -> fl
             "checksum": sha256((temporary / "model.onnx").read_bytes()).hexdigest(),
             "picture": "calibration.png",
         }
-        card = model_card(facts, saved.about.classes, sites_of(run_folder), as_it_is, calibrated)
+        card = model_card(facts, saved.about.classes, sites_of(run_folder), as_it_is, calibrated, subgroups)
         write_text(temporary / "model_card.md", card)
     return difference
 

@@ -1,13 +1,16 @@
 """Networks by name: VGG16-slim, and two-dimensional classifiers of MONAI."""
 
-from collections.abc import Callable
-from typing import Literal
+import inspect
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, Literal, get_type_hints
 
 import torch
 from torch import nn
 
 from prrfl.errors import ConfigError, nearest
 from prrfl.models.vgg16_slim import VGG16Slim, vgg16_slim
+from prrfl.parts import PartError, Parts, complete_settings, construct
 
 __all__ = ["NETWORKS", "Init", "VGG16Slim", "build_network", "vgg16_slim"]
 
@@ -27,7 +30,7 @@ def _classes_argument(name: str) -> str:
     return "out_channels" if name.startswith("DenseNet") else "num_classes"
 
 
-NETWORKS: dict[str, Callable[[int], nn.Module]] = {
+NETWORKS: Parts[Callable[..., nn.Module]] = Parts("network", "prrfl.networks", {
     "vgg16_slim": vgg16_slim,
     "vgg_nb": vgg16_slim,
     "vgg_b": lambda num_classes: vgg16_slim(num_classes, bias=True),
@@ -39,20 +42,35 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "efficientnet-b0": _monai(
         "EfficientNetBN", model_name="efficientnet-b0", pretrained=False, spatial_dims=2, in_channels=3
     ),
-}
+})  # fmt: skip
+"""All networks by name: functions of the number of classes."""
 
 
 Init = Literal["pytorch", "he"]
 """Initial weights: as PyTorch and MONAI draw them, or He-normal in all convolutions and linear layers."""
 
 
-def build_network(name: str, num_classes: int = 3, seed: int = 0, init: Init = "pytorch") -> nn.Module:
+def build_network(
+    name: str,
+    num_classes: int = 3,
+    seed: int = 0,
+    init: Init = "pytorch",
+    settings: Mapping[str, object] = MappingProxyType({}),
+) -> nn.Module:
     """Return a network with random weights, which depend on seed and ``init`` only.
 
     PyTorch's global generator is not changed.
 
+    Args:
+        name: one of :data:`NETWORKS`, or a reference such as ``./file.py:Class``.
+        num_classes: number of outputs.
+        seed: of the weights.
+        init: their distribution.
+        settings: of a network that is not the package's.
+
     Raises:
-        ConfigError: if no network has that name.
+        ConfigError: if no network has that name, or a setting is invalid.
+        PartError: if a network that is not the package's cannot be used.
     """
     if name not in NETWORKS:
         raise ConfigError(
@@ -60,9 +78,46 @@ def build_network(name: str, num_classes: int = 3, seed: int = 0, init: Init = "
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = NETWORKS[name](num_classes)
+        network = _own(name, num_classes, settings) if NETWORKS.is_own(name) else NETWORKS[name](num_classes)
         if init == "he":
             for module in network.modules():
                 if isinstance(module, nn.Conv2d | nn.Linear):
                     nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         return network
+
+
+def network_settings(name: str, given: Mapping[str, object]) -> dict[str, object]:
+    """Return all settings of a network that is not the package's.
+
+    Raises:
+        ConfigError: if a name is unknown, or a value is invalid or missing.
+        PartError: if the network cannot be used.
+    """
+    return complete_settings(_makes_network(name), given, f"network {name}", positional=1)
+
+
+def _own(name: str, num_classes: int, settings: Mapping[str, object]) -> nn.Module:
+    complete = network_settings(name, settings)
+    network = construct(_makes_network(name), complete, f"network {name}", (num_classes,))
+    if not isinstance(network, nn.Module):
+        raise PartError(f"network {name}: expected a torch.nn.Module, got {type(network).__name__}")
+    return network
+
+
+def _makes_network(name: str) -> Callable[..., nn.Module]:
+    """Return a class or function that makes networks.
+
+    The file of a saved network names its architecture. Such a file may come from someone else, so only
+    what is declared to be a network, or to return one, is ever called.
+
+    Raises:
+        PartError: if the part is neither.
+    """
+    part: Any = NETWORKS[name]
+    made = part if inspect.isclass(part) else get_type_hints(part).get("return")
+    if not (inspect.isclass(made) and issubclass(made, nn.Module)):
+        raise PartError(
+            f"network {name}: expected a subclass of torch.nn.Module, or a function with the annotation "
+            "-> nn.Module"
+        )
+    return part  # type: ignore[no-any-return]

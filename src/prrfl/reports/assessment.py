@@ -18,10 +18,11 @@ DRAWS = 2000
 class Measured:
     """A score, as a fraction, and its 95 % interval over images.
 
-    For macro-F1 and AUC it is the BCa bootstrap interval, with whole lesions or patients resampled. For a
-    proportion of images it is Wilson's, with lesions or patients as the number of independent cases. ``None``
-    where a score is not defined (the AUC of a single class, the recall of a class without images), and for
-    macro-F1 and AUC also with fewer than five lesions or patients of a class, or without any spread.
+    For macro-F1, AUC and balanced accuracy it is the BCa bootstrap interval, with whole lesions or patients
+    resampled. For a proportion of images it is Wilson's, with lesions or patients as the number of
+    independent cases. ``None`` where a score is not defined (the AUC of a single class, the recall of a class
+    without images), and for the first three also with fewer than five lesions or patients of a class, or
+    without any spread.
     """
 
     value: float | None
@@ -35,6 +36,7 @@ class Assessment:
     Attributes:
         images: number of images.
         groups: number of lesions or patients in the images; an image of unknown origin counts as one.
+        balanced_accuracy: unweighted mean of the recall of the classes that the images show.
         recall: per class, fraction of its images that are classified correctly.
         calibration_error: see :func:`prrfl.reports.calibration.calibration_error`.
         chance_error: the calibration error that a perfectly calibrated network would show on as many images.
@@ -46,6 +48,7 @@ class Assessment:
     groups: int
     macro_f1: Measured
     auc: Measured
+    balanced_accuracy: Measured
     accuracy: Measured
     recall: tuple[Measured, ...]
     calibration_error: float
@@ -82,6 +85,7 @@ def assess(predictions: Predictions, seed: int = 0) -> Assessment:
         groups=int(groups.max()) + 1,
         macro_f1=measured("f1"),
         auc=measured("auc"),
+        balanced_accuracy=measured("balanced_accuracy"),
         accuracy=_share(right, groups),
         recall=tuple(_share(right[labels == c], groups[labels == c]) for c in range(images.classes)),
         calibration_error=calibration_error(predictions),

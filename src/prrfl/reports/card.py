@@ -8,10 +8,15 @@ import jinja2
 
 from prrfl.reports.assessment import assess
 from prrfl.reports.formatting import percent
+from prrfl.reports.subgroups import Subgroup, findings, gap_cells, with_interval
+from prrfl.reports.tables import Table
 from prrfl.types import ClientId, Predictions
 
 FEW = 30
 """The card warns about the recall of classes with fewer test images than this."""
+
+PUBLISHED = 5
+"""The card gives no number of images of a subgroup below this, nor scores of so few: it is published."""
 
 
 def model_card(
@@ -20,6 +25,7 @@ def model_card(
     sites: Sequence[ClientId],
     plain: Predictions,
     calibrated: Predictions | None = None,
+    subgroups: Sequence[Subgroup] = (),
 ) -> str:
     """Return the card.
 
@@ -31,6 +37,7 @@ def model_card(
         sites: sites whose networks the folder holds.
         plain: the network's predictions on the site's test images, at temperature 1.
         calibrated: the same at its temperature, if it has one.
+        subgroups: scores of subgroups of these images. Numbers of few images are not published.
     """
     as_it_is = assess(plain)
     test = as_it_is if calibrated is None else assess(calibrated)
@@ -48,8 +55,59 @@ def model_card(
         resources.files("prrfl.reports").joinpath("card.md").read_text("utf-8")
     )
     few = [(name, count) for name, count in zip(classes, counts, strict=True) if count < FEW]
-    return template.render(**facts, sites=sites, test=test, rows=rows, calibration=calibration, few=few)
+    withheld = _withheld(subgroups)
+    return template.render(
+        **facts,
+        sites=sites,
+        test=test,
+        rows=rows,
+        calibration=calibration,
+        few=few,
+        columns=list(dict.fromkeys(row.column for row in subgroups)),
+        subgroups=_subgroups(subgroups, withheld, classes),
+        findings=findings([row for row in subgroups if row not in withheld], classes),
+        fewest=PUBLISHED,
+    )
 
 
 def _interval(ends: tuple[float, float] | None) -> str:
     return "–" if ends is None else f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}"
+
+
+def _subgroups(rows: Sequence[Subgroup], withheld: Sequence[Subgroup], classes: Sequence[str]) -> Table:
+    """Return the table of subgroups. It lacks recalls of few images, and means that would reveal them."""
+    heads = ["subgroup", "images", "balanced accuracy", *(f"recall {name}" for name in classes)]
+    heads += ["minus the rest", "p"]
+    body = []
+    for row in rows:
+        name = f"{row.column} {row.name}".replace("|", "\\|")  # which would end the cell
+        if row in withheld:
+            few = row.scores.images < PUBLISHED
+            body.append([name, f"<{PUBLISHED}" if few else "withheld", *["–"] * (len(heads) - 2)])
+            continue
+        mean = row.scores.balanced_accuracy
+        revealing = any(0 < count < PUBLISHED for count in row.counts)
+        recalls = [
+            "–" if count < PUBLISHED else with_interval(score.value, score.interval)
+            for count, score in zip(row.counts, row.scores.recall, strict=True)
+        ]
+        balanced = "–" if revealing else with_interval(mean.value, mean.interval)
+        body.append([name, str(row.scores.images), balanced, *recalls, *gap_cells(row)])
+    return Table("Subgroups", heads, body)
+
+
+def _withheld(rows: Sequence[Subgroup]) -> list[Subgroup]:
+    """Return the subgroups without numbers in the card.
+
+    They are those of few images. If these could be found by subtraction from the number of all images, the
+    next smallest of the column are withheld as well.
+    """
+    withheld: list[Subgroup] = []
+    for column in dict.fromkeys(row.column for row in rows):
+        ordered = sorted((row for row in rows if row.column == column), key=lambda row: row.scores.images)
+        images = [row.scores.images for row in ordered]
+        count = sum(n < PUBLISHED for n in images)
+        while 0 < count < len(ordered) and (count < 2 or sum(images[:count]) < PUBLISHED):
+            count += 1
+        withheld += ordered[:count]
+    return withheld

@@ -4,12 +4,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, combinations
 from statistics import fmean
+from types import MappingProxyType
 
 import numpy as np
 import torch
 
 from prrfl.reports.meter import Recovery, SiteDrop, by_site, mean_drop, measure, recovery
-from prrfl.reports.sampled import OF_CLASS, GroupedImages, Sampled, Support, sampled, supports
+from prrfl.reports.sampled import (
+    OF_CLASS,
+    OVER_SITES,
+    GroupedImages,
+    Sampled,
+    Scorer,
+    Support,
+    sampled,
+    supports,
+)
 from prrfl.reports.statistics import Floats, swapped_f1, swaps_of
 from prrfl.reports.uncertainty import (
     FEWEST_GROUPS,
@@ -30,6 +40,9 @@ from prrfl.types import ClientId, ExchangeRecord, Predictions, RoundRecord
 
 TOO_FEW = f"fewer than {FEWEST_GROUPS} lesions or patients of a class"
 NO_SPREAD = "the same in (nearly) every bootstrap sample"
+
+ALWAYS = "always the most frequent class"
+"""Name of the row of the answer that needs no network."""
 
 TESTED = ("f1", "auc")
 """Measures in which the methods are tested against each other."""
@@ -125,9 +138,10 @@ class Row:
 
     Attributes:
         scores: by measure and site; under ``mean`` the unweighted mean of the sites where it is defined.
-            Measures are ``f1`` (macro-F1), ``auc``, ``balanced_accuracy``, and for each class index k
-            ``recall_<k>`` and ``sensitivity_at_90_specificity_<k>``; these also under ``pooled``, for the
-            images of all sites together.
+            Measures are ``f1`` (macro-F1), ``auc``, ``accuracy``, ``balanced_accuracy``, for all sites
+            together ``worst_f1`` and ``spread_f1``, and for each class index k ``recall_<k>`` and
+            ``sensitivity_at_90_specificity_<k>``; these also under ``pooled``, for the images of all sites
+            together. Then come further measures, by their names.
         complete: whether it ran every seed that any method ran; otherwise it cannot be ``best``.
         tests: per measure, against the reference; none for itself, nor without a common seed.
         p: per measure, the test's p-value, Holm-corrected over methods and measures.
@@ -168,6 +182,12 @@ class Row:
         return self.scores["auc"]
 
     @property
+    def further(self) -> list[str]:
+        """Names of further measures, those that the comparison was asked for."""
+        usual = {"f1", "auc", "accuracy", "balanced_accuracy", *OVER_SITES}
+        return [name for name in self.scores if name not in usual and _kind(name) not in OF_CLASS]
+
+    @property
     def worst(self) -> ClientId | None:
         """The site with the largest mean drop in macro-F1 among those whose drop is certain, if any."""
         certain = {site: drop.mean for site, drop in self.drops.items() if drop.certain and drop.mean > 0}
@@ -184,6 +204,7 @@ def compare(
     margin: float | None = None,
     draws: int = 2000,
     seed: int = 0,
+    further: Mapping[str, Scorer] = MappingProxyType({}),
 ) -> list[Row]:
     """Return one row per method, and a last row for always predicting the most frequent class.
 
@@ -199,14 +220,15 @@ def compare(
         margin: largest difference that does not matter, as a fraction, for tests of equivalence.
         draws: number of bootstrap samples.
         seed: of the bootstrap.
+        further: further measures by name.
     """
     methods = list(dict.fromkeys(run.method for run in runs))
     rng = np.random.default_rng(seed)
     images = {site: GroupedImages.of(_grouped(runs, site)) for site in sorted(runs[0].predictions)}
-    support = supports(images)
-    always = _majority(runs)
+    support = supports(images, further)
+    always = majority(runs)
     bundles = [run.predictions for run in runs] + ([always] if always else [])
-    scores = sampled(images, bundles, draws, rng)
+    scores = sampled(images, bundles, draws, rng, further)
     by_method: dict[str, dict[int, Sampled]] = {method: {} for method in methods}
     for run, of_run in zip(runs, scores, strict=False):
         by_method[run.method][run.seed] = of_run
@@ -229,7 +251,7 @@ def compare(
     rows = _marked(rows, by_method, support)
     if always:
         estimates = _estimates({0: scores[-1]}, support)
-        rows.append(Row(method="always the most frequent class", seeds=0, scores=estimates))
+        rows.append(Row(method=ALWAYS, seeds=0, scores=estimates))
     return rows
 
 
@@ -270,10 +292,12 @@ def _score(seeds: BySeed, name: str, site: str, support: Support | None) -> Esti
     proportion = _kind(name) in OF_CLASS
     influence = np.zeros(1)
     if not proportion:
-        influence = np.mean([run.influence[name][site] for run in seeds.values()], axis=0)
+        known = [run.influence.get(name, {}).get(site, np.zeros(1)) for run in seeds.values()]
+        influence = np.mean(known, axis=0)
     found = _estimate(scores, influence, support.rarest)
     if not proportion or found.mean is None or (found.reason and _kind(name) != "recall"):
-        return _within(found, 0.0, 1.0)
+        bounded = name in OVER_SITES or name in next(iter(seeds.values())).influence
+        return _within(found, 0.0, 1.0) if bounded else found
     spread = variance(scores, support.rarest)
     images = NORMAL * float(np.nanstd(scores[:, 1:].mean(0)))
     return replace(
@@ -523,7 +547,7 @@ def _with_swaps(row: Row, p: float | None) -> Row:
     return replace(row, tests={**row.tests, "f1": replace(row.tests["f1"], exact=p)})
 
 
-def _majority(runs: Sequence[FinishedRun]) -> dict[ClientId, Predictions]:
+def majority(runs: Sequence[FinishedRun]) -> dict[ClientId, Predictions]:
     """Return each site's most frequent class in training as predictions; empty if a site's is unknown."""
     answers = {}
     for site, p in runs[0].predictions.items():

@@ -1,7 +1,8 @@
 """The scores of all runs of a comparison on the same bootstrap samples of each site's test images."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Self
 
 import numpy as np
@@ -12,6 +13,7 @@ from prrfl.reports.statistics import (
     Ints,
     Ranking,
     SampleCounts,
+    accuracy_influence,
     auc_influence,
     balanced_accuracy_influence,
     f1_influence,
@@ -26,6 +28,15 @@ from prrfl.types import ClientId, Predictions
 
 OF_CLASS = ("recall", "sensitivity_at_90_specificity")
 """Measures of one class, which are proportions of its images."""
+
+OVER_SITES = ("worst_f1", "spread_f1")
+"""Lowest macro-F1 of a site, and highest less lowest: measures of all sites together."""
+
+Scorer = Callable[[Ints, Floats], float]
+"""A further measure: from true classes (N,) and probabilities (N, C) to a number; NaN if it is undefined."""
+
+FURTHER_DRAWS = 200
+"""Bootstrap samples for further measures, which are computed one sample at a time."""
 
 BLOCK = 8_000_000
 """Number of counts that are computed at a time, to bound memory."""
@@ -54,7 +65,7 @@ class Sampled:
 
     Attributes:
         scores: (1 + B,) on the test set itself, then on each of its bootstrap samples.
-        influence: (G,) of each lesion or patient on macro-F1, AUC and balanced accuracy.
+        influence: (G,) of each lesion or patient on macro-F1, AUC, accuracy and balanced accuracy.
     """
 
     scores: Mapping[str, Mapping[str, Floats]]
@@ -87,7 +98,11 @@ class GroupedImages:
 
 
 def sampled(
-    images: Mapping[ClientId, GroupedImages], runs: Sequence[Bundle], draws: int, rng: np.random.Generator
+    images: Mapping[ClientId, GroupedImages],
+    runs: Sequence[Bundle],
+    draws: int,
+    rng: np.random.Generator,
+    further: Mapping[str, Scorer] = MappingProxyType({}),
 ) -> list[Sampled]:
     """Return the scores of each run on the same samples.
 
@@ -96,26 +111,29 @@ def sampled(
         runs: predictions of each run.
         draws: number B of samples of each test set.
         rng: generator of random numbers.
+        further: further measures by name, on fewer samples.
     """
     found: list[dict[ClientId, dict[str, Floats]]] = [{} for _ in runs]
     positives: dict[ClientId, Floats] = {}
     for site, tests in images.items():
         parts: list[list[dict[str, Floats]]] = [[] for _ in runs]
         numbers = []
-        for counts in _blocks(tests.groups, draws, rng):
+        for counts in blocks(tests.groups, draws, rng):
             numbers.append(np.array([counts[:, tests.labels == k].sum(1) for k in range(tests.classes)]))
             for run, of_run in zip(runs, parts, strict=True):
                 of_run.append(_scores(counts, tests.labels, run[site].probabilities.double().numpy()))
         positives[site] = np.concatenate(numbers, axis=1)
-        for sites, of_run in zip(found, parts, strict=True):
+        few = list(blocks(tests.groups, min(draws, FURTHER_DRAWS), rng)) if further else []
+        for run, sites, of_run in zip(runs, found, parts, strict=True):
             sites[site] = {name: np.concatenate([part[name] for part in of_run]) for name in of_run[0]}
+            sites[site] |= {name: _further(scorer, few, tests, run[site]) for name, scorer in further.items()}
     return [
         Sampled(_joined(sites, positives), _influences(images, run))
         for sites, run in zip(found, runs, strict=True)
     ]
 
 
-def _blocks(groups: Ints, draws: int, rng: np.random.Generator) -> Iterator[SampleCounts]:
+def blocks(groups: Ints, draws: int, rng: np.random.Generator) -> Iterator[SampleCounts]:
     """Yield the test set itself, so that one calculation gives scores and intervals; then its samples."""
     yield np.ones((1, len(groups)), dtype=np.float32)
     size = max(1, BLOCK // len(groups))
@@ -123,17 +141,34 @@ def _blocks(groups: Ints, draws: int, rng: np.random.Generator) -> Iterator[Samp
         yield resamples(groups, min(size, draws - start), rng)
 
 
-def supports(images: Mapping[ClientId, GroupedImages]) -> dict[str, dict[str, Support]]:
-    """Return what each score rests on, by measure and site."""
+def _further(scorer: Scorer, few: Sequence[SampleCounts], tests: GroupedImages, run: Predictions) -> Floats:
+    """Return a further measure of each sample."""
+    values = run.probabilities.double().numpy()
+    rows = np.arange(len(tests.labels))
+    drawn = (np.repeat(rows, counts.astype(int)) for block in few for counts in block)
+    return np.array([scorer(tests.labels[chosen], values[chosen]) for chosen in drawn])
+
+
+def supports(
+    images: Mapping[ClientId, GroupedImages], further: Iterable[str] = ()
+) -> dict[str, dict[str, Support]]:
+    """Return what each score rests on, by measure and site.
+
+    Args:
+        images: by site.
+        further: names of further measures.
+    """
     classes = next(iter(images.values())).classes
     found = {}
-    for name in ("f1", "auc", "balanced_accuracy"):
+    for name in ("f1", "auc", "balanced_accuracy", "accuracy", *further):
         sites = {}
         for site, tests in images.items():
             groups = [tests.groups_of(tests.labels == k) for k in np.unique(tests.labels)]
             if name != "auc" or len(groups) > 1:
                 sites[site] = Support(min(groups), sum(groups))
         found[name] = _with_totals(sites)
+    for name in OVER_SITES:
+        found[name] = {"mean": found["f1"]["mean"]}
     for k in range(classes):
         of_class = {site: tests.groups_of(tests.labels == k) for site, tests in images.items()}
         others = {site: tests.groups_of(tests.labels != k) for site, tests in images.items()}
@@ -168,6 +203,7 @@ def _scores(counts: SampleCounts, labels: Ints, probabilities: Floats) -> dict[s
         "f1": f1_of(confusions),
         "auc": mean_of_defined([ranking.auc() for ranking in rankings]),
         "balanced_accuracy": mean_of_defined(recalls),
+        "accuracy": np.einsum("ccb->b", confusions) / confusions.sum((0, 1)),
         **{f"recall_{k}": recalls[k] for k in range(classes)},
         **{f"sensitivity_at_90_specificity_{k}": rankings[k].sensitivity() for k in range(classes)},
     }
@@ -189,15 +225,21 @@ def _joined(
             right = np.nansum([scores * w for scores, w in zip(of_sites.values(), weights, strict=True)], 0)
             with np.errstate(invalid="ignore"):
                 joined[name]["pooled"] = right / np.sum(weights, axis=0)
+    f1 = np.array([scores["f1"] for scores in sites.values()])
+    joined["worst_f1"] = {"mean": f1.min(0)}
+    joined["spread_f1"] = {"mean": f1.max(0) - f1.min(0)}
     return joined
 
 
 def _influences(images: Mapping[ClientId, GroupedImages], run: Bundle) -> dict[str, dict[str, Floats]]:
-    found: dict[str, dict[str, Floats]] = {"f1": {}, "auc": {}, "balanced_accuracy": {}}
+    found: dict[str, dict[str, Floats]] = {
+        name: {} for name in ("f1", "auc", "balanced_accuracy", "accuracy")
+    }
     for site, tests in images.items():
         values = run[site].probabilities.double().numpy()
         predicted = values.argmax(1)
         found["f1"][site] = f1_influence(tests.labels, predicted, tests.groups)
+        found["accuracy"][site] = accuracy_influence(tests.labels, predicted, tests.groups)
         found["balanced_accuracy"][site] = balanced_accuracy_influence(tests.labels, predicted, tests.groups)
         if len(np.unique(tests.labels)) > 1:
             found["auc"][site] = auc_influence(tests.labels, values, tests.groups)

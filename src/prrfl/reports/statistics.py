@@ -213,6 +213,12 @@ def f1_influence(labels: Ints, predicted: Ints, groups: Ints) -> Floats:
     return _by_group(((2 * both - f1[:, None] * either) / either.sum(1)[:, None]).mean(0), groups)
 
 
+def accuracy_influence(labels: Ints, predicted: Ints, groups: Ints) -> Floats:
+    """Return the influence of each group on accuracy, (G,)."""
+    right = labels == predicted
+    return _by_group((right - right.mean()) / len(right), groups)
+
+
 def balanced_accuracy_influence(labels: Ints, predicted: Ints, groups: Ints) -> Floats:
     """Return the influence of each group on balanced accuracy, (G,)."""
     truth = one_hot(labels, np.unique(labels))

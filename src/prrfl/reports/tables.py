@@ -132,6 +132,7 @@ def tables(rows: Sequence[Row], classes: Sequence[str]) -> list[Table]:
     return [
         Table("Scores (mean of sites)", scores, [_score_cells(row, _level(rows)) for row in rows]),
         *_differences(rows, classes),
+        *other_tables(rows),
         _by_class(rows, classes),
         _pooled(rows, classes),
         Table(
@@ -141,6 +142,35 @@ def tables(rows: Sequence[Row], classes: Sequence[str]) -> list[Table]:
         ),
         Table("Retrogress and cost", costs, [_cost_cells(row) for row in rows]),
     ]
+
+
+def other_tables(rows: Sequence[Row]) -> list[Table]:
+    """Return the table of accuracy and of differences between sites, and one of further measures if any."""
+    level = _level(rows)
+    names = {"accuracy": "accuracy", "worst_f1": "worst site's F1", "spread_f1": "spread of F1"}
+    heads = ["method"]
+    for name in names.values():
+        heads += [name, f"{name}, {level}"]
+    found = [
+        Table("Accuracy, and how sites differ", heads, [_class_cells(r, names, "mean", level) for r in rows])
+    ]
+    if further := rows[0].further:
+        heads = ["method"]
+        for name in further:
+            heads += [name, f"{name}, {level}"]
+        body = [[row.method, *_plain_cells(row, further)] for row in rows]
+        found.append(Table("Further measures (mean of sites)", heads, body))
+    return found
+
+
+def _plain_cells(row: Row, names: Iterable[str]) -> list[str]:
+    """Return measures and their intervals as plain numbers, because they need not be fractions."""
+    line = []
+    for e in (row.scores[name]["mean"] for name in names):
+        ends = e.interval or e.images
+        line += ["–" if e.mean is None else f"{e.mean:.3f}"]
+        line += [f"{ends[0]:.3f} – {ends[1]:.3f}" if ends else "–"]
+    return line
 
 
 def _level(rows: Sequence[Row]) -> str:

@@ -171,6 +171,55 @@ def wilson_interval(share: float, half: float, effective: float, quantile: float
     return max(0.0, (middle - reach) / (1 + ratio)), min(1.0, (middle + reach) / (1 + ratio))
 
 
+@dataclass(frozen=True)
+class Term:
+    """A proportion of images that is independent of other ones, with its weight in a sum.
+
+    Attributes:
+        effective: number of independent lesions or patients.
+    """
+
+    weight: float
+    share: float
+    effective: float
+
+    def reach(self, quantile: float) -> tuple[float, float]:
+        """Return how far the weighted proportion may be below and above its value, by Wilson's interval."""
+        low, high = wilson_interval(self.share, 0.0, self.effective, quantile)
+        below, above = abs(self.weight) * (self.share - low), abs(self.weight) * (high - self.share)
+        return (below, above) if self.weight > 0 else (above, below)
+
+
+def sum_interval(terms: Sequence[Term], quantile: float = NORMAL) -> tuple[float, float]:
+    """Return the interval of a weighted sum of independent proportions.
+
+    The squares of the distances to the ends of their Wilson intervals are added (Newcombe, 1998, for two
+    proportions; Zou and Donner, 2008, for any sum). Unlike a normal interval, it has a width if all images
+    of a class are classified correctly.
+
+    Args:
+        terms: the proportions.
+        quantile: z, of the interval's level.
+    """
+    total = sum(term.weight * term.share for term in terms)
+    below, above = zip(*(term.reach(quantile) for term in terms), strict=True)
+    return total - math.hypot(*below), total + math.hypot(*above)
+
+
+def sum_p(terms: Sequence[Term]) -> float:
+    """Return the two-sided p-value of a weighted sum of 0: the level at which its interval ends there."""
+    total = sum(term.weight * term.share for term in terms)
+    if abs(total) < ROUNDING:
+        return 1.0
+    side = 0 if total > 0 else 1
+
+    def end(quantile: float) -> float:
+        return sum_interval(terms, quantile)[side] * (1 if total > 0 else -1)
+
+    furthest = 37.0  # its tail is the smallest that a floating-point number can hold
+    return 0.0 if end(furthest) > 0 else float(2 * ndtr(-brentq(end, 0.0, furthest)))
+
+
 def seeds_p(differences: Floats) -> float | None:
     """Return the two-sided p-value of a paired t-test over seeds; ``None`` if there is no test.
 

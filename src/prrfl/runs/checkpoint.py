@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter
 
-from prrfl.config import TrainConfig
+from prrfl.config import TrainConfig, as_written_now
 from prrfl.data.fingerprint import Fingerprints
 from prrfl.engine import Keeper
 from prrfl.errors import ConfigError, DataError, PRRFLError, StateMismatchError
@@ -186,7 +186,7 @@ def _check_settings(folder: RunFolder, progress: Progress, settings: TrainConfig
     # The server of a federation trains nothing: what suits its hardware does not matter to the run.
     free = TrainConfig.where(of_hardware=True) if folder.is_federation else frozenset()
     for key in sorted((now.keys() & progress.settings.keys()) - free):
-        if now[key] != progress.settings[key]:
+        if now[key] != as_written_now(key, progress.settings[key]):
             raise ConfigError(
                 f"{folder.path / 'config.toml'}: key '{key}' is {now[key]!r}, but the run was started with "
                 f"{progress.settings[key]!r}; restore that value, or start another run"

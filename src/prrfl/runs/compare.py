@@ -16,22 +16,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO
+from typing import IO, Any
 
-from prrfl.algorithms import ALGORITHMS, DEFAULT, Traits, traits_of
+from prrfl.algorithms import ALGORITHMS, BASELINE, DEFAULT, Traits, traits_of
 from prrfl.capture import on_gpu
 from prrfl.config import TrainConfig, checked, given_settings
 from prrfl.data.fingerprint import difference, fingerprints
+from prrfl.data.own import absolute, is_own_data
 from prrfl.data.synthetic import GeneratedData, cached
-from prrfl.engine.in_process import POOL
 from prrfl.errors import ConfigError, DataError
 from prrfl.machine import usable_cores
+from prrfl.parts import is_reference, label
 from prrfl.reports import comparison, documents, scores, tables
 from prrfl.reports.meter import measure
 from prrfl.reports.overlay import draw_comparison
-from prrfl.reports.page import comparison_page
-from prrfl.runs.deployed import network_path, predictions_path, read_about
+from prrfl.reports.page import ComparisonResults, comparison_page
+from prrfl.runs.deployed import predictions_path, training_counts
 from prrfl.runs.folder import RunFolder
+from prrfl.runs.report import heading
+from prrfl.runs.scorers import read_scorers
 from prrfl.runs.setup import load_data
 from prrfl.storage.atomic import write_json, write_text
 from prrfl.storage.reading import parse_json, read_text
@@ -77,10 +80,12 @@ def plan(
     """
     source, given = given_settings(config, {**flags, "workers": 1})
     base = checked(given, source, flags)
-    if base.data and not base.data.exists():  # reported once, instead of by every run
+    if (
+        base.data and not base.data.exists() and not is_own_data(base.data)
+    ):  # reported once, instead of by every run
         raise DataError(f"--data {base.data} does not exist; expected a folder, a manifest .csv or an .npz")
     data = (
-        base.data.absolute()
+        absolute(base.data)
         if base.data
         else cached(GeneratedData(base.sites, base.images, base.image_size, base.seed))
     )
@@ -93,10 +98,16 @@ def plan(
     for seed in seeds:
         for method in methods:
             settings = {**flags, **_settings(method), "seed": seed, "data": data}
-            folder = out / "runs" / f"{method.replace(':', '-').replace('=', '-')}-seed{seed}"
             # What the file or the quickstart gives applies to every run; other settings are its method's.
-            resolved = checked({**given, **settings}, f"method '{method}'", flags)
-            planned.append(Planned(method, seed, resolved, folder))
+            both = {
+                **given,
+                **settings,
+                "set": {**_shared(given), **_shared(flags), **settings.get("set", {})},
+            }
+            resolved = checked(both, f"method '{method}'", flags)
+            name = _labelled(method)
+            folder = out / "runs" / f"{name.replace(':', '-').replace('=', '-')}-seed{seed}"
+            planned.append(Planned(name, seed, resolved, folder))
     before = {folder: RunFolder(folder).settings() for folder in _run_folders(out)}
     started = {folder: _at(folder, config, data) for folder, config in before.items()}
     _check_alike({one.folder: one.config for one in planned} | started)
@@ -123,15 +134,41 @@ FREE = TrainConfig.where(comparison="free")
 """Settings that may differ between the runs of a comparison: they say where a run is computed, not what."""
 
 
-def _settings(method: str) -> dict[str, object]:
-    name, _, rest = method.partition(":")
-    settings: dict[str, object] = {"method": name}
+def _split(method: str) -> tuple[str, str]:
+    """Return a method's name, which may be a reference with a colon of its own, and its settings."""
+    name, colon, rest = method.rpartition(":")
+    known = "=" in rest or name in set(ALGORITHMS) or not is_reference(method)
+    return (name, rest) if colon and known else (method, "")
+
+
+def _labelled(method: str) -> str:
+    """Return a method as the table shows it: a reference without its module or file."""
+    name, rest = _split(method)
+    return f"{label(name)}:{rest}" if rest else label(name)
+
+
+def _assignment(method: str, part: str) -> tuple[str, str]:
+    key, equals, value = part.partition("=")
+    if not equals:
+        raise ConfigError(f"method '{method}': expected name:key=value, as in prrfl:transfer=off")
+    return key, value
+
+
+def _shared(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of own parts that apply to all methods: those of all parts but the method."""
+    return {kind: table for kind, table in settings.get("set", {}).items() if kind != "method"}
+
+
+def _settings(method: str) -> dict[str, Any]:
+    name, rest = _split(method)
+    settings: dict[str, Any] = {"method": name}
+    if ALGORITHMS.is_own(name):
+        given = dict(_assignment(method, part) for part in rest.split("+") if rest)
+        return {**settings, "set": {"method": given}}
     own = {field.name for field in fields(ALGORITHMS[name])} if name in ALGORITHMS else set()
-    others = {field.name for kind in ALGORITHMS.values() for field in fields(kind)} - own
+    others = {field.name for kind in ALGORITHMS.builtin.values() for field in fields(kind)} - own
     for part in rest.split("+") if rest else ():
-        key, equals, value = part.partition("=")
-        if not equals:
-            raise ConfigError(f"method '{method}': expected name:key=value, as in prrfl:transfer=off")
+        key, value = _assignment(method, part)
         if key in TrainConfig.where(comparison="same") | TrainConfig.where(comparison="free"):
             raise ConfigError(f"method '{method}': {key} is the same for all methods; use --{key} instead")
         if key in others:
@@ -161,8 +198,11 @@ def _check_alike(runs: Mapping[Path, TrainConfig]) -> None:
     """Raise unless all runs have the same settings, apart from those that their methods name."""
     found: dict[str, tuple[Path, object]] = {}
     for folder, config in runs.items():
-        named = _settings(_method(folder)).keys() | _of_method(config) | {"seed"} | FREE
-        for key, value in config.model_dump(exclude=set(named)).items():
+        named = _changed(_method(folder)) | _of_method(config) | {"method", "seed"} | FREE
+        shared = {**config.model_dump(), "set": _shared(config.model_dump())}
+        for key, value in shared.items():
+            if key in named:
+                continue
             first, expected = found.setdefault(key, (folder, value))
             if _place(value) != _place(expected):
                 raise ConfigError(
@@ -171,30 +211,25 @@ def _check_alike(runs: Mapping[Path, TrainConfig]) -> None:
                 )
 
 
+def _changed(method: str) -> set[str]:
+    """Return the settings that an ablation changes, from its name in the table."""
+    _, _, rest = method.partition(":")
+    return {part.partition("=")[0] for part in rest.split("+") if rest}
+
+
 def _of_method(config: TrainConfig) -> set[str]:
     """Return the settings for which the method of a run has a default of its own."""
     kind = ALGORITHMS[config.method]
+    if ALGORITHMS.is_own(config.method):
+        return {"loss"} if traits_of(kind).loss != Traits.loss else set()
     known = TrainConfig.model_fields
     own = {part.name for part in fields(kind) if part.default != known[part.name].default}
     return own | ({"loss"} if traits_of(kind).loss != Traits.loss else set())
 
 
-@dataclass(frozen=True)
-class State:
-    """Progress of a comparison.
-
-    Attributes:
-        rounds: complete rounds of all runs together.
-        failed: last line of output of each run that failed, by method and seed.
-    """
-
-    rounds: int
-    failed: Mapping[str, str]
-
-
 def run_all(
     planned: Sequence[Planned], workers: int | None = None, time_limit: float | None = None
-) -> Iterator[State]:
+) -> Iterator[Mapping[str, str]]:
     """Do all unfinished runs, each in a process of its own; resume those that were started before.
 
     Args:
@@ -203,7 +238,7 @@ def run_all(
         time_limit: minutes from now, after which no run begins another round; ``None`` for no limit.
 
     Yields:
-        The progress, a few times per second.
+        A few times per second, the last line of output of each run that has failed, by method and seed.
     """
     cores = usable_cores()
     any_on_gpu = any(on_gpu(one.config.device) for one in planned)
@@ -225,7 +260,7 @@ def run_all(
                 running.remove(ended)
                 if message := ended.error():
                     failed[f"{ended.planned.method}, seed {ended.planned.seed}"] = message
-            yield State(sum(RunFolder(one.folder).rounds_done for one in planned), failed)
+            yield failed
     finally:
         # Also reached when the user interrupts the command: no run outlives it.
         for one in running:
@@ -287,7 +322,7 @@ def read_runs(folder: Path) -> tuple[list[comparison.FinishedRun], TrainConfig]:
 
 
 def _read_run(folder: Path, config: TrainConfig) -> comparison.FinishedRun:
-    if config.method != _method(folder).partition(":")[0]:
+    if label(config.method) != _method(folder).partition(":")[0]:
         raise ConfigError(f"{folder} holds a run of method {config.method}; rename the folder, or remove it")
     return read_run(folder, config, _method(folder))
 
@@ -316,16 +351,9 @@ def read_run(folder: Path, config: TrainConfig, method: str) -> comparison.Finis
         seconds=summary["seconds"],
         rounds=config.rounds,
         epochs=config.epochs,
-        training={site: counts for site in sites if (counts := _training_counts(folder, site))},
+        training={site: counts for site in sites if (counts := training_counts(folder, site, "best"))},
         stages=traits_of(ALGORITHMS[config.method]).stages,
     )
-
-
-def _training_counts(folder: Path, site: ClientId) -> tuple[int, ...] | None:
-    """Return the number of training images of each class of a site; ``None`` without a saved network."""
-    paths = (network_path(folder, name, "best") for name in (site, POOL))
-    path = next((path for path in paths if path.is_file()), None)
-    return read_about(path).images["train"] if path else None
 
 
 def _check_data_unchanged(folders: Sequence[Path], config: TrainConfig) -> None:
@@ -427,7 +455,7 @@ def read_margin(folder: Path) -> float | None:
 def tabulate(folder: Path) -> list[comparison.Row]:
     """Write the tables and figures of a comparison from its finished runs; return the rows."""
     runs, config = read_runs(folder)
-    rows = comparison.compare(runs, DEFAULT, read_margin(folder))
+    rows = comparison.compare(runs, DEFAULT, read_margin(folder), further=read_scorers(folder))
     of_runs = [(run.method, run.seed, run.records) for run in runs]
     write_text(folder / "scores.csv", scores.scores_to_csv(of_runs, config.classes))
     write_text(folder / "comparison.csv", tables.comparison_to_csv(rows, DEFAULT))
@@ -435,10 +463,24 @@ def tabulate(folder: Path) -> list[comparison.Row]:
     write_text(folder / "comparison.tex", documents.to_latex(rows, config.classes))
     write_text(folder / "retrogress.csv", _drops_to_csv(runs))
     draw_comparison(runs, DEFAULT, folder / "comparison.png")
-    own = {"seed"}.union(*(_settings(run.method) for run in runs))
+    own = {"method", "seed", "set"}.union(*(_changed(run.method) for run in runs))
     shared = config.model_dump(mode="json", exclude_none=True, exclude=own)
-    write_text(folder / "report.html", comparison_page(runs, rows, DEFAULT, shared))
+    title = heading(RunFolder(_run_folders(folder)[0]), config, folder.resolve().name)
+    page = comparison_page(
+        ComparisonResults(title, runs, rows, DEFAULT, BASELINE, shared, _unfinished(folder))
+    )
+    write_text(folder / "report.html", page)
     return rows
+
+
+def _unfinished(folder: Path) -> list[str]:
+    """Return a comparison's unfinished runs in words."""
+    going = [there for there in map(RunFolder, _run_folders(folder)) if not there.is_finished]
+    settings = [there.settings() for there in going]
+    return [
+        f"{_method(there.path)}, seed {config.seed} (round {there.rounds_done} of {config.rounds})"
+        for there, config in zip(going, settings, strict=True)
+    ]
 
 
 def _drops_to_csv(runs: Sequence[comparison.FinishedRun]) -> str:

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
+from prrfl.algorithms import ALGORITHMS, Traits, traits_of
 from prrfl.calibration import fit_temperature
 from prrfl.config import TrainConfig
 from prrfl.data.images import SPLITS, read_image
@@ -46,6 +47,8 @@ class About:
         rounds: number of rounds of the run.
         images: per split, number of the site's images of each class.
         weights: name of the file of weights that training started from; empty for random weights.
+        settings: of an architecture that is not the package's.
+        built_by: the method, if it makes a network of its own from the architecture; else empty.
     """
 
     site: ClientId
@@ -58,6 +61,17 @@ class About:
     rounds: int
     images: Mapping[str, tuple[int, ...]]
     weights: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    built_by: str = ""
+
+    def build(self) -> nn.Module:
+        """Return the architecture, with random weights.
+
+        Raises:
+            PartError: if it is not the package's, and cannot be imported.
+        """
+        network = build_network(self.network, len(self.classes), settings=self.settings)
+        return traits_of(ALGORITHMS[self.built_by]).network(network) if self.built_by else network
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +103,13 @@ def network_path(folder: Path, site: ClientId, which: Which) -> Path:
 def predictions_path(folder: Path, site: ClientId, which: Which, split: Split) -> Path:
     """Return the path of the predictions of a site's network on its test or validation images."""
     return folder / "predictions" / site / (f"{which}.csv" if split == "test" else f"{which}-{split}.csv")
+
+
+def training_counts(folder: Path, site: ClientId, which: Which) -> tuple[int, ...] | None:
+    """Return the number of training images of each class of a site; ``None`` without a saved network."""
+    paths = (network_path(folder, name, which) for name in (site, POOL))
+    path = next((path for path in paths if path.is_file()), None)
+    return read_about(path).images["train"] if path else None
 
 
 @dataclass(frozen=True)
@@ -136,6 +157,7 @@ class DeployedWriter:
             )
             for split in SPLITS
         }
+        makes_network = traits_of(ALGORITHMS[self.config.method]).network is not Traits().network
         return About(
             site=deployed.client,
             model=deployed.model,
@@ -147,6 +169,8 @@ class DeployedWriter:
             rounds=self.config.rounds,
             images=images,
             weights=self.config.weights.name if self.config.weights else "",
+            settings=self.config.set.get("network", {}),
+            built_by=self.config.method if makes_network else "",
         )
 
 
@@ -211,7 +235,7 @@ def read_network(
         valid = read_predictions(predictions_path(folder, site, which, "valid"))
         temperature, fitted_on = fit_temperature(valid, f"site {site}"), len(valid.labels)
     weights, about = read_tensors(path), read_about(path)
-    network = build_network(about.network, len(about.classes))
+    network = about.build()
     check_same_layout(network.state_dict(), weights, str(path))
     return SavedNetwork(site, about, weights, Recipe(network, device=device), temperature, fitted_on)
 
@@ -231,6 +255,10 @@ def read_about(path: Path) -> About:
     if about.network not in NETWORKS:
         raise StateMismatchError(
             f"{path}: unknown network '{about.network}'; known networks: {', '.join(sorted(NETWORKS))}"
+        )
+    if about.built_by and about.built_by not in ALGORITHMS:
+        raise StateMismatchError(
+            f"{path}: unknown method '{about.built_by}'; known methods: {', '.join(sorted(ALGORITHMS))}"
         )
     return about
 

@@ -8,9 +8,12 @@ metrics.jsonl       the records, one per line
 models/<site>/{best,last}.safetensors
 predictions/<site>/{best,last}{,-valid}.csv
 state/round-<n>/    checkpoints, from which the run can be resumed, see prrfl.runs.checkpoint
-summary.json, scores.csv, retrogress.png, report.html
+summary.json, scores.csv, subgroups.csv, retrogress.png, report.html
 results, see prrfl.runs.report
+mlflow/, tensorboard/, wandb/
+what trackers keep, see prrfl.reports.tracking
 log.txt
+position.json       only while a process works on the run: where it is, see prrfl.runs.position
 """
 
 import fcntl
@@ -24,8 +27,9 @@ from typing import Any
 
 from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 
-from prrfl.config import TrainConfig, checked, given_settings
+from prrfl.config import READING, TrainConfig, checked, given_settings, renamed
 from prrfl.data.fingerprint import Fingerprint, Fingerprints, difference, to_json
+from prrfl.data.own import absolute, is_own_data
 from prrfl.errors import ConfigError, DataError
 from prrfl.losses import LOSSES
 from prrfl.storage.atomic import write_json, write_text
@@ -91,7 +95,7 @@ class RunFolder:
         """Return the settings of the run, some of them changed.
 
         The device is returned as the run used it, even if this machine has no such device: reading a run
-        needs none.
+        needs none. It needs no tracker's package, either.
 
         Raises:
             ConfigError: if the folder holds no run, or its settings are incomplete or invalid.
@@ -99,12 +103,13 @@ class RunFolder:
         path = self.path / "config.toml"
         if not path.is_file():
             raise ConfigError(f"{self.path} is not a run folder: it has no config.toml")
-        _, written = given_settings(path, {})
+        _, given = given_settings(path, {})
+        written = renamed(given)
         implied = {} if NEWER & written.keys() else _implied(written)
         changed_too = {"device": "cpu", **changed}
-        config = checked({**implied, **written, **changed_too}, str(path), changed_too)
+        config = checked({**implied, **written, **changed_too}, str(path), changed_too, READING)
         # A run writes every setting. A missing one was lost, and its default might be another value.
-        optional = {name for name, setting in TrainConfig.model_fields.items() if setting.default is None}
+        optional = {name for name, one in TrainConfig.model_fields.items() if one.default in (None, {})}
         if lost := TrainConfig.model_fields.keys() - optional - written.keys() - implied.keys():
             raise ConfigError(
                 f"{path} is incomplete: key '{min(lost)}' is missing; restore the file from a copy, or add "
@@ -144,10 +149,10 @@ class RunFolder:
             DataError: if there is no data at that place.
         """
         if data is not None:
-            if not data.exists():
+            if not data.exists() and not is_own_data(data):
                 raise DataError(f"{option} {data} does not exist; expected the data of {self.path}")
-            return config.model_copy(update={"data": data.absolute()})
-        if config.data is not None and not config.data.exists():
+            return config.model_copy(update={"data": absolute(data)})
+        if config.data is not None and not config.data.exists() and not is_own_data(config.data):
             raise DataError(
                 f"{config.data}, the data of {self.path}, does not exist; if it was moved, give its new "
                 f"place with {option}, or as data in {self.path / 'config.toml'}"
@@ -275,7 +280,23 @@ class RunFolder:
         except (OSError, TypeError, ValueError) as cause:
             log.warning("%s cannot be read and is replaced: %s", path, cause)
             first, resumed = {}, []
+        last = (resumed or [first])[-1].get("parts", {})
+        changed = {kind for kind, origin in environment["parts"].items() if origin != last.get(kind, origin)}
+        for kind in sorted(changed):
+            log.warning(
+                "%s: the code of its %s has changed since round %d; the results mix both versions",
+                self.path,
+                kind,
+                rounds,
+            )
         write_json(path, {**first, "resumed": [*resumed, {"after_round": rounds, **environment}]})
+
+    def environment(self) -> dict[str, Any]:
+        """Return time, machine and versions of the run's start; empty if they are lost."""
+        try:
+            return dict(parse_json(read_bytes(self.path / "environment.json")))
+        except (OSError, TypeError, ValueError):
+            return {}
 
 
 CHECKPOINTS = "round-" + 4 * "[0-9]"

@@ -2,26 +2,30 @@
 
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from prrfl.algorithms import traits_of
+from prrfl import __version__
+from prrfl.algorithms import BASELINE, traits_of
 from prrfl.config import TrainConfig
 from prrfl.data.fingerprint import difference, fingerprints
+from prrfl.data.subgroups import SubgroupColumn, read_tables
 from prrfl.errors import ConfigError, DataError
-from prrfl.reports.page import Sample, SiteImages, run_page
+from prrfl.reports.comparison import FinishedRun
+from prrfl.reports.page import Heading, RunResults, Sample, SiteImages, run_page, subgroup_section
 from prrfl.reports.retrogress import draw_retrogress
 from prrfl.reports.scores import scores_to_csv
+from prrfl.reports.subgroups import Subgroup, by_subgroup, subgroups_to_csv
 from prrfl.reports.summary import summarise
-from prrfl.runs.deployed import Which, predictions_path
+from prrfl.runs.deployed import Which, predictions_path, training_counts
 from prrfl.runs.folder import RunFolder, first_candidate
-from prrfl.runs.setup import read_sites
+from prrfl.runs.setup import data_folder, read_sites
 from prrfl.storage.atomic import write_json, write_text
 from prrfl.storage.records import read_predictions, read_records
-from prrfl.types import Predictions, RoundRecord, SiteData, Split
+from prrfl.types import ClientId, Predictions, RoundRecord, SiteData, Split
 
 log = logging.getLogger("prrfl")
 
@@ -51,7 +55,33 @@ def finish(
     return summary
 
 
-def report(folder: Path, data: Path | None = None) -> dict[str, Any]:
+def subgroups(folder: Path, columns: Sequence[SubgroupColumn], data: Path | None = None) -> list[Subgroup]:
+    """Return the scores of subgroups of each site's test images, from the run's predictions and its data.
+
+    Args:
+        folder: the run's folder.
+        columns: columns of the data's tables that divide the images.
+        data: where its data is now, if it was moved.
+
+    Raises:
+        ConfigError: if the folder holds no run, no complete round, or no predictions.
+        DataError: if the records are damaged, or the data lacks a column or image.
+    """
+    there, settings, records = _read(folder)
+    if there.is_federation:
+        raise ConfigError(
+            f"--subgroups: predictions and tables of {folder} stay at its sites; there, run `prrfl evaluate` "
+            "with --subgroups on the site's own folder"
+        )
+    predictions = _predictions(there, settings, summarise(records, first_candidate(settings.rounds)))
+    here = there.at(settings, data, "--data")
+    tables = read_tables(
+        data_folder(here), columns, list(predictions), classes=here.classes, image_size=here.image_size
+    )
+    return by_subgroup(predictions, tables.divide(predictions))
+
+
+def report(folder: Path, data: Path | None = None, subgroups: Sequence[Subgroup] = ()) -> dict[str, Any]:
     """Write summary, curves, table and ``report.html`` of a run from its folder; return the summary.
 
     The page shows images and class counts only if the run's data is available; if not, or if it has changed,
@@ -60,48 +90,100 @@ def report(folder: Path, data: Path | None = None) -> dict[str, Any]:
     Args:
         folder: the run's folder.
         data: where its data is now, if it was moved.
+        subgroups: scores of subgroups, which are also written to ``subgroups.csv``.
 
     Raises:
         ConfigError: if the folder holds no run, or no complete round.
         DataError: if its records are damaged.
     """
+    there, settings, records = _read(folder)
+    summary = finish(records, settings, there)
+    # In a federation, predictions and images stay at the sites.
+    predictions = {} if there.is_federation else _predictions(there, settings, summary)
+    which = _reported(settings, summary["rounds"])
+    if subgroups:
+        write_text(folder / "subgroups.csv", subgroups_to_csv(subgroups, settings.classes))
+    try:
+        sites = read_sites(there.at(settings, data, "--data")) if predictions else []
+        _warn_of_changes(there, sites)
+    except DataError as cause:
+        log.warning("the page shows no images, because the data cannot be read: %s", cause)
+        sites = []
+    run = FinishedRun(
+        method=settings.method,
+        seed=settings.seed,
+        records=records,
+        predictions=predictions,
+        seconds=summary.get("seconds", 0.0),
+        rounds=settings.rounds,
+        epochs=settings.epochs,
+        training={site: counts for site in predictions if (counts := training_counts(folder, site, which))},
+        stages=traits_of(settings.algorithm()).stages,
+    )
+    images = {
+        site.name: SiteImages(
+            class_counts(site, len(settings.classes)),
+            samples(site, predictions[site.name], settings.classes),
+        )
+        for site in sites
+        if site.name in predictions  # a site may have been added to the data since
+    }
+    page = run_page(
+        RunResults(
+            heading=heading(there, settings),
+            run=run,
+            summary=summary,
+            settings=settings.model_dump(mode="json", exclude_none=True),
+            baseline=BASELINE,
+            images=images,
+            chosen=which == "best",
+            sections=[subgroup_section(subgroups, settings.classes)] if subgroups else (),
+        )
+    )
+    write_text(folder / "report.html", page)
+    return summary
+
+
+def _read(folder: Path) -> tuple[RunFolder, TrainConfig, list[RoundRecord]]:
     there = RunFolder(folder)
     settings = there.settings()
     records = read_records(folder / "metrics.jsonl", classes=len(settings.classes))
     if not records:
         raise ConfigError(f"{folder} has no complete round, so there is nothing to report")
-    summary = finish(records, settings, there)
-    # In a federation, predictions and images stay at the sites.
-    local = [] if there.is_federation else list(summary["best"]["sites"])
-    # The best network is chosen among the last 20 % of rounds. Before them there is only the last one.
-    which: Which = "last" if summary["rounds"] <= first_candidate(settings.rounds) else "best"
-    predictions = {
-        site: read_predictions(predictions_path(folder, site, which, "test"), settings.classes)
-        for site in local
+    return there, settings, records
+
+
+def _reported(settings: TrainConfig, rounds: int) -> Which:
+    """Return which networks a report is about after a number of rounds.
+
+    The best network is chosen among the last 20 % of rounds. Before them there is only the last one.
+    """
+    return "last" if rounds <= first_candidate(settings.rounds) else "best"
+
+
+def _predictions(
+    there: RunFolder, settings: TrainConfig, summary: Mapping[str, Any]
+) -> dict[ClientId, Predictions]:
+    """Return the predictions on test images of the networks that a report is about."""
+    which = _reported(settings, summary["rounds"])
+    return {
+        site: read_predictions(predictions_path(there.path, site, which, "test"), settings.classes)
+        for site in summary["best"]["sites"]
     }
-    try:
-        sites = read_sites(there.at(settings, data, "--data")) if local else []
-        _warn_of_changes(there, sites)
-    except DataError as cause:
-        log.warning("the page shows no images, because the data cannot be read: %s", cause)
-        sites = []
-    page = run_page(
-        records,
-        predictions,
-        summary,
-        settings.model_dump(mode="json", exclude_none=True),
-        {
-            site.name: SiteImages(
-                class_counts(site, len(settings.classes)),
-                samples(site, predictions[site.name], settings.classes),
-            )
-            for site in sites
-            if site.name in predictions  # a site may have been added to the data since
-        },
-        traits_of(settings.algorithm()).stages,
-    )
-    write_text(folder / "report.html", page)
-    return summary
+
+
+def heading(folder: RunFolder, settings: TrainConfig, name: str = "") -> Heading:
+    """Return what the page of a run, or of a comparison with this run, is about.
+
+    Args:
+        folder: the run's.
+        settings: its settings.
+        name: of the comparison's folder.
+    """
+    data = "generated images" if settings.data is None else settings.data.name
+    environment = folder.environment()
+    day = str(environment.get("time", ""))[:10]
+    return Heading(name or folder.path.resolve().name, data, day, __version__)
 
 
 def _warn_of_changes(folder: RunFolder, sites: Sequence[SiteData]) -> None:

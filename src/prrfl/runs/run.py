@@ -15,25 +15,30 @@ from typing import Any
 
 import torch
 
-from prrfl.algorithms import traits_of
+from prrfl.algorithms import Algorithm, traits_of
 from prrfl.capture import on_gpu
 from prrfl.config import TrainConfig
 from prrfl.data.fingerprint import Fingerprints, fingerprints, short
 from prrfl.engine import Engine, Exchange, InProcess, Keeper, Pooled, rounds_from
+from prrfl.engine.in_process import POOL
 from prrfl.engine.workers import Workers
 from prrfl.errors import ConfigError
 from prrfl.losses import CPA
 from prrfl.machine import gpu, prepared, system
+from prrfl.parts import PartError, blamed
 from prrfl.reports.summary import best_round, validation_f1
+from prrfl.reports.tracking import Results, Tracked, tracking
 from prrfl.runs.checkpoint import commit, records_until, restore
 from prrfl.runs.deployed import DeployedWriter, Which
 from prrfl.runs.folder import RunFolder, first_candidate
+from prrfl.runs.position import position_of, reporting
 from prrfl.runs.report import finish
 from prrfl.runs.setup import Run, count_classes, make_method, make_recipe, resolved, share_dtype
 from prrfl.storage.atomic import remove_partial
 from prrfl.storage.records import append_records
 from prrfl.storage.tensor_files import to_bytes
-from prrfl.types import ExchangeRecord, RoundRecord, SiteData
+from prrfl.training import ImageCounter
+from prrfl.types import ClientId, ExchangeRecord, RoundRecord, SiteData
 
 log = logging.getLogger("prrfl")
 
@@ -63,7 +68,9 @@ def train(
     # A run with a checkpoint does not need the weights that it started from, which may be gone.
     has_checkpoint = resume and there.rounds_done > 0
     recipe = make_recipe(config.model_copy(update={"weights": None}) if has_checkpoint else config)
-    run = Run(config, make_method(config, recipe), recipe)
+    method = make_method(config, recipe)
+    counter = ImageCounter(_training_sizes(method, sites))
+    run = Run(config, method, replace(recipe, counter=counter))
     if recipe.loss.counts == "federation":
         run = replace(run, class_counts=count_classes(sites, len(config.classes)))
     if not resume:
@@ -72,13 +79,24 @@ def train(
         if run.class_counts:
             there.write_class_counts(run.class_counts)
     writer = DeployedWriter(folder, config, {site.name: site for site in sites})
-    with open_engine(run, sites, folder) as engine, open_folder(there):
+    with (
+        open_engine(run, sites, folder) as engine,
+        open_folder(there),
+        # After the engine has forked its processes: a thread would not survive that.
+        reporting(there, lambda: position_of(counter, there.rounds_done, config)),
+    ):
 
         def save(names: Sequence[Which], index: int) -> None:
             for deployed in engine.deployed():
                 writer.write(deployed, names, index)
 
         yield from remaining_rounds(run, engine, there, save, engine, fingerprints(sites))
+
+
+def _training_sizes(method: Algorithm[Any], sites: Sequence[SiteData]) -> dict[ClientId, int]:
+    """Return the number of training images of each site that trains; pooled images are one site."""
+    sizes = {site.name: len(site.train) for site in sorted(sites, key=lambda site: site.name)}
+    return {POOL: sum(sizes.values())} if traits_of(method).scope == "pooled" else sizes
 
 
 def in_time(
@@ -161,10 +179,11 @@ def remaining_rounds(
         )
     if data is not None and start == 0:
         folder.write_data(data)
-    folder.write_environment(environment(config.device, data), start)
+    folder.write_environment(environment(config, data), start)
     history = records_until(folder, done)
     unsaved: list[RoundRecord] = []
-    with _events(config, folder.path) as add_event:
+    with tracking(config.track, _tracked(run, folder.path, data)) as trackers:
+        trackers.add(history)
         for record in rounds_from(run.moment(start), run.method, exchange):
             history.append(record)
             unsaved.append(record)
@@ -176,10 +195,11 @@ def remaining_rounds(
                 seconds = done.seconds + time.monotonic() - started
                 commit(folder, config, keeper, record.round, seconds)
                 log.info("round %d done: validation macro-F1 %.4f", record.round + 1, validation_f1(unsaved))
+                trackers.add(unsaved)
                 unsaved = []
-            add_event(record)
             yield record
-    finish(history, config, folder, done.seconds + time.monotonic() - started)
+        finish(history, config, folder, done.seconds + time.monotonic() - started)
+        trackers.close(_results(folder.path))
 
 
 @contextmanager
@@ -193,26 +213,30 @@ def _log_file(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as cause:
-        log.error("%s", cause)
+        error = blamed(cause)
+        log.error("%s", error or cause, exc_info=error is not None or isinstance(cause, PartError))
+        if error is not None:
+            raise error from cause
         raise
     finally:
         log.removeHandler(handler)
         handler.close()
 
 
-def _nothing(_: RoundRecord) -> None:
-    pass
+def _tracked(run: Run, folder: Path, data: Fingerprints | None) -> Tracked:
+    """Return what trackers are told about a run."""
+    config = run.settings
+    tags = {"method": config.method, "seed": str(config.seed), "prrfl": version("prrfl")}
+    if data is not None:
+        tags["data"] = short(data)
+    return Tracked(folder, config.model_dump(mode="json", exclude_none=True), tags)
 
 
-@contextmanager
-def _events(config: TrainConfig, folder: Path) -> Iterator[Callable[[RoundRecord], None]]:
-    if not config.tensorboard:
-        yield _nothing
-        return
-    from prrfl.reports.tensorboard import EventLog  # an optional dependency
-
-    with EventLog(folder / "tensorboard", config.epochs) as events:
-        yield events.add
+def _results(folder: Path) -> Results:
+    """Return the files of a finished run that trackers keep. A federation's networks are at the sites."""
+    models = folder / "models"
+    networks = {str(path.relative_to(models)): path for path in sorted(models.glob("*/*.safetensors"))}
+    return Results([path for path in [folder / "retrogress.png"] if path.is_file()], networks)
 
 
 STATES_IN_MEMORY = 2**30
@@ -258,19 +282,20 @@ def open_engine(run: Run, sites: Sequence[SiteData], folder: Path) -> Iterator[E
         shutil.rmtree(stored, ignore_errors=True)
 
 
-def environment(device: str, data: Fingerprints | None = None) -> dict[str, Any]:
-    """Return time, machine, versions, command and data: what is needed to understand or repeat a run."""
+def environment(config: TrainConfig, data: Fingerprints | None = None) -> dict[str, Any]:
+    """Return what is needed to understand or repeat a run: machine, versions, command, own parts and data."""
     names = ("prrfl", "torch", "numpy", "scikit-learn", "monai", "safetensors")
     return {
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
         "python": sys.version.split()[0],
         "platform": system(),
         "threads": torch.get_num_threads(),
-        "device": device,
+        "device": config.device,
         "gpu": found.name if (found := gpu()) else None,
         "free_disk_bytes": shutil.disk_usage(Path.cwd()).free,
         "versions": {name: version(name) for name in names},
         "command": _without_secrets(sys.argv),
+        "parts": config.own_parts(),
         "data": None if data is None else short(data),
     }
 

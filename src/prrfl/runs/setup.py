@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
@@ -11,8 +12,8 @@ from prrfl.algorithms import ALGORITHMS, Algorithm, traits_of
 from prrfl.algorithms.prototyped import Prototyped
 from prrfl.capture import on_gpu
 from prrfl.config import TrainConfig
-from prrfl.data.augment import Augmentation
 from prrfl.data.images import SPLITS
+from prrfl.data.own import absolute, is_own_data, load_own
 from prrfl.data.sources import load_sites
 from prrfl.errors import ConfigError, ParticipationError, StateMismatchError
 from prrfl.losses import CPA
@@ -74,13 +75,23 @@ def load_data(config: TrainConfig) -> list[SiteData]:
     """
     sites = read_sites(config)
     if len(sites) < 2 and traits_of(ALGORITHMS[config.method]).scope != "alone":
-        alone = [name for name, kind in ALGORITHMS.items() if traits_of(kind).scope == "alone"]
+        alone = [name for name, kind in ALGORITHMS.builtin.items() if traits_of(kind).scope == "alone"]
         where = config.data or "the generated data"
         raise ParticipationError(
             f"{where} holds one site, {sites[0].name}; federated training needs at least 2 "
             f"(method {' or '.join(alone)} trains a single site)"
         )
     return sites
+
+
+def data_folder(config: TrainConfig) -> Path:
+    """Return the place of the data that the settings name, or of generated data if they name none."""
+    if config.data is not None:
+        return config.data
+    # Not at the top: sites of a federation have data of their own, and need not load the generator.
+    from prrfl.data.synthetic import GeneratedData, cached
+
+    return cached(GeneratedData(config.sites, config.images, config.image_size, config.seed))
 
 
 def read_sites(config: TrainConfig, needed: Sequence[Split] = SPLITS) -> list[SiteData]:
@@ -93,12 +104,9 @@ def read_sites(config: TrainConfig, needed: Sequence[Split] = SPLITS) -> list[Si
     Raises:
         DataError: if the data cannot be used.
     """
-    folder = config.data
-    if folder is None:
-        # Not at the top: sites of a federation have data of their own, and need not load the generator.
-        from prrfl.data.synthetic import GeneratedData, cached
-
-        folder = cached(GeneratedData(config.sites, config.images, config.image_size, config.seed))
+    folder = data_folder(config)
+    if is_own_data(folder):
+        return load_own(folder, config.image_size, config.classes, config.set.get("data", {}))
     return load_sites(
         folder,
         image_size=config.image_size,
@@ -138,13 +146,14 @@ def make_recipe(config: TrainConfig) -> Recipe:
     Raises:
         StateMismatchError: if the weights to start from cannot be used.
     """
-    network = build_network(config.network, len(config.classes), config.seed, config.init)
+    own = config.set.get("network", {})
+    network = build_network(config.network, len(config.classes), config.seed, config.init, own)
     if config.precision == "float64":
         network.double()  # the initial weights get the type of all later ones
     if config.weights is not None:
         _start_from(config, network)
     return Recipe(
-        network=network,
+        network=traits_of(ALGORITHMS[config.method]).network(network),
         batch=config.batch,
         optimizer=config.optimizer,
         lr=config.lr,
@@ -152,9 +161,10 @@ def make_recipe(config: TrainConfig) -> Recipe:
         lr_gamma=config.lr_gamma,
         weight_decay=config.weight_decay,
         loss=config.loss_function(),
-        augment=Augmentation() if config.augment else None,
+        augment=config.augmentation(),
         device=config.device,
         precision=cast(Precision, config.precision),  # the settings have replaced auto
+        weighting=config.weighting,
     )
 
 
@@ -204,7 +214,7 @@ def resolved(config: TrainConfig, sites: int) -> TrainConfig:
     threads = config.threads or max(1, cores // most)
     # Absolute, so that a run can be resumed from any working directory.
     paths = {
-        "data": config.data and config.data.absolute(),
+        "data": config.data and absolute(config.data),
         "weights": config.weights and config.weights.absolute(),
     }
     return config.model_copy(update={"workers": workers, "threads": threads, **paths})

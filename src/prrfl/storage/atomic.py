@@ -155,3 +155,16 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: object) -> None:
     """Write a JSON file atomically."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_passing_json(path: Path, value: object) -> None:
+    """Write a JSON file that holds for a moment only: readers see it whole, but a power failure may lose it.
+
+    Nothing waits for the disk. Only one thread of one process may write the file.
+    """
+    temporary = path.with_name(f"{PARTIAL}{path.name}")
+    try:
+        temporary.write_text(json.dumps(value, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

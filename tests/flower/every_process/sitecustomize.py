@@ -21,7 +21,7 @@ class _RegisterTiny(MetaPathFinder):
             load(module)
             from tests.flower.tiny import tiny
 
-            module.NETWORKS["tiny"] = tiny
+            module.NETWORKS.builtin = {**module.NETWORKS.builtin, "tiny": tiny}
 
         spec.loader.exec_module = load_and_register
         return spec

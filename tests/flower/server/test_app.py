@@ -8,6 +8,7 @@ from importlib import resources
 import pytest
 import torch
 from flwr.app import Context, RecordDict
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from prrfl.algorithms import ALGORITHMS
 from prrfl.config import checked
@@ -41,6 +42,16 @@ def test_a_server_that_was_killed_resumes_after_the_last_complete_round(data, tm
         assert same(networks(home), undisturbed[1]), stop
         records = read_records(home / "run" / "metrics.jsonl")
         assert len(records) == len(undisturbed[0])
+
+
+def test_the_server_tracks_the_run_and_the_sites_do_not(data, tmp_path):
+    run(grid_of(data, tmp_path), tmp_path / "run", rounds=1, track="tensorboard")
+    events = EventAccumulator(str(tmp_path / "run/tensorboard"))
+    events.Reload()
+    for site in NAMES:
+        assert [e.step for e in events.Scalars(f"{site}/test/deputy/drop/macro_f1")] == [1]
+        assert list((tmp_path / site).glob("*/models"))
+    assert [path.parent.name for path in tmp_path.rglob("tensorboard")] == ["run"]
 
 
 def test_other_settings_under_the_same_folder_are_refused(data, tmp_path):

@@ -1,6 +1,7 @@
 """Losses that need the class counts of all sites, and prototypes, over real sites."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from prrfl.config import checked
 from prrfl.errors import ConfigError, ParticipationError
 from prrfl.flower.federation import federate
-from prrfl.flower.messages import COUNTING, Answer, from_records
+from prrfl.flower.messages import COUNTING, Answer, from_records, to_records
 from prrfl.runs.run import train
 from prrfl.runs.setup import load_data
 from prrfl.storage.tensor_files import read_tensors
@@ -134,6 +135,7 @@ def test_a_site_refuses_other_counts_than_it_was_told_before(uneven, tmp_path):
         ({"loss": "weighted", "counts": "federation"}, "class-counts", "prrfl,class-counts"),
         ({"aggregation": "pfa-phase"}, "prrfl-phases", "prrfl-phases"),
         (FOLLOW_UP, "prrfl-imbalance", "prrfl-imbalance"),
+        ({"weighting": "images"}, "image-count", "prrfl,image-count"),
     ],
 )
 def test_a_site_agrees_by_name_to_what_a_loss_sends(uneven, tmp_path, settings, missing, agreed):
@@ -154,3 +156,27 @@ def test_what_needs_no_counts_asks_for_none(uneven, tmp_path):
 def test_prototypes_after_every_epoch_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"real sites cannot do; .*--prototypes per-round"):
         federate(tmp_path / "run", {"method": "prrfl-imbalance"}, NAMES)
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_sites_are_weighted_by_images_as_in_one_process(uneven, certs, tmp_path, secure):
+    chosen = {"method": "fedavg", "weighting": "images", "rounds": 1, "seed": 0}
+    config = checked({**SETTINGS, **chosen, "data": uneven, "workers": 1, "threads": 1}, "here")
+    list(train(config, load_data(config), tmp_path / "one"))
+    theirs = {name: read_tensors(tmp_path / "one" / "models" / name / "last.safetensors") for name in NAMES}
+    grid = grid_of(uneven, tmp_path, certs if secure else None, methods="fedavg,image-count")
+    assert not absences(run(grid, tmp_path / "run", secure=secure, **chosen))
+    assert near(networks(tmp_path), theirs, 5e-3 if secure else 0)
+
+
+def test_a_weight_that_is_no_number_of_images_is_refused(uneven, tmp_path):
+    def lie(order, reply):
+        if order.step != "train" or order.site != "clientB":
+            return reply
+        answer = from_records(Answer, reply.content)
+        reply.content = to_records(replace(answer, weight=6.5))
+        return reply
+
+    grid = grid_of(uneven, tmp_path, methods="fedavg,image-count", spoil=lie)
+    with pytest.raises(ParticipationError, match=r"clientB: its share: the weight is 6.5; expected a number"):
+        run(grid, tmp_path / "run", method="fedavg", weighting="images", rounds=1)

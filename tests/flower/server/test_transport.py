@@ -2,7 +2,9 @@
 
 import pytest
 
-from tests.flower.grid import absences, failure, grid_of, networks, run, same
+from prrfl.flower.federation import federate
+from prrfl.flower.server.transport import Transport
+from tests.flower.grid import NAMES, SETTINGS, absences, failure, grid_of, networks, run, same
 
 
 def test_an_order_that_is_lost_is_sent_again_until_it_arrives(data, tmp_path):
@@ -57,3 +59,35 @@ def test_a_node_that_reconnects_gets_its_order_again(data, tmp_path, undisturbed
     grid = grid_of(data, tmp_path, spoil=swallow)
     run(grid, tmp_path / "run")
     assert same(networks(tmp_path), undisturbed[1])
+
+
+def test_the_server_knows_which_sites_have_answered(data, tmp_path):
+    folder = tmp_path / "run"
+    seen = []
+
+    def look(order, reply):
+        if (order.step, order.round) != ("train", 0):
+            return reply
+        if order.site == "clientB":
+            seen.append(transport.position(0))
+        return None if order.site == "clientC" else reply
+
+    grid = grid_of(data, tmp_path, spoil=look)
+    transport = Transport(grid, federate(folder, SETTINGS, NAMES, 2, 0.5))
+    assert transport.position(0).sites == {}
+    for name, _ in transport.ask("train", 0, NAMES, lambda answer: answer):
+        seen.append((name, transport.position(0)))
+    early, (first, one), *_, (last, all_asked) = seen
+    assert {name: site.state for name, site in early.sites.items()} == {
+        "clientA": "asked",
+        "clientB": "not connected",
+        "clientC": "not connected",
+    }
+    assert (first, one.step, one.sites["clientC"].state) == ("clientA", "train", "asked")
+    assert (last, all_asked.done) == ("clientC", 1 / 3)
+    list(transport.ask("receive", 0, NAMES[:2], lambda answer: answer))
+    later = transport.position(0)
+    assert {name: site.state for name, site in later.sites.items()}["clientC"] == "absent"
+    # Of two rounds the first is not complete as long as it has no checkpoint.
+    assert (later.round, later.done) == (0, 0.5)
+    assert transport.position(1).sites == {}

@@ -7,7 +7,7 @@ from pathlib import Path
 from prrfl.data.synthetic.dataset import GeneratedData, write_generated
 from prrfl.errors import DataError
 
-_VERSION = "v1"  # raise it whenever the drawings change, so that an old cache is not used for the new ones
+_VERSION = "v2"  # raise it whenever the drawings change, so that an old cache is not used for the new ones
 
 
 def cache_folder() -> Path:

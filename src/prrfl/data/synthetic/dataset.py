@@ -1,5 +1,6 @@
 """Generated data sets of any number of sites, so that the package runs without a download."""
 
+import math
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,23 +21,39 @@ from prrfl.types import Examples, SiteData, Split
 MIN_PER_SPLIT = 2
 """Least number of images of each class in each split: a spread needs two, and without any F1 is undefined."""
 
+VALID_SHARE, TEST_SHARE = 0.2, 0.4
+"""Shares of validation and test within each class. Training gets only as many images as test: with more of
+them a site would learn little from the others, and scores on fewer test images would be mostly chance."""
+
+ENOUGH = 15
+"""Least number of images of a class at a site that can afford it: then six of them are for testing."""
+
 _MIN_PER_CLASS = 3 * MIN_PER_SPLIT
 _MIN_IMAGES = len(CLASSES) * _MIN_PER_CLASS
 _MIN_SIZE = 16
 _MAX_SITES, _MAX_IMAGES, _MAX_SIZE = 1000, 100_000, 1024  # a typo should not fill a disk
 
-# The shares are the counts of nv, bkl, mel in the published split (train, valid and test together).
+
+def _evened(nv: int, bkl: int, mel: int) -> tuple[float, float, float]:
+    """Return class shares that are less unequal than the counts: in proportion to their cube roots."""
+    return math.cbrt(nv), math.cbrt(bkl), math.cbrt(mel)
+
+
+# The counts are those of the published split (train, valid and test together). Taken as they are, 240 images
+# of B would be 231 nv, 8 bkl and 1 mel, and its network would learn to answer nv to all of them.
 STYLES = (
     # A: HAM10000, vidir_modern
-    SiteStyle((1832, 475, 680), (0.93, 0.97, 1.14), 0.03, 0.95, vignette=0.5, hair=0.25, bubbles=0.1),
+    SiteStyle(_evened(1832, 475, 680), (0.93, 0.97, 1.14), 0.03, 0.95, vignette=0.5, hair=0.25, bubbles=0.1),
     # B: HAM10000, vidir_molemax
-    SiteStyle((3720, 124, 24), (1.10, 0.85, 0.93), 0.025, 1.2, vignette=0.03, hair=0.3, bubbles=0.05),
+    SiteStyle(_evened(3720, 124, 24), (1.10, 0.85, 0.93), 0.025, 1.2, vignette=0.03, hair=0.3, bubbles=0.05),
     # C: HAM10000, rosendahl
-    SiteStyle((803, 490, 342), (1.05, 1.04, 1.08), 0.035, 1.3, vignette=0.06, hair=0.1, bubbles=0.25),
+    SiteStyle(_evened(803, 490, 342), (1.05, 1.04, 1.08), 0.035, 1.3, vignette=0.06, hair=0.1, bubbles=0.25),
     # D: ISIC 2017
-    SiteStyle((1372, 254, 374), (1.00, 1.04, 0.93), 0.025, 0.9, 0.25, hair=0.3, bubbles=0.15, ruler=0.4),
+    SiteStyle(
+        _evened(1372, 254, 374), (1.00, 1.04, 0.93), 0.025, 0.9, 0.25, hair=0.3, bubbles=0.15, ruler=0.4
+    ),
 )
-"""The first four sites, each after the real site of its letter."""
+"""The first four sites, each after the real site of its letter, with classes that are less unequal."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +133,8 @@ def generate(spec: GeneratedData, site: str) -> SiteData:
 
     A site's data depends on the seed and the site alone, so a data set with more sites begins with the same
     ones. Classes are as frequent as in the site's style, but each split has at least ``MIN_PER_SPLIT`` images
-    of each class. The split is 70/10/20 within each class.
+    of each class, and from 120 images a site on, each class has at least six test images. Within each class
+    40 % of the images are for training, 20 % for validation and 40 % for testing.
 
     Args:
         spec: the data set.
@@ -203,19 +221,20 @@ def _class_counts(shares: Iterable[float], images: int) -> NDArray[np.int64]:
     """Return whole numbers near the shares that sum to ``images``, with enough of each class."""
     wanted = np.array(list(shares), np.float64)
     wanted *= images / wanted.sum()
-    counts = np.full(len(wanted), _MIN_PER_CLASS, np.int64)
+    least = max(_MIN_PER_CLASS, min(ENOUGH, images // 8))
+    counts = np.full(len(wanted), least, np.int64)
     for _ in range(images - counts.sum()):
         counts[np.argmax(wanted - counts)] += 1
     return counts
 
 
 def _stratify(labels: NDArray[np.int64]) -> dict[Split, NDArray[np.int64]]:
-    """Return the rows of each split, in order: 70/10/20 of each class, at least ``MIN_PER_SPLIT``."""
+    """Return the rows of each split, in order: shares of each class, at least ``MIN_PER_SPLIT``."""
     train, valid, test = [], [], []
     for label in range(len(CLASSES)):
         rows = np.flatnonzero(labels == label)
-        n_valid = max(MIN_PER_SPLIT, round(0.1 * len(rows)))
-        n_test = max(MIN_PER_SPLIT, round(0.2 * len(rows)))
+        n_valid = max(MIN_PER_SPLIT, round(VALID_SHARE * len(rows)))
+        n_test = max(MIN_PER_SPLIT, round(TEST_SHARE * len(rows)))
         valid.append(rows[:n_valid])
         test.append(rows[n_valid : n_valid + n_test])
         train.append(rows[n_valid + n_test :])

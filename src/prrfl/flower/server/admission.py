@@ -73,8 +73,13 @@ class Attendance:
             )
 
 
-def check_share(answer: Answer, expected: Share) -> None:
+def check_share(answer: Answer, expected: Share, weighted: bool = False) -> None:
     """Check that a share has the names, shapes, types and weight that the method sends, and usable numbers.
+
+    Args:
+        answer: what the site sent.
+        expected: a share as the method sends it.
+        weighted: whether the weight is the site's number of training images, which it alone knows.
 
     Raises:
         StateMismatchError: naming the invalid tensor.
@@ -93,7 +98,10 @@ def check_share(answer: Answer, expected: Share) -> None:
             raise StateMismatchError(
                 f"its share: tensor '{key}' holds {largest:.3g}; expected at most {LARGEST_SUM:.3g}"
             )
-    if answer.weight != expected.weight:
+    if weighted:
+        if not 1 <= answer.weight <= MOST_IMAGES or answer.weight % 1:
+            raise StateMismatchError(f"its share: the weight is {answer.weight}; expected a number of images")
+    elif answer.weight != expected.weight:
         raise StateMismatchError(f"its share: the weight is {answer.weight}; expected {expected.weight}")
 
 

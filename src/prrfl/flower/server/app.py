@@ -28,6 +28,7 @@ from prrfl.flower.server.sent_mean import SentMean
 from prrfl.flower.server.transport import Refusal, Transport
 from prrfl.runs.deployed import Which
 from prrfl.runs.folder import RunFolder
+from prrfl.runs.position import Position, reporting
 from prrfl.runs.run import open_folder, remaining_rounds
 from prrfl.runs.setup import Run, share_dtype
 from prrfl.storage.atomic import only_for_this_user
@@ -79,7 +80,10 @@ def run_federation(grid: Grid, federation: Federation, folder: Path) -> Iterator
     """
     run, there = Run.of(federation.config), RunFolder(folder)
     fleet = Fleet(grid, federation, run, folder)
-    with open_folder(there, patience=LINGERS):
+    with (
+        open_folder(there, patience=LINGERS),
+        reporting(there, lambda: fleet.position(there.rounds_done)),
+    ):
         log.info("sites: %s", ", ".join(federation.sites))
         if run.recipe.loss.counts == "federation":
             counts = there.class_counts() or fleet.count_classes()
@@ -118,6 +122,10 @@ class Fleet:
         self._masked = MaskedRound(federation, self._transport, self._attendance, folder / "sum.json")
         self._sent = SentMean(folder / "mean.safetensors")
 
+    def position(self, index: int) -> Position:
+        """Return where round ``index`` is: which sites have answered the order that is on its way."""
+        return self._transport.position(index)
+
     def train(self, ctx: RoundContext) -> Iterator[RoundRecord | Arrival]:
         """Let every site train; continue with those whose answers are valid and in time.
 
@@ -147,12 +155,13 @@ class Fleet:
         """Yield what the sites answer to an order, and their shares or the sum of these."""
         keys: list[SignedKey] = []
         attendance, secure = self._attendance, self._federation.secure
+        weighted = step == "train" and self._run.recipe.weighting == "images"
 
         def read(answer: Answer) -> tuple[list[RoundRecord], Share | SignedKey]:
             records = self._records(answer, step, ctx)
             if secure:
                 return records, parse_key(answer)
-            check_share(answer, expected)
+            check_share(answer, expected, weighted)
             return records, Share(answer.share, answer.weight)
 
         attendance.start_round()
@@ -175,7 +184,7 @@ class Fleet:
         attendance.check_quorum(ctx.round)
         if secure:
             self._masked.check_complete(ctx.round)
-            yield from self._masked.sum(ctx, keys, expected)
+            yield from self._masked.sum(ctx, keys, expected, weighted)
 
     def receive(self, mean: Tensors, ctx: RoundContext) -> Iterator[RoundRecord]:
         """Send the mean to every site that shared in this round.

@@ -13,7 +13,7 @@ from prrfl.errors import ParticipationError, StateMismatchError
 from prrfl.flower.federation import Federation
 from prrfl.flower.messages import Answer
 from prrfl.flower.secure_sum import SEED, SignedKey, check_key, check_part, is_plausible, unmasked
-from prrfl.flower.server.admission import Attendance
+from prrfl.flower.server.admission import MOST_IMAGES, Attendance
 from prrfl.flower.server.transport import Refusal, Transport
 from prrfl.storage.atomic import write_json
 from prrfl.storage.reading import parse_json, read_bytes
@@ -54,7 +54,7 @@ class MaskedRound:
         self._path = path
 
     def sum(
-        self, ctx: RoundContext, keys: Sequence[SignedKey], expected: Share
+        self, ctx: RoundContext, keys: Sequence[SignedKey], expected: Share, weighted: bool = False
     ) -> Iterator[RoundRecord | Arrival]:
         """Ask for masked shares until every site of a cohort answers; a site that does not is left out.
 
@@ -62,6 +62,7 @@ class MaskedRound:
             ctx: the round.
             keys: the signed keys of all sites that have trained.
             expected: a share as the method sends it in this round.
+            weighted: whether its weight is a number of images, of which the server learns only the sum.
 
         Raises:
             ParticipationError: if too few sites are left, or one is lost after others revealed their masks.
@@ -91,7 +92,10 @@ class MaskedRound:
                 break
         size = {name: part.numel() * part.element_size() for name, part in parts.items()}
         summed = unmasked(list(parts.values()), self._seeds(ctx, cohort), expected.tensors)
-        if not is_plausible(summed, len(parts) * expected.weight):
+        weight = len(parts) * expected.weight
+        if weighted:
+            weight = min(max(round(summed.weight), len(parts)), MOST_IMAGES)
+        if not is_plausible(summed, weight):
             raise StateMismatchError(
                 f"round {ctx.round + 1}: the sum of the shares of {', '.join(parts)} is not one of shares: "
                 "one of these sites sent a wrong part, and masks hide which; ask each for its log, and start "

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from types import MappingProxyType
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from flwr.app import Message
 from flwr.common.constant import ErrorCode
@@ -18,6 +18,7 @@ from httpx import HTTPError
 from prrfl.errors import ParticipationError, PRRFLError, StateMismatchError, one_line
 from prrfl.flower.federation import Federation
 from prrfl.flower.messages import Answer, Order, OrderStep, from_records, to_records
+from prrfl.runs.position import Position, SitePosition, SiteState
 from prrfl.types import ClientId, Tensors
 
 log = logging.getLogger("prrfl")
@@ -65,6 +66,23 @@ class Transport:
         self.class_counts: tuple[int, ...] = ()
         self._grid = grid
         self._federation = federation
+        self._rounds = federation.config.rounds
+        self._delivery: _Delivery[Any] | None = None
+
+    def position(self, index: int) -> Position:
+        """Return where the run is, by the order that is on its way; any thread may ask.
+
+        Args:
+            index: the round in progress; the number of rounds once all are complete.
+        """
+        rounds, now = self._rounds, self._delivery
+        if now is None or now.order.round != index:  # between two rounds, or while class counts are added
+            return Position(index, min(1.0, index / rounds))
+        states = {name: now.state(name) for name in self._federation.sites}
+        asked = [state for state in states.values() if state != "absent"]
+        trained = asked.count("answered") / max(1, len(asked)) if now.order.step == "train" else 1.0
+        sites = {name: SitePosition(state) for name, state in states.items()}
+        return Position(index, min(1.0, (index + trained) / rounds), sites, now.order.step)
 
     def ask(
         self,
@@ -105,7 +123,7 @@ class Transport:
             mean,
             json.dumps(self.class_counts) if self.class_counts else "",
         )
-        delivery = _Delivery(self._grid, order, sites, read)
+        delivery = self._delivery = _Delivery(self._grid, order, sites, read)
         started = reminded = time.monotonic()
         while delivery.waiting:
             delivery.dispatch()
@@ -134,6 +152,7 @@ class _Delivery(Generic[T]):
     """One order on its way to several sites.
 
     Attributes:
+        order: the order, without a site's name.
         waiting: sites whose answer was not yielded yet, in order of name.
     """
 
@@ -141,8 +160,9 @@ class _Delivery(Generic[T]):
         self, grid: Grid, order: Order, sites: Iterable[ClientId], read: Callable[[Answer], T]
     ) -> None:
         self.waiting = sorted(sites)
+        self._asked = frozenset(self.waiting)
         self._grid = grid
-        self._order = order
+        self.order = order
         self._use = read
         self._answers: dict[ClientId, T | Refusal] = {}
         self._sent: dict[ClientId, _Sent] = {}
@@ -161,10 +181,10 @@ class _Delivery(Generic[T]):
                 continue
             if name not in self._sent or self._sent[name].connected != node.last_activated_at:
                 message = Message(
-                    to_records(replace(self._order, site=name)),
+                    to_records(replace(self.order, site=name)),
                     node.node_id,
-                    f"train.{self._order.step}",
-                    group_id=str(self._order.round + 1),
+                    f"train.{self.order.step}",
+                    group_id=str(self.order.round + 1),
                 )
                 (message_id,) = self._grid.push_messages([message])
                 self._sent[name] = _Sent(message_id, node.last_activated_at)
@@ -192,9 +212,17 @@ class _Delivery(Generic[T]):
         del self._sent[name]
         reason = one_line(str(reply.error.reason))
         self._failures[name] += reply.error.code not in LOST
-        log.info("site %s, %s: %s", name, self._order.step, reason)
+        log.info("site %s, %s: %s", name, self.order.step, reason)
         if self._failures[name] >= TRIES:
             self._answers[name] = Refusal(one_line(f"its process failed {TRIES} times: {reason}"))
+
+    def state(self, name: ClientId) -> SiteState:
+        """Return how far the order is with a site; any thread may ask."""
+        if name not in self._asked:
+            return "absent"
+        if name not in self.waiting or name in self._answers:
+            return "answered"
+        return "asked" if name in self._sent else "not connected"
 
     def next_answers(self) -> Iterator[tuple[ClientId, T | Refusal]]:
         """Yield the answers that are next in order of name."""
@@ -205,13 +233,13 @@ class _Delivery(Generic[T]):
     def remaining(self, error: str) -> Iterator[tuple[ClientId, T | Refusal]]:
         """Yield the answers that are left, and the given reason for each site that sent none."""
         for name in self.waiting:
-            yield name, self._answers.get(name, Refusal(error))
+            yield name, self._answers.pop(name, Refusal(error))
 
     def _read(self, name: ClientId, reply: Message) -> T | Refusal:
         """Return what is used of a reply, or why it is not used."""
         try:
             answer = from_records(Answer, reply.content)
-            check_answer(answer, replace(self._order, site=name))
+            check_answer(answer, replace(self.order, site=name))
             return self._use(answer)
         except PRRFLError as fault:
             return Refusal(str(fault))

@@ -13,6 +13,7 @@ Flower starts a new process for every order, so all that a site remembers is in 
     sum.key                         under secure summation, the private key for the experiment, until its end
     received.json, masked.json, revealed.json
                                     what is done only once, see prrfl.flower.site.ledger
+    position.json                   while the site trains: where it is, see prrfl.runs.position
 
 If an order comes again, the site answers it from this folder. So a message that arrives twice, or a node or
 server that was killed, never trains a round twice.
@@ -23,7 +24,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -40,7 +41,7 @@ from prrfl.data.fingerprint import difference, fingerprints
 from prrfl.data.sources import load_site
 from prrfl.engine import Visitor
 from prrfl.errors import ConfigError, DataError
-from prrfl.flower.consent import needed
+from prrfl.flower.consent import needed, own_parts
 from prrfl.flower.messages import COUNTING, Answer, Order, OrderRefusedError, OrderStep
 from prrfl.flower.secure_sum import Identity, masked, own_seed, read_cohort, read_roster
 from prrfl.flower.site.ledger import Ledger, exclusive
@@ -48,12 +49,13 @@ from prrfl.flower.site.steps import StepStore, parse_object, read_saved
 from prrfl.machine import prepared
 from prrfl.runs.deployed import DeployedWriter, network_path, predictions_path, read_about
 from prrfl.runs.folder import RunFolder
+from prrfl.runs.position import Position, position_of, reporting
 from prrfl.runs.setup import Run, resolved, share_dtype
 from prrfl.storage.atomic import remove, remove_partial, replacing, write_json, write_text
 from prrfl.storage.records import to_line
 from prrfl.storage.tensor_files import read_state, to_bytes, write_state
 from prrfl.tensors import check_same_layout, non_finite
-from prrfl.training import Site
+from prrfl.training import ImageCounter, Site
 from prrfl.types import ClientId, RoundContext, RoundRecord, Share, SiteData, TrainRecord
 
 log = logging.getLogger("prrfl")
@@ -165,6 +167,7 @@ class Participant:
                 server sends.
         """
         self.given = parse_object(order.settings, "the server's settings")
+        self._check_agreed(own_parts(self.given), local)  # before anything is imported
         own = {
             "data": local.data,
             "device": local.device,
@@ -175,12 +178,7 @@ class Participant:
             {**self.given, **own, "workers": 1, "threads": local.threads}, "the server's settings"
         )
         self.order, self.local = order, local
-        asked = needed(config)
-        if missing := [name for name in asked if name not in local.methods]:
-            raise OrderRefusedError(
-                f"site {local.name} does not agree to {', '.join(missing)}, only to "
-                f"{', '.join(local.methods)}; to agree, start the site with --methods {','.join(asked)}"
-            )
+        self._check_agreed(needed(config), local)
         self.config: TrainConfig = resolved(config, 1)
         counts = order.round == COUNTING and config.loss_function().counts == "federation"
         if not 0 <= order.round < config.rounds and not (counts and order.step in COUNTING_STEPS):
@@ -196,6 +194,14 @@ class Participant:
         self.folder = local.home / order.experiment
         self._steps = StepStore(self.folder / "state", local.name, order.experiment)
         self._ledger = Ledger(self.folder, local.name)
+
+    @staticmethod
+    def _check_agreed(asked: Sequence[str], local: SiteSettings) -> None:
+        if missing := [name for name in asked if name not in local.methods]:
+            raise OrderRefusedError(
+                f"site {local.name} does not agree to {', '.join(missing)}, only to "
+                f"{', '.join(local.methods)}; to agree, start the site with --methods {','.join(asked)}"
+            )
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -224,7 +230,7 @@ class Participant:
             self._say("trains")
             before = self._steps.last_before(self.order.round)
             state = read_state(before / "state.safetensors", self._kind) if before else self._start()
-            with prepared(self.config.threads):
+            with prepared(self.config.threads), reporting(RunFolder(self.folder), self._position):
                 state, share, lines = self._run(self._visitor.train(state, self._ctx))
             done = self._steps.commit(
                 self.order.round, "trained", {"state": state, "share": share}, {"records.jsonl": lines}
@@ -348,8 +354,15 @@ class Participant:
                 f"site {self.local.name} received class counts {counts}, but {known} before; start a new run"
             )
 
+    def _position(self) -> Position:
+        return position_of(self._counter, self.order.round, self.config)
+
     @cached_property
-    def _visitor(self) -> Visitor[Any]:
+    def _counter(self) -> ImageCounter:
+        return ImageCounter({self.local.name: len(self._data.train)})
+
+    @cached_property
+    def _data(self) -> SiteData:
         data = load_site(
             self.local.data,
             self.local.name,
@@ -358,7 +371,12 @@ class Participant:
             allow_missing=self.config.allow_missing,
         )
         self._check_data(data)
-        site = Site(data.to(self.config.device), self._training.recipe)
+        return data
+
+    @cached_property
+    def _visitor(self) -> Visitor[Any]:
+        recipe = replace(self._training.recipe, counter=self._counter)
+        site = Site(self._data.to(self.config.device), recipe)
         return Visitor(self._training.method, site, share_dtype(self.config))
 
     @property

@@ -1,0 +1,1 @@
+"""A page that follows a run, a comparison or a federation while it goes on. It reads, and writes nothing."""

@@ -1,0 +1,17 @@
+"""Methods, networks, losses, augmentations and data formats: those of the package, and anyone's own."""
+
+from prrfl.parts.blame import PartError, blamed
+from prrfl.parts.collection import Parts, is_installed, is_reference, label, placed
+from prrfl.parts.settings import complete_settings, construct
+
+__all__ = [
+    "PartError",
+    "Parts",
+    "blamed",
+    "complete_settings",
+    "construct",
+    "is_installed",
+    "is_reference",
+    "label",
+    "placed",
+]

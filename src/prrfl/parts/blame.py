@@ -1,0 +1,53 @@
+"""Errors in code that is not the package's: which part raised, and at which line of whose file."""
+
+import traceback
+from pathlib import Path
+
+from prrfl.errors import PRRFLError
+
+
+class PartError(PRRFLError):
+    """A part that is not the package's cannot be imported or used, or raises while it runs."""
+
+
+_FOREIGN: dict[Path, str] = {}
+"""Files, and folders of packages, that parts were loaded from, each with the part's name."""
+
+
+def watch_for(origin: Path, name: str) -> None:
+    """Remember where a part comes from, so that :func:`blamed` recognises errors in it.
+
+    Args:
+        origin: its file, or the folder of its package.
+        name: its kind and name, such as ``method PartWay``.
+    """
+    _FOREIGN.setdefault(origin.resolve(), name)
+
+
+def blamed(cause: BaseException) -> PartError | None:
+    """Return a one-line error if a part raised an exception; ``None`` if no part is in use.
+
+    The line tells the innermost place in the part's own files. Without one, the package could not use
+    what a part returned. Errors of the package have their own messages, and are not blamed on anyone.
+    """
+    if isinstance(cause, PRRFLError) or not isinstance(cause, Exception):
+        return None
+    for frame in reversed(traceback.extract_tb(cause.__traceback__)):
+        path = Path(frame.filename)
+        for place in (path, *path.parents):
+            if place in _FOREIGN:
+                where = f"{frame.filename}, line {frame.lineno}, in {frame.name}"
+                return PartError(f"{_FOREIGN[place]}: {where}: {described(cause)}")
+    if not _FOREIGN:
+        return None
+    last = traceback.extract_tb(cause.__traceback__)[-1]
+    return PartError(
+        f"{' or '.join(_FOREIGN.values())} seems to return something unexpected: {described(cause)} in "
+        f"{last.filename}, line {last.lineno}; the checks in prrfl.testing tell what is expected"
+    )
+
+
+def described(cause: BaseException) -> str:
+    """Return an exception's class and message, on one line."""
+    words = " ".join(str(cause).split())
+    return f"{type(cause).__name__}: {words}" if words else type(cause).__name__
