@@ -37,7 +37,7 @@ def test_settings_are_found_by_scope(facts, names):
 
 
 def test_every_tracker_that_can_be_named_is_there():
-    assert set(TRACKERS) == set(trackers.KINDS)
+    assert set(TRACKERS) == set(trackers.OPENERS)
 
 
 @pytest.mark.parametrize(("name", "kind"), ALGORITHMS.items(), ids=ALGORITHMS)

@@ -47,6 +47,7 @@ __all__ = [
     "MeanOfShares",
     "PRRFL",
     "PRRFLImbalance",
+    "PUBLISHED",
     "SiloBN",
     "Traits",
     "traits_of",
@@ -78,6 +79,9 @@ ALGORITHMS: Parts[type] = Parts("method", "prrfl.methods", {
 
 DEFAULT = "prrfl"
 """The method that runs unless another is chosen. A comparison tests all other methods against it."""
+
+PUBLISHED = (DEFAULT, "fedavg", "fedprox", "fedbn", "silobn", "ida", "fml", "local", "centralised")
+"""The methods that the paper compares. `prrfl compare` runs them unless it is told otherwise."""
 
 BASELINE = "local"
 """Training without a federation. A new site's own network is compared with it."""

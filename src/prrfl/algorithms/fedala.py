@@ -46,7 +46,7 @@ def last_layers(network: nn.Module, layers: int) -> list[str]:
     return [name for names in [names for names in found if names][-layers:] for name in names]
 
 
-class Weighted(nn.Module):
+class WeightedSum(nn.Module):
     """A frozen network between Θ_local and Θ_mean. Only the weights W learn."""
 
     def __init__(self, network: nn.Module, keys: list[str]) -> None:
@@ -130,7 +130,7 @@ class FedALA:
     def _weighted(self, recipe: Recipe) -> Recipe:
         """Return the recipe by which the weights learn: plain gradient steps."""
         keys = last_layers(recipe.network, self.adapt_layers)
-        network = Weighted(copy.deepcopy(recipe.network), keys)
+        network = WeightedSum(copy.deepcopy(recipe.network), keys)
         return replace(
             recipe, network=network, optimizer="sgd", lr=self.adapt_lr, lr_gamma=1.0, weight_decay=0.0
         )

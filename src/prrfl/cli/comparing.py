@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from prrfl.algorithms import ALGORITHMS
+from prrfl.algorithms import PUBLISHED
 from prrfl.cli.flags import given_flags, with_flags
 from prrfl.cli.options import TimeLimit
 from prrfl.cli.screen import (
@@ -42,7 +42,7 @@ from prrfl.runs.position import (
     seconds_left,
 )
 
-_METHODS = ",".join(ALGORITHMS.builtin)
+_METHODS = ",".join(PUBLISHED)
 
 
 @with_flags(

@@ -15,7 +15,7 @@ HOST = "127.0.0.1"
 STATE = re.compile(r"state(?:\?drawn=(\d{1,9}))?")
 """The path of the state as JSON, with the number of scores in the curves that the page has."""
 
-SHARED = ("d3.min.js", "plot.umd.min.js", "pictures.js", "page.css")
+_OF_REPORTS = ("d3.min.js", "plot.umd.min.js", "pictures.js", "page.css")
 """Files of the pages that reports write, which this page uses too."""
 
 _KINDS = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
@@ -86,7 +86,7 @@ def _files() -> Mapping[str, tuple[str, bytes]]:
     """Return type and content of each file of the page, by name. No path of a request reaches the disk."""
     own = resources.files("prrfl.live").joinpath("web")
     shared = resources.files("prrfl.reports").joinpath("web")
-    files = [*(own.joinpath(f"watch.{kind}") for kind in _KINDS), *map(shared.joinpath, SHARED)]
+    files = [*(own.joinpath(f"watch.{kind}") for kind in _KINDS), *map(shared.joinpath, _OF_REPORTS)]
     found = {file.name: (_KINDS[file.name.rpartition(".")[2]], file.read_bytes()) for file in files}
     return {**found, "": found["watch.html"]}
 

@@ -1,6 +1,7 @@
 """Networks by name: VGG16-slim, and two-dimensional classifiers of MONAI."""
 
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal, get_type_hints
@@ -17,6 +18,8 @@ __all__ = ["NETWORKS", "Init", "VGG16Slim", "build_network", "vgg16_slim"]
 
 def _monai(name: str, **settings: object) -> Callable[[int], nn.Module]:
     def build(num_classes: int) -> nn.Module:
+        # MONAI imports MLflow where it is installed, which would report its use to its makers.
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         # Importing MONAI takes seconds; it is only needed for these networks.
         from monai.networks import nets
 

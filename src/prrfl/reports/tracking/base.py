@@ -9,7 +9,7 @@ from typing import Protocol
 from prrfl.reports.meter import measure
 from prrfl.types import ExchangeRecord, RoundRecord, ScoreRecord, TrainRecord
 
-MEAN = "mean of sites"
+MEAN_OF_SITES = "mean of sites"
 """First part of the names of values that are unweighted means of all sites."""
 
 
@@ -99,4 +99,4 @@ def values_of_round(records: Iterable[RoundRecord]) -> dict[str, float]:
     for d in measure(records):
         add(d.client, f"test/{d.model}/drop/macro_f1", d.f1)
         add(d.client, f"test/{d.model}/drop/auc", d.auc)
-    return values | {f"{MEAN}/{name}": fmean(found) for name, found in of_sites.items()}
+    return values | {f"{MEAN_OF_SITES}/{name}": fmean(found) for name, found in of_sites.items()}

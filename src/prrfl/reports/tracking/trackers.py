@@ -13,7 +13,7 @@ from prrfl.types import RoundRecord
 
 log = logging.getLogger("prrfl")
 
-KINDS: Mapping[str, Callable[[Tracked], Tracker]] = {
+OPENERS: Mapping[str, Callable[[Tracked], Tracker]] = {
     "mlflow": MLflow,
     "tensorboard": TensorBoard,
     "wandb": WandB,
@@ -28,13 +28,13 @@ class Trackers:
         """Open trackers.
 
         Args:
-            names: keys of ``KINDS``.
+            names: keys of ``OPENERS``.
             run: what they are told about the run.
         """
         self._open: dict[str, Tracker] = {}
         for name in names:
             try:
-                self._open[name] = KINDS[name](run)
+                self._open[name] = OPENERS[name](run)
             except Exception as cause:
                 _warn(name, cause)
 
