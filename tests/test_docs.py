@@ -88,7 +88,7 @@ def test_comparing(call, tmp_path, forked):
     assert {one.config.loss for one in planned} == {"cross-entropy", "cpa", "logit-adjusted"}
     compare[compare.index("--methods") + 1] = f"{methods[0]},{methods[-1]}"
     compare[compare.index("--seeds") + 1] = "0"
-    call([*compare, *TINY])
+    call([*compare, "--scorers", "matthews_corrcoef", *TINY])
     text = (DOCS / "comparing.md").read_text("utf-8")
     for name in re.findall(r"`(\w+\.\w+)`", text):
         assert (tmp_path / "runs/mine" / name).is_file(), name
