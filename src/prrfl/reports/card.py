@@ -8,7 +8,7 @@ import jinja2
 
 from prrfl.reports.assessment import assess
 from prrfl.reports.formatting import percent
-from prrfl.reports.subgroups import Subgroup, findings, gap_cells, with_interval
+from prrfl.reports.subgroups import Subgroup, findings, gap_cells, scores_of, with_interval
 from prrfl.reports.tables import Table
 from prrfl.types import ClientId, Predictions
 
@@ -85,7 +85,7 @@ def _subgroups(rows: Sequence[Subgroup], withheld: Sequence[Subgroup], classes: 
             few = row.scores.images < FEWEST_PUBLISHED
             body.append([name, f"<{FEWEST_PUBLISHED}" if few else "withheld", *["–"] * (len(heads) - 2)])
             continue
-        mean = row.scores.balanced_accuracy
+        mean = scores_of(row)[0]
         revealing = any(0 < count < FEWEST_PUBLISHED for count in row.counts)
         recalls = [
             "–" if count < FEWEST_PUBLISHED else with_interval(score.value, score.interval)
