@@ -50,8 +50,9 @@ class Search:
         """Return whether a setting's value is one of those that are tried."""
         if self.choices:
             return as_choice(value) in self.choices
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        return number and self.low <= value <= self.high
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        return self.low <= value <= self.high
 
 
 def as_choice(value: object) -> str:
