@@ -1,14 +1,13 @@
 """Folds batch norm into the convolution before it, and adapters into weights: the same outputs with less."""
 
 import copy
+from collections.abc import Mapping
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_weights
-
-from prrfl.types import Tensors
 
 Pairs = tuple[tuple[str, str], ...]
 """Names of convolutions, each with the batch norm that is the only reader of its outputs."""
@@ -69,7 +68,7 @@ def fold(network: nn.Module, pairs: Pairs) -> nn.Module:
     return network
 
 
-def without_adapters(network: nn.Module, weights: Tensors) -> Tensors:
+def without_adapters(network: nn.Module, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Return the state_dict of a network without its adapters, which computes the same outputs.
 
     Adapters are the parametrisations whose class has the attribute ``is_adapter = True``.
