@@ -68,7 +68,7 @@ def fold(network: nn.Module, pairs: Pairs) -> nn.Module:
     return network
 
 
-def without_adapters(network: nn.Module, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def without_adapters(network: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the state_dict of a network without its adapters, which computes the same outputs.
 
     Adapters are the parametrisations whose class has the attribute ``is_adapter = True``.

@@ -13,7 +13,10 @@ def inspect(
     network: Annotated[str, typer.Option(help="name of the network")] = "vgg16_slim",
     classes: Annotated[int, typer.Option(min=2, max=1000, help="number of classes")] = 3,
     freeze: Annotated[str | None, typer.Option(help="tensors that do not train, as for prrfl train")] = None,
-    ratio: Annotated[float, typer.Option(min=0, max=1, help="PFA's low-frequency ratio")] = 0.7,
+    ratio: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="PFA's low-frequency ratio; by default that of the first round"),
+    ] = None,
     wire: Annotated[
         bool, typer.Option("--wire", help="list what travels in a round over real sites instead, in bytes")
     ] = False,
@@ -24,6 +27,9 @@ def inspect(
     secure: Annotated[bool, typer.Option("--secure", help="with --wire: use secure summation")] = False,
 ) -> None:
     """List what PFA does with each tensor of a network, and how much leaves a site."""
+    from prrfl.pfa import R0
+
+    ratio = R0 if ratio is None else ratio
     if wire:
         names = ("nv", "bkl", "mel") if classes == 3 else tuple(f"c{k}" for k in range(classes))
         settings = {"network": network, "method": method, "share_bits": share_bits, "r0": ratio}

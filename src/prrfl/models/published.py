@@ -12,7 +12,7 @@ Rename = Callable[[str, Collection[str]], str]
 """Returns the network's name of a file's tensor, given the file's name and all names of the network."""
 
 
-def under_own_names(weights: Mapping[str, Tensor], own: Collection[str]) -> tuple[str, dict[str, Tensor]]:
+def with_own_names(weights: Mapping[str, Tensor], own: Collection[str]) -> tuple[str, dict[str, Tensor]]:
     """Return weights under the network's names.
 
     Args:
@@ -24,7 +24,7 @@ def under_own_names(weights: Mapping[str, Tensor], own: Collection[str]) -> tupl
         stay as they are. Constants that the network computes itself are left out.
     """
     kept = {key: tensor for key, tensor in weights.items() if not key.endswith(CONSTANTS)}
-    found = {whose: {rename(key, own): key for key in kept} for whose, rename in DIALECTS.items()}
+    found = {whose: {rename(key, own): key for key in kept} for whose, rename in NAMING.items()}
     best = max(found, key=lambda whose: len(found[whose].keys() & set(own)))
     return best, {name: kept[key] for name, key in found[best].items()}
 
@@ -122,7 +122,7 @@ def _replaced(name: str, patterns: Mapping[str, str]) -> str:
     return name
 
 
-DIALECTS: Mapping[str, Rename] = {
+NAMING: Mapping[str, Rename] = {
     "": _same,
     "torchvision": _torchvision,
     "torchvision's EfficientNet": _torchvision_efficientnet,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from prrfl.errors import StateMismatchError, nearest
-from prrfl.models.published import DIFFERENT, under_own_names
+from prrfl.models.published import DIFFERENT, with_own_names
 from prrfl.storage.tensor_files import read_tensors
 from prrfl.tensors import check_same_layout, name_of, non_finite
 from prrfl.types import Tensors
@@ -76,7 +76,7 @@ def load_weights(network: nn.Module, file: str, head: Collection[str] = ()) -> N
             infinity.
     """
     own = network.state_dict()
-    library, weights = under_own_names(_unwrapped(read_weights(file), own), own)
+    library, weights = with_own_names(_unwrapped(read_weights(file), own), own)
     whose = f"weights {file}" + (f" (names as in {library})" if library else "")
     kept = {key: tensor for key, tensor in own.items() if key in head}
     if left_out := sorted(weights.keys() & kept.keys()):

@@ -9,7 +9,8 @@ import torch
 from prrfl.config import TrainConfig
 from prrfl.machine import prepared
 from prrfl.preflight.data import DataSet
-from prrfl.preflight.findings import Finding, counted, duration, size
+from prrfl.preflight.findings import Finding, duration, size
+from prrfl.reports.formatting import counted
 from prrfl.runs.setup import Run, make_method
 from prrfl.training import Recipe, Site
 from prrfl.types import Examples, SiteData

@@ -35,12 +35,12 @@ from prrfl.runs.position import position_of, reporting
 from prrfl.runs.report import finish
 from prrfl.runs.setup import (
     Run,
-    count_classes,
     make_method,
     make_recipe,
     make_recipe_again,
     resolved,
     share_dtype,
+    with_class_counts,
 )
 from prrfl.storage.atomic import remove_partial
 from prrfl.storage.records import append_records
@@ -78,9 +78,7 @@ def train(
     recipe = make_recipe_again(config, there) if has_checkpoint else make_recipe(config)
     method = make_method(config, recipe)
     counter = ImageCounter(_training_sizes(method, sites))
-    run = Run(config, method, replace(recipe, counter=counter))
-    if recipe.loss.counts == "federation":
-        run = replace(run, class_counts=count_classes(sites, len(config.classes)))
+    run = with_class_counts(Run(config, method, replace(recipe, counter=counter)), sites)
     if not resume:
         there.check_free()
         there.begin(config)

@@ -1,7 +1,7 @@
 """From settings to all that a run needs: data, method, recipe, and choices that depend on the machine."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -141,6 +141,13 @@ def make_method(config: TrainConfig, recipe: Recipe) -> Algorithm[Any]:
             f"not freeze '{name}'"
         )
     return Prototyped(method, recipe.loss, f"{name}.weight")
+
+
+def with_class_counts(run: Run, sites: Sequence[SiteData]) -> Run:
+    """Return a run with the class counts of all sites, if its loss needs them."""
+    if run.recipe.loss.counts != "federation":
+        return run
+    return replace(run, class_counts=count_classes(sites, len(run.settings.classes)))
 
 
 def count_classes(sites: Sequence[SiteData], classes: int) -> tuple[int, ...]:
