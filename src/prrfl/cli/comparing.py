@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from prrfl.cli.flags import described, given_flags, with_flags
+from prrfl.cli.flags import given_flags, stored, with_flags
 from prrfl.cli.options import TimeLimit
 from prrfl.cli.screen import (
     PositionProgress,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from prrfl.runs.compare import Planned
     from prrfl.runs.position import Position, SiteState
 
-_METHODS = ",".join(described().published)
+_METHODS = ",".join(stored().published)
 
 
 @with_flags(

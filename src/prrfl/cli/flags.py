@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import MappingProxyType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin
@@ -37,12 +38,14 @@ class Setting:
         kind: what the help shows as its type: BOOLEAN, INTEGER, FLOAT, PATH, TEXT, or LIST if the flag may be
             repeated.
         text: its description, with choices and default.
+        group: entry points of installed packages that add to its choices; empty for most settings.
         of_site: whether each site of a federation sets it for itself.
     """
 
     name: str
     kind: str
     text: str
+    group: str
     of_site: bool
 
 
@@ -64,21 +67,27 @@ class Described:
 
 
 @cache
-def described() -> Described:
+def stored() -> Described:
     """Return the description that is stored in the package."""
-    stored = json.loads(STORED.read_text("utf-8"))
-    settings = tuple(Setting(**setting) for setting in stored.pop("settings"))
-    return Described(settings, **{key: _frozen(value) for key, value in stored.items()})
+    found = json.loads(STORED.read_text("utf-8"))
+    settings = tuple(Setting(**setting) for setting in found.pop("settings"))
+    return Described(settings, **{key: _frozen(value) for key, value in found.items()})
 
 
 def describe() -> Described:
     """Return the description of the settings and methods as they are in the code."""
     from prrfl.algorithms import DEFAULT, PUBLISHED
-    from prrfl.config import SCOPES, TrainConfig
+    from prrfl.config import PARTS, SCOPES, TrainConfig
     from prrfl.flower.consent import METHODS
 
     settings = (
-        Setting(name, _kind(field.annotation), _text(field), SCOPES[name].of_site)
+        Setting(
+            name,
+            _kind(field.annotation),
+            _text(field),
+            PARTS[name].group if name in PARTS else "",
+            SCOPES[name].of_site,
+        )
         for name, field in TrainConfig.model_fields.items()
     )
     return Described(tuple(settings), PUBLISHED, DEFAULT, METHODS)
@@ -108,7 +117,7 @@ def with_flags(
         ),
         _parameter("config", Path, help="TOML file with settings; flags override it"),
         _parameter("out", Path, help="folder of the results; by default a dated one under runs/"),
-        *(_flag(setting) for setting in described().settings if setting.name not in leave_out),
+        *(_flag(setting) for setting in stored().settings if setting.name not in leave_out),
     ]
 
     def decorate(command: _Command) -> _Command:
@@ -148,7 +157,9 @@ def _parameter(name: str, kind: Any, **option: Any) -> signatures.Parameter:
 
 
 def _flag(setting: Setting) -> signatures.Parameter:
-    text = escape(setting.text)  # brackets are no markup of rich's
+    installed = sorted(entry.name for entry in entry_points(group=setting.group)) if setting.group else []
+    more = f"; installed: {', '.join(installed)}" if installed else ""
+    text = escape(setting.text + more)  # brackets are no markup of rich's
     if kind := {"BOOLEAN": bool, "LIST": list[str]}.get(setting.kind):
         return _parameter(setting.name, kind, help=text)
     number = {"INTEGER": int, "FLOAT": float}.get(setting.kind)
