@@ -13,7 +13,7 @@ from typer.main import get_command
 import prrfl as package
 from prrfl.cli import app
 from prrfl.cli.commands import MODULES, SUMMARIES
-from prrfl.cli.flags import describe, stored
+from prrfl.cli.flags import describe, described
 
 SLOW = {"torch", "sklearn", "scipy", "matplotlib", "monai", "PIL", "flwr"}
 """Packages that take long to import."""
@@ -72,7 +72,7 @@ def test_a_command_that_only_prints_imports_nothing_slow(arguments):
 
 
 def test_the_help_of_settings_is_that_of_the_code():
-    assert stored() == describe(), "the settings have changed: run `make flags`"
+    assert described() == describe(), "the settings have changed: run `make flags`"
 
 
 def test_the_version_is_that_of_the_installed_package():

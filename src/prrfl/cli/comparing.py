@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from prrfl.cli.flags import given_flags, stored, with_flags
+from prrfl.cli.flags import described, given_flags, with_flags
 from prrfl.cli.options import TimeLimit
 from prrfl.cli.screen import (
     PositionProgress,
@@ -30,7 +30,13 @@ if TYPE_CHECKING:
     from prrfl.runs.compare import Planned
     from prrfl.runs.position import Position, SiteState
 
-_METHODS = ",".join(stored().published)
+DEFAULT_METHODS = ",".join(described().published)
+"""The methods of a comparison or search that names none: those of the paper."""
+
+
+def method_names(text: str) -> list[str]:
+    """Return the methods in a list that is separated by commas."""
+    return [name.strip() for name in text.split(",")]
 
 
 @with_flags(
@@ -39,7 +45,7 @@ _METHODS = ",".join(stored().published)
             str,
             typer.Option(
                 help="methods, separated by commas; name:key=value+key=value changes settings, as in "
-                + escape(f"prrfl:transfer=off [default: {_METHODS}]"),
+                + escape(f"prrfl:transfer=off [default: {DEFAULT_METHODS}]"),
                 show_default=False,
             ),
         ],
@@ -71,11 +77,19 @@ _METHODS = ",".join(stored().published)
                 show_default=False,
             ),
         ],
+        "tuned": Annotated[
+            Path | None,
+            typer.Option(
+                metavar="DIR",
+                help="folder of `prrfl tune`, whose settings each method gets",
+                show_default=False,
+            ),
+        ],
         "time_limit": TimeLimit,
     },
     defaults={
-        **{"methods": _METHODS, "seeds": "0,1", "workers": None},
-        **{"margin": None, "scorers": None, "across": None, "time_limit": None},
+        **{"methods": DEFAULT_METHODS, "seeds": "0,1", "workers": None},
+        **{"margin": None, "scorers": None, "across": None, "tuned": None, "time_limit": None},
     },
     leave_out=("method", "seed", "workers", "threads"),
 )
@@ -96,6 +110,7 @@ def compare(methods: str, seeds: str, config: Path | None, out: Path | None, **f
     from prrfl.runs.afterwards import after_comparison
     from prrfl.runs.compare import keep_margin, plan, tabulate
     from prrfl.runs.folder import RunFolder
+    from prrfl.runs.tuned import read_tuned, write_tuned
 
     try:
         numbers = [int(seed) for seed in seeds.split(",")]
@@ -104,10 +119,12 @@ def compare(methods: str, seeds: str, config: Path | None, out: Path | None, **f
     folder = out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-compare"
     workers, margin, time_limit = flags.pop("workers"), flags.pop("margin"), flags.pop("time_limit")
     scorers = flags.pop("scorers")
-    given = given_flags(flags)
     further = None if scorers is None else [name.strip() for name in scorers.split(",")]
     measures.scorers(further or ())
-    planned = plan(config, given, [m.strip() for m in methods.split(",")], numbers, folder)
+    tuned = read_tuned(source) if (source := flags.pop("tuned")) else None
+    planned = plan(config, given_flags(flags), method_names(methods), numbers, folder, tuned)
+    if tuned:
+        write_tuned(folder, tuned)
     if margin is not None:
         keep_margin(folder, margin)
     if further is not None:

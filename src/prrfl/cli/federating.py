@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from prrfl.cli.flags import given_flags, stored, with_flags
+from prrfl.cli.flags import described, given_flags, with_flags
 from prrfl.cli.screen import (
     PositionProgress,
     Shown,
@@ -60,7 +60,7 @@ DEFAULTS: dict[str, object] = {
     "port": 9092,
     "show": False,
 }
-OF_SITES = {setting.name for setting in stored().settings if setting.of_site} | {"weights"}
+OF_SITES = {setting.name for setting in described().settings if setting.of_site} | {"weights"}
 """Settings that the server cannot set; see :func:`prrfl.flower.federation.federate`."""
 
 
@@ -148,9 +148,9 @@ def site(
         str,
         typer.Option(
             help="methods that the site agrees to, separated by commas; these send more than "
-            f"{stored().default_method}: {', '.join(stored().consent[1:])}"
+            f"{described().default_method}: {', '.join(described().consent[1:])}"
         ),
-    ] = stored().default_method,
+    ] = described().default_method,
     device: Annotated[str, typer.Option(help="where to train: auto, cpu, cuda, cuda:1, ...")] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="threads of its arithmetic; 0 chooses")] = 0,
     allow_missing: Annotated[

@@ -40,6 +40,7 @@ class Setting:
         text: its description, with choices and default.
         group: entry points of installed packages that add to its choices; empty for most settings.
         of_site: whether each site of a federation sets it for itself.
+        of_server: whether it concerns only where a run is reported.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Setting:
     text: str
     group: str
     of_site: bool
+    of_server: bool
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,11 @@ class Described:
 
 
 @cache
-def stored() -> Described:
+def described() -> Described:
     """Return the description that is stored in the package."""
-    found = json.loads(STORED.read_text("utf-8"))
-    settings = tuple(Setting(**setting) for setting in found.pop("settings"))
-    return Described(settings, **{key: _frozen(value) for key, value in found.items()})
+    stored = json.loads(STORED.read_text("utf-8"))
+    settings = tuple(Setting(**setting) for setting in stored.pop("settings"))
+    return Described(settings, **{key: _frozen(value) for key, value in stored.items()})
 
 
 def describe() -> Described:
@@ -87,6 +89,7 @@ def describe() -> Described:
             _text(field),
             PARTS[name].group if name in PARTS else "",
             SCOPES[name].of_site,
+            SCOPES[name].of_server,
         )
         for name, field in TrainConfig.model_fields.items()
     )
@@ -117,7 +120,7 @@ def with_flags(
         ),
         _parameter("config", Path, help="TOML file with settings; flags override it"),
         _parameter("out", Path, help="folder of the results; by default a dated one under runs/"),
-        *(_flag(setting) for setting in stored().settings if setting.name not in leave_out),
+        *(_flag(setting) for setting in described().settings if setting.name not in leave_out),
     ]
 
     def decorate(command: _Command) -> _Command:

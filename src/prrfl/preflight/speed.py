@@ -95,7 +95,7 @@ def seconds_per_image(config: TrainConfig, recipe: Recipe, at_least: float = 0.5
             allocated and kernels are chosen.
     """
     run = Run(config, make_method(config, recipe), recipe, class_counts=(1,) * len(config.classes))
-    state = run.method.start(recipe.network.state_dict())
+    state = run.method.start(recipe.initial())
 
     def seconds(count: int) -> float:
         examples = Examples(
