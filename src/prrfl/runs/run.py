@@ -33,7 +33,7 @@ from prrfl.runs.deployed import DeployedWriter, Which
 from prrfl.runs.folder import RunFolder, first_candidate
 from prrfl.runs.position import position_of, reporting
 from prrfl.runs.report import finish
-from prrfl.runs.setup import Run, counted, make_method, make_recipe, resolved, share_dtype
+from prrfl.runs.setup import Run, make_method, make_recipe, resolved, share_dtype, with_class_counts
 from prrfl.storage.atomic import remove_partial
 from prrfl.storage.records import append_records
 from prrfl.storage.tensor_files import to_bytes
@@ -70,7 +70,7 @@ def train(
     recipe = make_recipe(config.model_copy(update={"weights": None}) if has_checkpoint else config)
     method = make_method(config, recipe)
     counter = ImageCounter(_training_sizes(method, sites))
-    run = counted(Run(config, method, replace(recipe, counter=counter)), sites)
+    run = with_class_counts(Run(config, method, replace(recipe, counter=counter)), sites)
     if not resume:
         there.check_free()
         there.begin(config)

@@ -134,7 +134,7 @@ def make_method(config: TrainConfig, recipe: Recipe) -> Algorithm[Any]:
     return Prototyped(method, recipe.loss, f"{name}.weight")
 
 
-def counted(run: Run, sites: Sequence[SiteData]) -> Run:
+def with_class_counts(run: Run, sites: Sequence[SiteData]) -> Run:
     """Return a run with the class counts of all sites, if its loss needs them."""
     if run.recipe.loss.counts != "federation":
         return run

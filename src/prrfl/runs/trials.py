@@ -21,7 +21,7 @@ from prrfl.errors import NonFiniteShareError, PRRFLError
 from prrfl.parts import blamed
 from prrfl.reports.summary import validation_f1
 from prrfl.runs.run import open_engine
-from prrfl.runs.setup import Run, counted, resolved
+from prrfl.runs.setup import Run, resolved, with_class_counts
 from prrfl.types import ExchangeRecord, RoundRecord, SiteData
 
 
@@ -42,7 +42,7 @@ def validation_by_round(config: TrainConfig, sites: Sequence[SiteData], folder: 
         NonFiniteShareError: if training diverges.
     """
     config = resolved(config, len(sites))
-    run = counted(Run.of(config), sites)
+    run = with_class_counts(Run.of(config), sites)
     with open_engine(run, sites, folder) as engine:
         records: list[RoundRecord] = []
         for record in rounds_from(run.moment(0), run.method, engine):

@@ -135,7 +135,7 @@ def drop_sheet(records: Sequence[RoundRecord]) -> Sheet:
 def main_sheet(rows: Sequence[Row]) -> Sheet:
     """Return the main table of a comparison: scores, differences to the reference, and drops."""
     reference = next((test.against for row in rows for test in row.tests.values()), "")
-    heads = ["method", "seeds", "macro-F1", "AUC", "macro-F1, validation"]
+    heads = ["method", "seeds", "macro-F1", "AUC", "F1 validation"]
     groups = [("", 1), ("mean of sites", 3)]
     if reference:
         heads += ["macro-F1", "p", "detectable", "AUC", "p"]
