@@ -19,6 +19,7 @@ from prrfl import InProcess, Recipe, build_network, cli, config, run_rounds
 from prrfl.algorithms import FedBN, Local
 from prrfl.data.images import SPLITS
 from prrfl.errors import Stopped
+from prrfl.models.vit import vit
 from prrfl.runs.compare import plan
 from tests.forked import fork_runs
 from tests.sites_on_disk import write_layout
@@ -89,7 +90,7 @@ def test_comparing(call, tmp_path, forked):
     assert {one.config.loss for one in planned} == {"cross-entropy", "cpa", "logit-adjusted"}
     compare[compare.index("--methods") + 1] = f"{methods[0]},{methods[-1]}"
     compare[compare.index("--seeds") + 1] = "0"
-    call([*compare, *TINY])
+    call([*compare, *TINY, "--scorers", "matthews_corrcoef"])
     tune[tune.index("--trials") + 1] = "2"
     call([*tune, *TINY])
     tuned[tuned.index("--seeds") + 1] = "0"
@@ -308,3 +309,14 @@ def test_own_parts(call, tmp_path, monkeypatch, forked):
         ran += 1
     assert ran == 8
     assert "[set.method]" in page
+
+
+def test_networks(call, tmp_path):
+    write_layout(tmp_path / "DIR")
+    settings = {"width": 16, "depth": 1, "heads": 2}
+    torch.save(vit(1000, **settings).state_dict(), tmp_path / "vit_b_16-c867db91.pth")
+    small = [word for key, value in settings.items() for word in ("--set", f"network.{key}={value}")]
+    for arguments in commands("networks.md"):
+        train = arguments[0] == "train"
+        call([*arguments, *(["--network", "prrfl.models.vit:vit", *small, *SMALL] if train else [])])
+    assert (tmp_path / "runs/frozen/frozen.safetensors").is_file()

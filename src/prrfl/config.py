@@ -2,13 +2,13 @@
 
 import json
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import torch
 from pydantic import (
@@ -244,6 +244,23 @@ class TrainConfig(BaseModel):
     new_head: Annotated[bool | None, METHOD] = Field(
         None, description="with weights: leave out the last layer of the file; it starts at random"
     )
+    freeze: Annotated[tuple[str, ...] | None, METHOD] = Field(
+        None,
+        description="tensors that do not train, by patterns of their full names, such as features.*, "
+        "separated by commas",
+    )
+    adapter: Annotated[Literal["lora"] | None, METHOD] = Field(
+        None, description="lora: only low-rank adapters and the last layer train"
+    )
+    lora_rank: Annotated[int, METHOD] = Field(8, ge=1, le=10_000, description="lora: rank of each adapter")
+    lora_alpha: Annotated[Factor, METHOD] = Field(
+        16.0, gt=0, description="lora: strength; alpha / rank is an adapter's factor"
+    )
+    lora_targets: Annotated[tuple[str, ...], METHOD] = Field(
+        ("*",),
+        description="lora: patterns of names of the weights that get an adapter, separated by commas; by "
+        "default those of all convolutions and linear layers",
+    )
     init: Annotated[Init, METHOD] = Field(
         "pytorch",
         description="initial weights: as PyTorch draws them, like the published code; or He-normal, as in "
@@ -317,6 +334,14 @@ class TrainConfig(BaseModel):
             raise ValueError("expected text in UTF-8")
         return value
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_flag_for_a_number(cls, value: object, info: ValidationInfo) -> object:
+        # Pydantic takes true for 1.
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in (int, float):
+            raise ValueError("expected a number, not true or false")
+        return value
+
     @field_validator("data", "weights")
     @classmethod
     def _can_be_opened(cls, value: Path | None) -> Path | None:
@@ -324,7 +349,7 @@ class TrainConfig(BaseModel):
             raise ValueError(f"expected a path of at most {LONGEST_PATH:,} bytes, without NUL bytes")
         return value
 
-    @field_validator("classes", "track", mode="before")
+    @field_validator("classes", "freeze", "lora_targets", "track", mode="before")
     @classmethod
     def _split_names(cls, value: object) -> object:
         return tuple(name.strip() for name in value.split(",")) if isinstance(value, str) else value
@@ -349,7 +374,8 @@ class TrainConfig(BaseModel):
     @classmethod
     def _defaults_of_method(cls, settings: Any) -> Any:
         """Give the hyper-parameters the defaults of the chosen method, where it shares them with others."""
-        kind = ALGORITHMS.builtin.get(settings.get("method", DEFAULT))
+        name = settings.get("method", DEFAULT)
+        kind = ALGORITHMS.builtin.get(name) if isinstance(name, str) else None
         return {**{part.name: part.default for part in fields(kind)}, **settings} if kind else settings
 
     @field_validator("loss")
@@ -358,6 +384,13 @@ class TrainConfig(BaseModel):
         if value == "auto":
             return traits_of(ALGORITHMS.get(info.data.get("method", DEFAULT))).loss
         return _one_of(value, LOSSES)
+
+    @field_validator("freeze", "lora_targets")
+    @classmethod
+    def _some_pattern(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value is not None and (not value or not all(value)):
+            raise ValueError("expected patterns of names, such as features.*")
+        return value
 
     @field_validator("prototypes")
     @classmethod
@@ -508,6 +541,8 @@ class TrainConfig(BaseModel):
         for kinds, chosen in ((ALGORITHMS, self.method), (LOSSES, self.loss)):
             idle |= {field.name for kind in kinds.builtin.values() for field in fields(kind)}
             idle -= {field.name for field in fields(kinds[chosen])} if chosen in kinds.builtin else set()
+        if self.adapter is None:
+            idle |= {"lora_rank", "lora_alpha", "lora_targets"}
         if self.data is not None:
             idle |= self.where(of_generator=True)
         if traits_of(ALGORITHMS[self.method]).scope != "federated":
@@ -677,7 +712,39 @@ def _one_line(cause: ValidationError, source: str, overrides: Mapping[str, objec
     if first["type"] == "extra_forbidden":
         known = TrainConfig.model_fields
         return f"{source}: unknown key '{key}'{nearest(key, known)}"
-    return f"{where}: {first['msg'].removeprefix('Value error, ')}, got {_shown(first['input'])}"
+    return f"{where}: {_expected(key, first['type'], first)}, got {_shown(first['input'])}"
+
+
+def choices(annotation: Any) -> tuple[Any, ...]:
+    """Return the values of a setting that is one of a few; nothing for other settings."""
+    return get_args(annotation) if get_origin(annotation) is Literal else ()
+
+
+def _expected(key: str, fault: str, error: Mapping[str, Any]) -> str:
+    """Return what a setting must be, for the kinds of faults that pydantic finds; else what a check said."""
+    field = TrainConfig.model_fields[key]
+    if fault == "literal_error":
+        known = [str(choice) for choice in choices(field.annotation)]
+        given = error["input"] if isinstance(error["input"], str) else ""
+        return f"expected one of {', '.join(known)}{nearest(given, known)}"
+    if fault.startswith(("greater_than", "less_than")):
+        return f"expected {_bounds(field.metadata)}"
+    kinds = {"int": "a whole number", "float": "a number", "finite": "a finite number"}
+    kinds |= {"bool": "true or false", "path": "a path", "string": "text", "tuple": "a list of names"}
+    kinds |= {"dict": "a table of settings"}
+    kind = kinds.get(fault.partition("_")[0])
+    return f"expected {kind}" if kind else error["msg"].removeprefix("Value error, ")
+
+
+def _bounds(metadata: Sequence[object]) -> str:
+    """Return the bounds of a number in words. Those of a setting come before those of its type."""
+    words = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+    found: dict[str, str] = {}
+    for item in metadata:
+        for name, word in words.items():
+            if (bound := getattr(item, name, None)) is not None:
+                found.setdefault(name[0], f"{word} {bound}")
+    return " and ".join(found[side] for side in sorted(found))
 
 
 def _shown(value: object) -> str:

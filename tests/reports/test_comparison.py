@@ -50,7 +50,8 @@ def test_scores_of_samples_are_scikit_learns_even_where_a_class_is_lost():
     values = probabilities(2, 1.0)
     predicted = values.argmax(1)
     f1s = statistics.f1_of(statistics.resampled_confusions(counts, LABELS, predicted, 3))
-    aucs = statistics.resampled_auc(counts, LABELS, values)
+    rankings = [statistics.Ranking.of(counts, k == LABELS, values[:, k]) for k in range(3)]
+    aucs = statistics.mean_of_defined([ranking.auc() for ranking in rankings])
     lost = 0
     for row, f1, auc in zip(counts, f1s, aucs, strict=True):
         chosen = np.repeat(np.arange(len(LABELS)), row.astype(int))

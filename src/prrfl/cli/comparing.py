@@ -5,14 +5,13 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from shlex import quote
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from prrfl.algorithms import PUBLISHED
-from prrfl.cli.flags import given_flags, with_flags
+from prrfl.cli.flags import described, given_flags, with_flags
 from prrfl.cli.options import TimeLimit
 from prrfl.cli.screen import (
     PositionProgress,
@@ -25,26 +24,14 @@ from prrfl.cli.screen import (
     time_left,
 )
 from prrfl.errors import ConfigError, PRRFLError
-from prrfl.reports.across import standings_table
-from prrfl.reports.comparison import Row
-from prrfl.reports.tables import brief, legend
-from prrfl.runs import scorers as measures
-from prrfl.runs.across import standings
-from prrfl.runs.afterwards import after_comparison
-from prrfl.runs.compare import Planned, keep_margin, plan, run_all, tabulate
-from prrfl.runs.folder import RunFolder
-from prrfl.runs.position import (
-    Position,
-    SitePosition,
-    SiteState,
-    part_done,
-    reporting,
-    seconds_left,
-)
-from prrfl.runs.tuned import read_tuned, write_tuned
 
-DEFAULT_METHODS = ",".join(PUBLISHED)
-"""The methods of a comparison or search that names none."""
+if TYPE_CHECKING:
+    from prrfl.reports.comparison import Row
+    from prrfl.runs.compare import Planned
+    from prrfl.runs.position import Position, SiteState
+
+DEFAULT_METHODS = ",".join(described().published)
+"""The methods of a comparison or search that names none: those of the paper."""
 
 
 def method_names(text: str) -> list[str]:
@@ -119,6 +106,12 @@ def compare(methods: str, seeds: str, config: Path | None, out: Path | None, **f
             raise ConfigError(f"--across reads finished comparisons and trains nothing; leave out --{flag}")
         _print_standings([Path(folder.strip()) for folder in across.split(",")])
         return
+    from prrfl.runs import scorers as measures
+    from prrfl.runs.afterwards import after_comparison
+    from prrfl.runs.compare import keep_margin, plan, tabulate
+    from prrfl.runs.folder import RunFolder
+    from prrfl.runs.tuned import read_tuned, write_tuned
+
     try:
         numbers = [int(seed) for seed in seeds.split(",")]
     except ValueError:
@@ -159,9 +152,13 @@ def compare(methods: str, seeds: str, config: Path | None, out: Path | None, **f
 
 
 def _show(
-    planned: list[Planned], folder: Path, workers: int | None, time_limit: float | None
+    planned: "list[Planned]", folder: Path, workers: int | None, time_limit: float | None
 ) -> Mapping[str, str]:
     """Do the runs while showing progress; return the last line of output of each that failed."""
+    from prrfl.runs.compare import run_all
+    from prrfl.runs.folder import RunFolder
+    from prrfl.runs.position import reporting, seconds_left
+
     rounds = sum(one.config.rounds for one in planned)
     before = sum(RunFolder(one.folder).rounds_done for one in planned)
     console.print(f"{len(planned)} runs, {rounds} rounds, of which {before} are done.")
@@ -185,8 +182,11 @@ def _show(
     return failed
 
 
-def _position(planned: Sequence[Planned]) -> Position:
+def _position(planned: "Sequence[Planned]") -> "Position":
     """Return the position of a comparison: its runs, by the names of their folders, in place of sites."""
+    from prrfl.runs.folder import RunFolder
+    from prrfl.runs.position import Position, SitePosition, part_done
+
     parts = {one.folder.name: part_done(RunFolder(one.folder), one.config.rounds) for one in planned}
     states: dict[str, SiteState] = {
         name: "waiting" if not part else "trained" if part == 1 else "training"
@@ -199,6 +199,9 @@ def _position(planned: Sequence[Planned]) -> Position:
 
 
 def _print_standings(folders: list[Path]) -> None:
+    from prrfl.reports.across import standings_table
+    from prrfl.runs.across import standings
+
     shown = standings_table(standings(folders), len(folders))
     table = Table(title=shown.title)
     for index, name in enumerate(shown.heads):
@@ -213,8 +216,10 @@ def _print_standings(folders: list[Path]) -> None:
     )
 
 
-def print_comparison(rows: list[Row]) -> None:
+def print_comparison(rows: "list[Row]") -> None:
     """Print the columns that fit a terminal; the files hold all of them."""
+    from prrfl.reports.tables import brief, legend
+
     shown = brief(rows)
     table = Table(title=shown.title)
     for index, name in enumerate(shown.heads):

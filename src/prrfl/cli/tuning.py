@@ -5,7 +5,7 @@ from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 from shlex import quote
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -13,15 +13,16 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from prrfl.cli.comparing import DEFAULT_METHODS, method_names
-from prrfl.cli.flags import given_flags, with_flags
+from prrfl.cli.flags import described, given_flags, with_flags
 from prrfl.cli.screen import console, going_on, print_table
-from prrfl.config import TrainConfig
 from prrfl.errors import ConfigError
-from prrfl.parts.search import parse_searches
 from prrfl.reports.formatting import percent
-from prrfl.runs.compare import plan
-from prrfl.runs.tune import MethodSearch, finish_search, open_search, plan_searches, run_trials
-from prrfl.runs.tuned import TUNED, Tuned
+
+if TYPE_CHECKING:
+    from prrfl.runs.tune import MethodSearch
+    from prrfl.runs.tuned import Tuned
+
+_OF_SERVER = tuple(setting.name for setting in described().settings if setting.of_server)
 
 
 @with_flags(
@@ -52,7 +53,7 @@ from prrfl.runs.tuned import TUNED, Tuned
         ],
     },
     defaults={"methods": DEFAULT_METHODS, "trials": 20, "search": None, "seed": 1000, "workers": None},
-    leave_out=("method", "seed", "workers", "threads", *TrainConfig.where(of_server=True)),
+    leave_out=("method", "seed", "workers", "threads", *_OF_SERVER),
 )
 def tune(methods: str, trials: int, seed: int, config: Path | None, out: Path | None, **flags: Any) -> None:
     """Search each method's settings by validation scores, with as many trials for each method.
@@ -60,6 +61,11 @@ def tune(methods: str, trials: int, seed: int, config: Path | None, out: Path | 
     Test images take no part. `prrfl compare --tuned OUT` uses what was found. If --out holds an unfinished
     search, it is resumed.
     """
+    from prrfl.parts.search import parse_searches
+    from prrfl.runs.compare import plan
+    from prrfl.runs.tune import finish_search, open_search, plan_searches, run_trials
+    from prrfl.runs.tuned import TUNED
+
     if find_spec("optuna") is None:
         raise ConfigError("the package optuna is missing; pip install 'prrfl[tune]'")
     search, workers = flags.pop("search"), flags.pop("workers")
@@ -100,7 +106,7 @@ def tune(methods: str, trials: int, seed: int, config: Path | None, out: Path | 
     )
 
 
-def _print_found(searches: list[MethodSearch], found: Tuned) -> None:
+def _print_found(searches: "list[MethodSearch]", found: "Tuned") -> None:
     table = Table(title=f"Best of {found.trials} trials of {found.rounds} rounds (macro-F1 on validation, %)")
     for index, name in enumerate(("method", "best", "first trial", "stopped early", "settings")):
         table.add_column(name, justify="right" if 0 < index < 4 else "left", overflow="fold")

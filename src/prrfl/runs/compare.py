@@ -125,6 +125,7 @@ def plan(
             resolved = checked(merged(both, best[name]), f"method '{method}'", flags)
             folder = out / "runs" / f"{name.replace(':', '-').replace('=', '-')}-seed{seed}"
             planned.append(Planned(name, seed, resolved, folder))
+    _warn_of_idle(planned, generated=base.data is None)
     before = {folder: RunFolder(folder).settings() for folder in _run_folders(out)}
     started = {folder: _at(folder, config, data) for folder, config in before.items()}
     _check_alike({one.folder: one.config for one in planned} | started, tuned)
@@ -135,6 +136,19 @@ def plan(
     if moved or any(not RunFolder(one.folder).is_finished for one in planned):
         _check_data_unchanged(list(started), planned[0].config)
     return planned
+
+
+def _warn_of_idle(planned: Sequence[Planned], generated: bool) -> None:
+    """Warn of settings without effect: on a method if they were given for it alone, else on all methods."""
+    used = TrainConfig.where(of_generator=True) if generated else frozenset()
+    idle = {one.method: [n for n in one.config.without_effect() if n not in used] for one in planned}
+    own = {method: [name for name in names if name in _changed(method)] for method, names in idle.items()}
+    everywhere = [name for name in TrainConfig.model_fields if all(name in names for names in idle.values())]
+    for method, names in own.items():
+        if names:
+            log.warning("%s: %s has no effect", method, ", ".join(names))
+    if shared := [name for name in everywhere if not any(name in names for names in own.values())]:
+        log.warning("%s: no effect on any run", ", ".join(shared))
 
 
 def _tuned_settings(

@@ -225,8 +225,10 @@ def _read_plan(out: Path) -> _Plan | None:
 
 
 def _check_same_plan(out: Path, before: _Plan, plan: _Plan) -> None:
-    both: list[tuple[str, object, object]]
-    both = [("trials", before.trials, plan.trials), ("seed", before.seed, plan.seed)]
+    both: list[tuple[str, object, object]] = [
+        ("trials", before.trials, plan.trials),
+        ("seed", before.seed, plan.seed),
+    ]
     for name, tried in plan.searches.items():
         old = before.searches.get(name, tried)
         both += [(f"{name}: {key}", old.get(key), tried.get(key)) for key in {**old, **tried}]
