@@ -392,6 +392,10 @@ class TrainConfig(BaseModel):
     def _some_pattern(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
         if value is not None and (not value or not all(value)):
             raise ValueError("expected patterns of names, such as features.*")
+        if value and not (
+            all(map(str.isprintable, value)) and len(_toml(value).encode()) <= LARGEST_FILE // 2
+        ):
+            raise ValueError(f"expected printable patterns of at most {LARGEST_FILE // 2:,} bytes in total")
         return value
 
     @field_validator("prototypes")

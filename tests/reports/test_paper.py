@@ -36,7 +36,7 @@ def folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         fork_runs(patch)
         patch.setattr("prrfl.runs.report.draw_retrogress", lambda *_: None)
-        patch.setattr("prrfl.cli.comparing.tabulate", lambda *_: [])
+        patch.setattr("prrfl.runs.compare.tabulate", lambda *_: [])
         patch.setattr("prrfl.cli.comparing.print_comparison", lambda *_: None)
         patch.setattr("sys.argv", ["prrfl", *map(str, arguments)])
         assert cli.guarded(cli.app) == 0
