@@ -135,8 +135,8 @@ def drop_sheet(records: Sequence[RoundRecord]) -> Sheet:
 def main_sheet(rows: Sequence[Row]) -> Sheet:
     """Return the main table of a comparison: scores, differences to the reference, and drops."""
     reference = next((test.against for row in rows for test in row.tests.values()), "")
-    heads = ["method", "seeds", "macro-F1, validation", "macro-F1", "AUC"]
-    groups = [("", 1), ("mean of sites", 3)]
+    heads = ["method", "seeds", "macro-F1", "AUC"]
+    groups = [("", 1), ("mean of sites", 2)]
     if reference:
         heads += ["macro-F1", "p", "detectable", "AUC", "p"]
         groups.append((f"difference to {reference}", 5))
@@ -144,7 +144,7 @@ def main_sheet(rows: Sequence[Row]) -> Sheet:
     groups.append(("drop at a communication", 2))
     body = []
     for row in rows:
-        line = [Cell(row.method), Cell(str(row.seeds or "–")), Cell(percent(row.validation))]
+        line = [Cell(row.method), Cell(str(row.seeds or "–"))]
         for key in ("f1", "auc"):
             line.append(scored(row.scores[key]["mean"], mark(row, key)))
         if reference:
@@ -237,11 +237,13 @@ def site_sheets(rows: Sequence[Row]) -> list[Sheet]:
 
 
 def other_sheets(rows: Sequence[Row]) -> list[Sheet]:
-    """Return accuracy, the worst site and the spread between sites, and further measures if any."""
-    return [
+    """Return accuracy, the worst site, the spread between sites, further measures, and validation scores."""
+    found = [
         Sheet(table.title, table.heads, [list(map(Cell, line)) for line in table.body])
         for table in other_tables(rows)
     ]
+    validation = [[Cell(row.method), Cell(percent(row.validation))] for row in rows]
+    return [*found, Sheet("Validation (mean of sites)", ["method", "macro-F1"], validation)]
 
 
 def cost_sheet(rows: Sequence[Row], classes: Sequence[str]) -> Sheet:
