@@ -306,9 +306,7 @@ def test_help_says_defaults_and_what_can_be_chosen(capsys, monkeypatch):
         ):
             assert words in printed
         assert "None]" not in printed
-    assert "prrfl:transfer=off [default: prrfl,prrfl-imbalance,fedavg," in " ".join(
-        printed.replace("│", " ").split()
-    )
+    assert "prrfl:transfer=off [default: prrfl,fedavg,fedprox," in " ".join(printed.replace("│", " ").split())
 
 
 def test_help_says_what_arguments_are(capsys):
