@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from prrfl.reports.subgroups import by_subgroup, findings
+from prrfl.reports.subgroups import by_subgroup, findings, scores_of
 from prrfl.types import Partition, Predictions
 
 CLASSES = ("nv", "bkl", "mel")
@@ -77,6 +77,14 @@ def test_only_classes_with_five_lesions_on_both_sides_are_compared():
     assert "the balanced accuracy (nv, bkl) of place there is" in largest
     alone = by_subgroup({"a": predicted(labels, answers)}, [Partition("p", ("x",), {"a": ("x",) * 60})])
     assert (alone[0].gap, alone[0].reason) == (None, "all of the site's images")
-    assert findings(alone, CLASSES) == [
-        "No subgroup was compared with the rest of its site's images, for lack of lesions."
-    ]
+    assert findings(alone, CLASSES) == ["Not compared: 1 of 1 subgroups, with all of the site's images."]
+
+
+def test_recall_is_the_only_score_of_images_of_one_class():
+    labels, answers, _ = halves(60)
+    side = ["nevi" if label == 0 else "others" for label in labels]
+    nevi, others = by_subgroup(
+        {"a": predicted(labels, answers)}, [Partition("kind", ("nevi", "others"), {"a": tuple(side)})]
+    )
+    assert [score.value is None for score in scores_of(nevi)] == [True, True, True, False, True, True]
+    assert [score.value is None for score in scores_of(others)] == [False, False, False, True, False, False]

@@ -4,7 +4,7 @@ import logging
 import math
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -121,6 +121,7 @@ def read_tables(
     read = read_entries(source, image_size=image_size, classes=classes, needed=("test",), columns=names)
     entries = [entry for entry in read if entry.split == "test"]
     known = sorted({entry.site for entry in entries})
+    elsewhere = {column for entry in entries for column in entry.cells}
     rows: dict[ClientId, list[Entry]] = {}
     for site in sites:
         there = known[0] if len(known) == len(sites) == 1 else site
@@ -128,15 +129,18 @@ def read_tables(
             raise DataError(f"{source} has no test images of site '{site}'; its sites are {', '.join(known)}")
         rows[site] = [entry for entry in entries if entry.site == there]
         table = table_path(source, there, "test") if source.is_dir() else source
-        _check_columns(table, rows[site][0].cells, names)
+        _check_columns(table, rows[site][0].cells, names, elsewhere)
     return TestTables(tuple(columns), rows)
 
 
-def _check_columns(table: Path, cells: Mapping[str, str], names: Iterable[str]) -> None:
+def _check_columns(
+    table: Path, cells: Mapping[str, str], names: Iterable[str], elsewhere: Collection[str]
+) -> None:
     for name in names:
         if name not in cells:
+            hint = "" if name in elsewhere else nearest(name, cells)  # a column of other sites is no typo
             raise DataError(
-                f"--subgroups: {table} has no column '{name}'{nearest(name, cells)}; its columns are "
+                f"--subgroups: {table} has no column '{name}'{hint}; its columns are "
                 f"{', '.join(cells)}; name another one, or add it (an empty cell is read as unknown)"
             )
 

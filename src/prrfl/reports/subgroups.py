@@ -142,8 +142,14 @@ def _corrected(rows: Sequence[Subgroup]) -> list[Subgroup]:
 
 
 def scores_of(row: Subgroup) -> tuple[Measured, ...]:
-    """Return the scores of a subgroup: those in ``SCORES``, then the recall of each class."""
-    return (row.scores.balanced_accuracy, row.scores.macro_f1, row.scores.auc, *row.scores.recall)
+    """Return the scores of a subgroup: those in ``SCORES``, then the recall of each class.
+
+    Only the recall is defined if all images are of one class.
+    """
+    balanced, macro_f1 = row.scores.balanced_accuracy, row.scores.macro_f1
+    if sum(count > 0 for count in row.counts) < 2:
+        balanced = macro_f1 = Measured(None, None)
+    return (balanced, macro_f1, row.scores.auc, *row.scores.recall)
 
 
 def subgroup_table(rows: Sequence[Subgroup], classes: Sequence[str], between: str = " ") -> Table:
@@ -187,29 +193,29 @@ def findings(rows: Sequence[Subgroup], classes: Sequence[str]) -> list[str]:
     The largest gap is that among the subgroups that are told apart from the rest, or else among all that were
     compared. It is given with its interval, and never called equal.
     """
-    lines = [
-        f"{row.column} is unknown for {row.scores.images} of {row.whole} test images of {row.site}."
-        for row in rows
-        if row.name == UNKNOWN_SUBGROUP
-    ]
+    lines: list[str] = []
     compared = sorted((row for row in rows if row.gap), key=_size, reverse=True)
-    if not compared:
-        return [*lines, "No subgroup was compared with the rest of its site's images, for lack of lesions."]
-    family = f"Holm over {compared[0].gap.tests if compared[0].gap else 0} tests"
     told = [row for row in compared if row.told_apart]
+    family = f"p < {LEVEL}, Holm over {compared[0].gap.tests} tests" if compared and compared[0].gap else ""
     if told:
         names = ", ".join(f"{row.column} {row.name} at {row.site}" for row in told)
-        lines.append(f"Told apart from the rest of its site's images (p < {LEVEL}, {family}): {names}.")
+        lines.append(f"Told apart from the rest of its site's images ({family}): {names}.")
         lines.append(f"Largest gap: {_in_words(told[0], classes)}.")
-    else:
+    elif compared:
         lines.append(
-            f"No subgroup was told apart from the rest of its site's images (p < {LEVEL}, {family}). This "
-            "does not mean that the network is equally good for all of them."
+            f"No subgroup was told apart from the rest of its site's images ({family}). This does not mean "
+            "that the network is equally good for all of them."
         )
         lines.append(f"Largest gap, which may be chance: {_in_words(compared[0], classes)}.")
-    left = Counter(row.reason for row in rows if row.reason)
-    for reason, count in left.items():
+    for reason, count in Counter(row.reason for row in rows if row.reason).items():
         lines.append(f"Not compared: {count} of {len(rows)} subgroups, with {reason}.")
+    for column in dict.fromkeys(row.column for row in rows if row.name == UNKNOWN_SUBGROUP):
+        found = ", ".join(
+            f"{row.scores.images} of {row.whole} at {row.site}"
+            for row in rows
+            if (row.column, row.name) == (column, UNKNOWN_SUBGROUP)
+        )
+        lines.append(f"Test images with unknown {column}: {found}.")
     return lines
 
 
