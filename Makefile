@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 PROSE := $(wildcard *.md .github/*.md docs/*.md docs/*.py docs/reference/*.md) src benchmarks examples tests/paper/vectors
 SPELLED := $(wildcard *.md) .github docs examples src tests benchmarks Makefile main.py
 
-.PHONY: setup train test test-slow coverage fuzz check docs audit bench coverage-study gpu clean
+.PHONY: setup train test test-slow coverage fuzz check flags docs audit bench coverage-study gpu clean
 
 setup: $(READY)
 
@@ -49,6 +49,10 @@ check: $(READY)
 # Known vulnerabilities of the pinned versions, from a service on the internet. A package without an answer is an error.
 audit: $(READY)
 	$(BIN)/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip --progress-spinner off
+
+# What the help shows of the settings; it must not import them. After a change of config.py or of the methods.
+flags: $(READY)
+	$(BIN)/python -m prrfl.cli.flags
 
 docs: $(READY)
 	@# Not --quiet: suppressed warnings do not count, and --strict would accept broken links.

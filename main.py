@@ -9,6 +9,8 @@ try:
     from prrfl.cli import guarded
     from prrfl.cli.training import run_training
     from prrfl.config import load_config
+    from prrfl.det import ALPHA1, ALPHA2
+    from prrfl.pfa import R0
 except ModuleNotFoundError as error:
     print(
         f"error: this Python does not have the package {error.name}; run `make setup` once, "
@@ -35,10 +37,10 @@ def main() -> None:
     parser.add_argument("--iters", type=int, default=50, help="communication rounds")
     parser.add_argument("--wk_iters", type=int, default=5, help="local epochs in each round")
     parser.add_argument(
-        "--l_rate", type=float, default=0.7, help="PFA's low-frequency ratio in the first round"
+        "--l_rate", type=float, default=R0, help="PFA's low-frequency ratio in the first round"
     )
-    parser.add_argument("--alpha1", type=float, default=0.7, help="DET's recover threshold")
-    parser.add_argument("--alpha2", type=float, default=0.9, help="DET's exchange threshold")
+    parser.add_argument("--alpha1", type=float, default=ALPHA1, help="DET's recover threshold")
+    parser.add_argument("--alpha2", type=float, default=ALPHA2, help="DET's exchange threshold")
     parser.add_argument("--seed", type=int, default=1, help="same seed, same bits")
     parser.add_argument("--theme", default="prrfl", help="name of the run")
     parser.add_argument("--save_path", type=Path, default=Path("experiment"), help="folder of runs")

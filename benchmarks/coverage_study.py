@@ -12,13 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from sklearn.metrics import roc_auc_score
 
 from prrfl.reports.comparison import FinishedRun, Row, compare
-from prrfl.reports.statistics import (
-    f1_of,
-    resampled_auc,
-    resampled_confusions,
-)
+from prrfl.reports.statistics import f1_of, resampled_confusions
 from prrfl.types import ExchangeRecord, Predictions, ScoreRecord, Scores
 
 SHARES = (0.67, 0.25, 0.08)
@@ -95,7 +92,7 @@ def truth(world: World, skill: float) -> Mapping[str, float]:
     once = np.ones((1, many.images), dtype=np.float32)
     for values in drawn(many, skill, labels, shared, rng):
         found["f1"].append(f1_of(resampled_confusions(once, labels, values.argmax(1), 3)).item())
-        found["auc"].append(resampled_auc(once, labels, values).item())
+        found["auc"].append(roc_auc_score(labels, values, multi_class="ovr"))
     return {name: float(np.mean(values)) for name, values in found.items()}
 
 

@@ -19,6 +19,7 @@ from prrfl import InProcess, Recipe, build_network, cli, config, run_rounds
 from prrfl.algorithms import FedBN, Local
 from prrfl.data.images import SPLITS
 from prrfl.errors import Stopped
+from prrfl.models.vit import vit
 from prrfl.runs.compare import plan
 from tests.forked import fork_runs
 from tests.sites_on_disk import write_layout
@@ -81,17 +82,22 @@ def test_data(call, tmp_path):
 def test_comparing(call, tmp_path, forked):
     write_layout(tmp_path / "DIR")
     write_layout(tmp_path / "NEW", sites=1)
-    compare, losses, paper, _, evaluate, onboard = commands("comparing.md")  # --across needs five data sets
+    # The last but two, --across, needs five data sets.
+    compare, tune, tuned, losses, paper, _, evaluate, onboard = commands("comparing.md")
     # Two of the methods and one seed, to be quick; the page's other names are checked by their plan.
     methods, others = (line[line.index("--methods") + 1].split(",") for line in (compare, losses))
     planned = plan(None, {"data": tmp_path / "DIR"}, [*methods, *others[1:]], [0], tmp_path / "planned")
     assert {one.config.loss for one in planned} == {"cross-entropy", "cpa", "logit-adjusted"}
     compare[compare.index("--methods") + 1] = f"{methods[0]},{methods[-1]}"
     compare[compare.index("--seeds") + 1] = "0"
-    call([*compare, *TINY])
+    call([*compare, *TINY, "--scorers", "matthews_corrcoef"])
+    tune[tune.index("--trials") + 1] = "2"
+    call([*tune, *TINY])
+    tuned[tuned.index("--seeds") + 1] = "0"
+    call([*tuned, *TINY])
     text = (DOCS / "comparing.md").read_text("utf-8")
-    for name in re.findall(r"`(\w+\.\w+)`", text):
-        assert (tmp_path / "runs/mine" / name).is_file(), name
+    written = {path.name for path in (tmp_path / "runs").glob("*/*")}
+    assert set(re.findall(r"`(\w+\.\w+)`", text)) <= written
     paper[paper.index("--methods") + 1] = f"{methods[-1]},{methods[0]}"
     call(paper)
     for name in re.findall(r"`(paper/\w+\.\S+)`", text):
@@ -296,8 +302,21 @@ def test_own_parts(call, tmp_path, monkeypatch, forked):
         own_network = "--network" in arguments
         if arguments[0] == "compare":
             arguments = [*arguments, "--seeds", "0"]
+        if arguments[0] == "tune":
+            arguments[arguments.index("--trials") + 1] = "2"
         small = [] if arguments[0] == "new" else SMALL if own_network else TINY
         call([*arguments, *small])
         ran += 1
-    assert ran == 7
+    assert ran == 8
     assert "[set.method]" in page
+
+
+def test_networks(call, tmp_path):
+    write_layout(tmp_path / "DIR")
+    settings = {"width": 16, "depth": 1, "heads": 2}
+    torch.save(vit(1000, **settings).state_dict(), tmp_path / "vit_b_16-c867db91.pth")
+    small = [word for key, value in settings.items() for word in ("--set", f"network.{key}={value}")]
+    for arguments in commands("networks.md"):
+        train = arguments[0] == "train"
+        call([*arguments, *(["--network", "prrfl.models.vit:vit", *small, *SMALL] if train else [])])
+    assert (tmp_path / "runs/frozen/frozen.safetensors").is_file()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         StateMismatchError,
     )
     from prrfl.models import build_network, vgg16_slim
+    from prrfl.parts import Search
     from prrfl.pfa import low_frequency_ratio, progressive_fourier_aggregation
     from prrfl.tensors import norm_keys
     from prrfl.training import Recipe
@@ -36,6 +37,7 @@ __all__ = [
     "Recipe",
     "RoundRecord",
     "Scores",
+    "Search",
     "SiteData",
     "StateMismatchError",
     "build_network",
@@ -54,6 +56,7 @@ _MODULES = {
         *("PRRFLError", "StateMismatchError"),
     ),
     "models": ("build_network", "vgg16_slim"),
+    "parts": ("Search",),
     "pfa": ("low_frequency_ratio", "progressive_fourier_aggregation"),
     "tensors": ("norm_keys",),
     "training": ("Recipe",),

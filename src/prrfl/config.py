@@ -2,13 +2,13 @@
 
 import json
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import torch
 from pydantic import (
@@ -43,7 +43,7 @@ from prrfl.errors import ConfigError, nearest
 from prrfl.losses import CPA, LOSSES, Focal, LogitAdjusted, Loss
 from prrfl.machine import best_device, gpu, multiplies_bfloat16
 from prrfl.models import NETWORKS, Init, network_settings
-from prrfl.parts import Parts, complete_settings, construct, placed
+from prrfl.parts import Parts, Search, complete_settings, construct, declared_searches, placed
 from prrfl.storage.reading import read_text
 from prrfl.training import Augment, Weighting
 
@@ -125,14 +125,16 @@ class TrainConfig(BaseModel):
     )
 
     method: Annotated[str, TASK] = Field(DEFAULT, description=f"federated method: {', '.join(ALGORITHMS)}")
-    r0: Annotated[Ratio, METHOD] = Field(PRRFL.r0, description="PFA: low-frequency ratio of the first round")
-    r1: Annotated[Ratio, METHOD] = Field(
+    r0: Annotated[Ratio, METHOD, Search(0.1, 0.9)] = Field(
+        PRRFL.r0, description="PFA: low-frequency ratio of the first round"
+    )
+    r1: Annotated[Ratio, METHOD, Search(0.5, 1.0)] = Field(
         PRRFL.r1, description="PFA: low-frequency ratio approached in the last round"
     )
-    alpha1: Annotated[Ratio, METHOD] = Field(
+    alpha1: Annotated[Ratio, METHOD, Search(0.5, 0.8)] = Field(
         PRRFL.alpha1, description="DET: the deputy recovers below this fraction of the personalised F1"
     )
-    alpha2: Annotated[Ratio, METHOD] = Field(
+    alpha2: Annotated[Ratio, METHOD, Search(0.8, 1.0)] = Field(
         PRRFL.alpha2, description="DET: both networks exchange below this fraction of the personalised F1"
     )
     aggregation: Annotated[Aggregation, METHOD] = Field(
@@ -142,13 +144,13 @@ class TrainConfig(BaseModel):
     transfer: Annotated[TransferMode, METHOD] = Field(
         PRRFL.transfer, description="prrfl ablation: a single DET stage, or no transfer"
     )
-    mu: Annotated[Factor, METHOD] = Field(
+    mu: Annotated[Factor, METHOD, Search(1e-4, 1.0, log=True)] = Field(
         FedProx.mu, description="fedprox: strength of the pull to the weights received"
     )
-    private_weight: Annotated[Ratio, METHOD] = Field(
+    private_weight: Annotated[Ratio, METHOD, Search(0.1, 0.9)] = Field(
         FML.private_weight, description="fml: weight of the labels in the private network's loss"
     )
-    meme_weight: Annotated[Ratio, METHOD] = Field(
+    meme_weight: Annotated[Ratio, METHOD, Search(0.1, 0.9)] = Field(
         FML.meme_weight, description="fml: weight of the labels in the meme's loss"
     )
 
@@ -164,16 +166,16 @@ class TrainConfig(BaseModel):
         le=10_000,
         description="fedrep: last local epochs of a round, which train the body; the others train the head",
     )
-    lam: Annotated[Factor, METHOD] = Field(
+    lam: Annotated[Factor, METHOD, Search(0.01, 10.0, log=True)] = Field(
         Ditto.lam, description="ditto: strength of the pull to the global network"
     )
-    contrast: Annotated[Factor, METHOD] = Field(
+    contrast: Annotated[Factor, METHOD, Search(0.1, 10.0, log=True)] = Field(
         MOON.contrast, description="moon: weight of the contrast of features (mu in the paper)"
     )
-    temperature: Annotated[Factor, METHOD] = Field(
+    temperature: Annotated[Factor, METHOD, Search(0.1, 2.0, log=True)] = Field(
         MOON.temperature, ge=1e-3, description="moon: divides the cosines of features"
     )
-    alpha: Annotated[Ratio, METHOD] = Field(
+    alpha: Annotated[Ratio, METHOD, Search(0.05, 0.95)] = Field(
         APFL.alpha, description="apfl: weight of the personal network in the mixture, at the start"
     )
     adaptive: Annotated[bool, METHOD] = Field(
@@ -188,7 +190,7 @@ class TrainConfig(BaseModel):
     adapt_images: Annotated[Ratio, METHOD] = Field(
         FedALA.adapt_images, gt=0, description="fedala: fraction of the images on which weights are learnt"
     )
-    adapt_lr: Annotated[Factor, METHOD] = Field(
+    adapt_lr: Annotated[Factor, METHOD, Search(0.1, 10.0, log=True)] = Field(
         FedALA.adapt_lr, description="fedala: learning rate of the weights"
     )
     weighting: Annotated[Weighting, METHOD] = Field(
@@ -242,6 +244,23 @@ class TrainConfig(BaseModel):
     new_head: Annotated[bool | None, METHOD] = Field(
         None, description="with weights: leave out the last layer of the file; it starts at random"
     )
+    freeze: Annotated[tuple[str, ...] | None, METHOD] = Field(
+        None,
+        description="tensors that do not train, by patterns of their full names, such as features.*, "
+        "separated by commas",
+    )
+    adapter: Annotated[Literal["lora"] | None, METHOD] = Field(
+        None, description="lora: only low-rank adapters and the last layer train"
+    )
+    lora_rank: Annotated[int, METHOD] = Field(8, ge=1, le=10_000, description="lora: rank of each adapter")
+    lora_alpha: Annotated[Factor, METHOD] = Field(
+        16.0, gt=0, description="lora: strength; alpha / rank is an adapter's factor"
+    )
+    lora_targets: Annotated[tuple[str, ...], METHOD] = Field(
+        ("*",),
+        description="lora: patterns of names of the weights that get an adapter, separated by commas; by "
+        "default those of all convolutions and linear layers",
+    )
     init: Annotated[Init, METHOD] = Field(
         "pytorch",
         description="initial weights: as PyTorch draws them, like the published code; or He-normal, as in "
@@ -253,7 +272,9 @@ class TrainConfig(BaseModel):
     optimizer: Annotated[Literal["sgd", "adam"], METHOD] = Field(
         "sgd", description="optimiser, restarted in every round"
     )
-    lr: Annotated[Factor, METHOD] = Field(1e-2, gt=0, description="learning rate of the first rounds")
+    lr: Annotated[Factor, METHOD, Search(1e-4, 0.1, log=True)] = Field(
+        1e-2, gt=0, description="learning rate of the first rounds"
+    )
     lr_step: Annotated[int, METHOD] = Field(
         5, ge=1, le=10_000, description="rounds between two reductions of the learning rate"
     )
@@ -313,6 +334,14 @@ class TrainConfig(BaseModel):
             raise ValueError("expected text in UTF-8")
         return value
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_flag_for_a_number(cls, value: object, info: ValidationInfo) -> object:
+        # Pydantic takes true for 1.
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in (int, float):
+            raise ValueError("expected a number, not true or false")
+        return value
+
     @field_validator("data", "weights")
     @classmethod
     def _can_be_opened(cls, value: Path | None) -> Path | None:
@@ -320,7 +349,7 @@ class TrainConfig(BaseModel):
             raise ValueError(f"expected a path of at most {LONGEST_PATH:,} bytes, without NUL bytes")
         return value
 
-    @field_validator("classes", "track", mode="before")
+    @field_validator("classes", "freeze", "lora_targets", "track", mode="before")
     @classmethod
     def _split_names(cls, value: object) -> object:
         return tuple(name.strip() for name in value.split(",")) if isinstance(value, str) else value
@@ -345,7 +374,8 @@ class TrainConfig(BaseModel):
     @classmethod
     def _defaults_of_method(cls, settings: Any) -> Any:
         """Give the hyper-parameters the defaults of the chosen method, where it shares them with others."""
-        kind = ALGORITHMS.builtin.get(settings.get("method", DEFAULT))
+        name = settings.get("method", DEFAULT)
+        kind = ALGORITHMS.builtin.get(name) if isinstance(name, str) else None
         return {**{part.name: part.default for part in fields(kind)}, **settings} if kind else settings
 
     @field_validator("loss")
@@ -354,6 +384,13 @@ class TrainConfig(BaseModel):
         if value == "auto":
             return traits_of(ALGORITHMS.get(info.data.get("method", DEFAULT))).loss
         return _one_of(value, LOSSES)
+
+    @field_validator("freeze", "lora_targets")
+    @classmethod
+    def _some_pattern(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value is not None and (not value or not all(value)):
+            raise ValueError("expected patterns of names, such as features.*")
+        return value
 
     @field_validator("prototypes")
     @classmethod
@@ -478,18 +515,39 @@ class TrainConfig(BaseModel):
             **{field.name: getattr(self, field.name) for field in fields(kind) if field.name in known}
         )
 
+    def searches(self) -> dict[str, Search]:
+        """Return which values ``prrfl tune`` tries: of the learning rate, and of the method's own settings.
+
+        Settings of a method of the user's own are called ``method.<name>``. Settings whose type declares no
+        :class:`Search` are not among them.
+        """
+        kind = ALGORITHMS[self.method]
+        if ALGORITHMS.is_own(self.method):
+            declared = declared_searches(kind, f"{ALGORITHMS.kind} {self.method}")
+            own = {f"method.{name}": search for name, search in declared.items()}
+            return {"lr": SEARCHES["lr"], **own}
+        names = ("lr", *(part.name for part in fields(kind)))
+        return {name: SEARCHES[name] for name in names if name in SEARCHES}
+
     def without_effect(self) -> list[str]:
         """Return the names of settings that differ from their defaults but have no effect in this run."""
+        known = type(self).model_fields
+        idle = self.idle()
+        return [name for name in known if name in idle and getattr(self, name) != known[name].default]
+
+    def idle(self) -> frozenset[str]:
+        """Return the names of settings that have no effect in this run, whatever their values."""
         idle = set()
         for kinds, chosen in ((ALGORITHMS, self.method), (LOSSES, self.loss)):
             idle |= {field.name for kind in kinds.builtin.values() for field in fields(kind)}
             idle -= {field.name for field in fields(kinds[chosen])} if chosen in kinds.builtin else set()
+        if self.adapter is None:
+            idle |= {"lora_rank", "lora_alpha", "lora_targets"}
         if self.data is not None:
             idle |= self.where(of_generator=True)
         if traits_of(ALGORITHMS[self.method]).scope != "federated":
             idle.add("weighting")
-        known = type(self).model_fields
-        return [name for name in known if name in idle and getattr(self, name) != known[name].default]
+        return frozenset(idle)
 
     def own_parts(self) -> dict[str, str]:
         """Return where parts of the user's own come from, by kind: :meth:`prrfl.parts.Parts.origin`."""
@@ -538,6 +596,15 @@ SCOPES: Mapping[str, Scope] = {
 def as_written_now(key: str, value: object) -> object:
     """Return a setting's value as this version writes it; version 0.1.0 wrote ``augment`` as a boolean."""
     return ("paper" if value else "none") if key == "augment" and isinstance(value, bool) else value
+
+
+SEARCHES: Mapping[str, Search] = {
+    name: item
+    for name, field in TrainConfig.model_fields.items()
+    for item in field.metadata
+    if isinstance(item, Search)
+}
+"""Which values of a setting ``prrfl tune`` tries, for settings that declare it."""
 
 
 def load_config(path: Path | None, overrides: Mapping[str, object]) -> TrainConfig:
@@ -645,7 +712,39 @@ def _one_line(cause: ValidationError, source: str, overrides: Mapping[str, objec
     if first["type"] == "extra_forbidden":
         known = TrainConfig.model_fields
         return f"{source}: unknown key '{key}'{nearest(key, known)}"
-    return f"{where}: {first['msg'].removeprefix('Value error, ')}, got {_shown(first['input'])}"
+    return f"{where}: {_expected(key, first['type'], first)}, got {_shown(first['input'])}"
+
+
+def choices(annotation: Any) -> tuple[Any, ...]:
+    """Return the values of a setting that is one of a few; nothing for other settings."""
+    return get_args(annotation) if get_origin(annotation) is Literal else ()
+
+
+def _expected(key: str, fault: str, error: Mapping[str, Any]) -> str:
+    """Return what a setting must be, for the kinds of faults that pydantic finds; else what a check said."""
+    field = TrainConfig.model_fields[key]
+    if fault == "literal_error":
+        known = [str(choice) for choice in choices(field.annotation)]
+        given = error["input"] if isinstance(error["input"], str) else ""
+        return f"expected one of {', '.join(known)}{nearest(given, known)}"
+    if fault.startswith(("greater_than", "less_than")):
+        return f"expected {_bounds(field.metadata)}"
+    kinds = {"int": "a whole number", "float": "a number", "finite": "a finite number"}
+    kinds |= {"bool": "true or false", "path": "a path", "string": "text", "tuple": "a list of names"}
+    kinds |= {"dict": "a table of settings"}
+    kind = kinds.get(fault.partition("_")[0])
+    return f"expected {kind}" if kind else error["msg"].removeprefix("Value error, ")
+
+
+def _bounds(metadata: Sequence[object]) -> str:
+    """Return the bounds of a number in words. Those of a setting come before those of its type."""
+    words = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+    found: dict[str, str] = {}
+    for item in metadata:
+        for name, word in words.items():
+            if (bound := getattr(item, name, None)) is not None:
+                found.setdefault(name[0], f"{word} {bound}")
+    return " and ".join(found[side] for side in sorted(found))
 
 
 def _shown(value: object) -> str:

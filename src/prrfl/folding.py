@@ -1,8 +1,12 @@
-"""Folds batch norm into the convolution before it: the same outputs in evaluation, with less arithmetic."""
+"""Folds batch norm into the convolution before it, and adapters into weights: the same outputs with less."""
 
 import copy
+from collections.abc import Mapping
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
+from torch.func import functional_call
+from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 Pairs = tuple[tuple[str, str], ...]
@@ -62,3 +66,22 @@ def fold(network: nn.Module, pairs: Pairs) -> nn.Module:
         conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics)  # type: ignore[arg-type]
         network.set_submodule(norm_name, nn.Identity())
     return network
+
+
+def without_adapters(network: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the state_dict of a network without its adapters, which computes the same outputs.
+
+    Adapters are the parametrisations whose class has the attribute ``is_adapter = True``.
+
+    Args:
+        network: the network with adapters, which does not change.
+        weights: its state_dict.
+    """
+    plain = dict(weights)
+    # PyTorch's remove_parametrizations would change the class, which copies of the network share.
+    for place, chain in network.named_modules():
+        if isinstance(chain, parametrize.ParametrizationList) and getattr(chain[0], "is_adapter", False):
+            own = {key: plain.pop(f"{place}.{key}") for key in chain.state_dict()}
+            with torch.no_grad():
+                plain[place.replace("parametrizations.", "")] = functional_call(chain, own, ())
+    return plain

@@ -5,7 +5,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from mmap import mmap
 from typing import Any, Literal, Protocol, TypeVar
@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 from prrfl.capture import Captured, ThreadCache, on_gpu, side_by_side, used_here
 from prrfl.errors import ConfigError, StateMismatchError
-from prrfl.folding import Pairs, fold, foldable
+from prrfl.folding import Pairs, fold, foldable, without_adapters
 from prrfl.losses import CrossEntropy, Loss
 from prrfl.machine import arithmetic
 from prrfl.tensors import head_keys, head_of, name_of, under
@@ -96,6 +96,9 @@ class Recipe:
         shuffle: whether each epoch draws its own order.
         device: where networks run: ``cpu``, ``cuda``, ``cuda:1``.
         precision: ``bfloat16`` computes the network under autocast; weights stay float32.
+        frozen: names of the network's tensors that do not train, from
+            :func:`prrfl.models.freezing.frozen_keys`. They are part of the recipe, not of a site's state:
+            methods do not see them, and they are neither sent nor saved with each state.
         counter: counts the images of each step; ``None`` counts nothing.
         weighting: how much each site counts in a mean: all the same (``uniform``), or by its number of
             training images (``images``).
@@ -114,6 +117,7 @@ class Recipe:
     shuffle: bool = True
     device: str = "cpu"
     precision: Precision = "float32"
+    frozen: frozenset[str] = frozenset()
     counter: ImageCounter | None = None
     weighting: Weighting = "uniform"
 
@@ -136,12 +140,46 @@ class Recipe:
         """Return the learning rate of a round: lr · gamma^(t // step)."""
         return self.lr * self.lr_gamma ** (round_index // self.lr_step)
 
+    def initial(self) -> Tensors:
+        """Return the weights that a method starts with: the network's tensors, without the frozen ones."""
+        return {key: tensor for key, tensor in self.network.state_dict().items() if key not in self.frozen}
+
+    def around(self, network: nn.Module) -> "Recipe":
+        """Return the recipe for a network that holds this recipe's network, whole or without its last layer.
+
+        It may hold it several times. What is frozen here is frozen there, in each of them.
+        """
+        own, head = self.network.state_dict().keys(), head_keys(self.network)
+        frozen = [
+            f"{name}.{key}" if name else key
+            for name, module in network.named_modules()
+            if (held := module.state_dict().keys()) | head == own
+            for key in self.frozen & held
+        ]
+        return replace(self, network=network, frozen=frozenset(frozen))
+
+    def frozen_tensors(self) -> Tensors:
+        """Return the tensors that do not train."""
+        return {key: tensor for key, tensor in self.network.state_dict().items() if key in self.frozen}
+
+    def whole(self, weights: Tensors) -> Tensors:
+        """Return the state_dict with which a network is used: with frozen tensors, without adapters."""
+        if not self.frozen:
+            return weights
+        return without_adapters(self.network, {**self.network.state_dict(), **weights})
+
     def build(self, weights: Tensors) -> nn.Module:
-        """Return a new network with the given weights, on the device."""
+        """Return a new network with the given weights, on the device. They need not hold frozen tensors."""
         network = self._make_network()
         # Only now that the type is set: a network of a narrower type would round the weights.
-        network.load_state_dict(dict(weights))
+        self._load(network, weights)
         return network
+
+    def _load(self, network: nn.Module, weights: Tensors) -> None:
+        """Load weights into a network of :meth:`_make_network`, which has the frozen tensors already."""
+        missing, unexpected = network.load_state_dict(dict(weights), strict=False)
+        if wrong := [*unexpected, *(key for key in missing if key not in self.frozen)]:
+            raise StateMismatchError(f"the weights do not fit the network: '{wrong[0]}'")
 
     def _make_network(self) -> nn.Module:
         """Return a new network on the device, in its type; weights are still to be loaded."""
@@ -150,6 +188,22 @@ class Recipe:
         for parameter in network.parameters():
             if parameter.ndim == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        for key, parameter in network.named_parameters():
+            if key in self.frozen:
+                # No gradient is computed for it then, nor for any layer before the first one that trains.
+                parameter.requires_grad_(False)
+        return network
+
+    def set_training(self, network: nn.Module) -> nn.Module:
+        """Set a network to training mode, but for layers with frozen statistics; return it.
+
+        Such a layer, batch norm for instance, normalises with its statistics and leaves them as they are.
+        """
+        network.train()
+        for name, module in network.named_modules():
+            prefix = f"{name}." if name else ""
+            if any(f"{prefix}{key}" in self.frozen for key, _ in module.named_buffers(recurse=False)):
+                module.training = False
         return network
 
     def build_for_scoring(self, weights: Tensors) -> nn.Module:
@@ -441,7 +495,7 @@ class _Trainer:
         frozen: frozenset[str],
     ) -> None:
         self._recipe, self._objective, self._watched = recipe, objective, watched
-        self._networks = tuple(recipe._make_network().train() for _ in range(networks))
+        self._networks = tuple(recipe.set_training(recipe._make_network()) for _ in range(networks))
         self._optimisers = [_optimiser(network, recipe) for network in self._networks]
         self._given: dict[str, Tensor] = {}
         self._constants: dict[str, Tensor] = {}
@@ -497,7 +551,9 @@ class _Trainer:
         for optimiser in self._optimisers:
             optimiser.zero_grad(set_to_none=True)
         # Teachers are detached, so the sum's gradient is each network's own.
-        torch.stack(list(goals)).sum().backward()  # type: ignore[no-untyped-call]
+        total = torch.stack(list(goals)).sum()
+        if total.requires_grad:  # unless all that the method would train now is frozen
+            total.backward()  # type: ignore[no-untyped-call]
         for optimiser in self._optimisers:
             optimiser.step()
         watched = [features[0].detach()] if self._watched else []
@@ -506,7 +562,7 @@ class _Trainer:
     def learners(self) -> tuple[Learner, ...]:
         """Return the networks as they are now."""
         return tuple(
-            Learner(weights=_weights(network), memory=_memory(optimiser))
+            Learner(weights=_weights(network, self._recipe), memory=_memory(optimiser))
             for network, optimiser in zip(self._networks, self._optimisers, strict=True)
         )
 
@@ -523,7 +579,7 @@ def features_of(step: Step, weights: Tensors) -> Tensor:
     network.eval()
     with torch.no_grad():
         forward([partial(functional_call, network, dict(weights))], step.inputs, step.recipe)
-    network.train()
+    step.recipe.set_training(network)
     handle.remove()
     return seen[0]
 
@@ -595,18 +651,23 @@ class _Scorer:
 def reestimate_norms(weights: Tensors, data: Examples, recipe: Recipe) -> Tensors:
     """Return the weights with batch norm's running statistics estimated again on the data, batch by batch.
 
-    Nothing is learnt and no label is used. Other norm layers have no such statistics.
+    Nothing is learnt and no label is used. Other norm layers have no such statistics. Frozen ones stay.
     """
-    network = recipe.build(weights).eval()
-    for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.train().reset_running_stats()
-            module.momentum = None  # a plain mean over batches
+    network = recipe.set_training(recipe.build(weights))
+    moving = [
+        module
+        for module in network.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
+    ]
+    network.eval()
+    for module in moving:
+        module.train().reset_running_stats()
+        module.momentum = None  # a plain mean over batches
     size = scoring_batch(math.prod(data.inputs.shape[2:]), recipe)
     with torch.inference_mode(), arithmetic(recipe.device, recipe.precision):
         for inputs, _ in batches(data, recipe, size):
             forward([network], inputs, recipe)
-    return _weights(network)
+    return _weights(network, recipe)
 
 
 def forward(
@@ -635,14 +696,18 @@ def _optimiser(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 def _refill(network: nn.Module, weights: Tensors, recipe: Recipe) -> None:
     """Reset a network to the given weights, in its own memory."""
-    network.load_state_dict(dict(weights))
+    recipe._load(network, weights)
     for name, buffer in network.named_buffers():
-        if name not in weights:  # a buffer that a state_dict leaves out
+        if name not in weights and name not in recipe.frozen:  # a buffer that a state_dict leaves out
             buffer.copy_(recipe.network.get_buffer(name))
 
 
-def _weights(network: nn.Module) -> dict[str, Tensor]:
-    return {key: tensor.detach().to("cpu").contiguous() for key, tensor in network.state_dict().items()}
+def _weights(network: nn.Module, recipe: Recipe) -> dict[str, Tensor]:
+    return {
+        key: tensor.detach().to("cpu").contiguous()
+        for key, tensor in network.state_dict().items()
+        if key not in recipe.frozen
+    }
 
 
 def _memory(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -680,7 +745,7 @@ def draws_numbers(recipe: Recipe, inputs: Tensor) -> bool:
     """
     with _global_seed(0, device=recipe.device):
         before = _global_states(recipe.device)
-        forward([recipe.build(recipe.network.state_dict()).train()], prepare(inputs, recipe), recipe)
+        forward([recipe.set_training(recipe.build(recipe.initial()))], prepare(inputs, recipe), recipe)
         return any(not torch.equal(a, b) for a, b in zip(before, _global_states(recipe.device), strict=True))
 
 

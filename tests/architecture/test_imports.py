@@ -7,6 +7,8 @@ import pytest
 
 import prrfl
 from prrfl.algorithms import ALGORITHMS, BASELINE, DEFAULT
+from prrfl.det import ALPHA1, ALPHA2
+from prrfl.pfa import R0, R1
 
 PACKAGE = Path(prrfl.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -127,6 +129,21 @@ def test_no_method_is_known_by_name_outside_its_room():
             elif isinstance(node, ast.Compare) and "method" in ast.dump(node):
                 compared = [x.value for x in (node.left, *node.comparators) if isinstance(x, ast.Constant)]
                 assert not {DEFAULT, BASELINE} & set(compared), where
+
+
+def test_the_papers_hyper_parameters_stand_in_one_place():
+    """Those of PFA and DET. Elsewhere no argument or flag has one of these numbers as its default."""
+    for path in (*MODULES, PACKAGE.parents[1] / "main.py"):
+        if path.stem in ("pfa", "det"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            defaults = []
+            if isinstance(node, ast.arguments):
+                defaults = [*node.defaults, *node.kw_defaults]
+            elif isinstance(node, ast.keyword) and node.arg == "default":
+                defaults = [node.value]
+            numbers = {value.value for value in defaults if isinstance(value, ast.Constant)}
+            assert not numbers & {R0, R1, ALPHA1, ALPHA2}, f"{path}: {numbers}"
 
 
 def is_command(path: Path, function: ast.FunctionDef) -> bool:

@@ -44,6 +44,5 @@ def test_saving_does_not_draw():
 
 
 def test_training_does_not_wait_for_what_few_commands_need():
-    loaded = loaded_by("prrfl.cli.training")
-    assert "prrfl.runs.run" in loaded
+    loaded = loaded_by("prrfl.cli.training", "prrfl.runs.setup", "prrfl.runs.run")
     assert not of(loaded, "monai", "torch._dynamo")

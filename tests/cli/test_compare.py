@@ -52,6 +52,27 @@ def test_a_method_takes_its_own_settings_only(prrfl, data, tmp_path, method, sai
     assert not (tmp_path / "c").exists()
 
 
+@pytest.mark.parametrize(
+    ("methods", "flags", "said"),
+    [
+        ("fedavg:beta=0.5", (), ["fedavg:beta=0.5: beta has no effect"]),
+        ("ida:loss=cpa+tau=9+focusing=3", (), ["ida:loss=cpa+tau=9+focusing=3: focusing has no effect"]),
+        ("fedavg,fedprox", ("--mu", 5, "--beta", 0.5, "--sites", 9), ["sites, beta: no effect on any run"]),
+        ("fedavg:loss=cpa,fedprox", ("--beta", 0.5, "--transfer", "staged"), []),
+    ],
+)  # fmt: skip
+def test_settings_without_effect_are_said(data, tmp_path, caplog, methods, flags, said):
+    given = {name.strip("-"): value for name, value in zip(flags[::2], flags[1::2], strict=True)}
+    compare.plan(None, {"data": data, **given}, methods.split(","), [0, 1], tmp_path / "c")
+    assert caplog.messages == said
+
+
+def test_settings_of_generated_data_have_an_effect_without_data(data, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(compare, "cached", lambda _: data)
+    compare.plan(None, {"sites": 2, "images": 18}, ["fedavg"], [0], tmp_path / "c")
+    assert not caplog.messages
+
+
 def test_runs_with_other_settings_or_images_are_not_put_side_by_side(prrfl, data, done, tmp_path):
     shutil.copytree(done, tmp_path / "c")
     common = ["--data", data, *SMALL, "--out", tmp_path / "c"]

@@ -12,7 +12,8 @@ from typer.main import get_command
 
 import prrfl as package
 from prrfl.cli import app
-from prrfl.cli.commands import SUMMARIES
+from prrfl.cli.commands import MODULES, SUMMARIES
+from prrfl.cli.flags import describe, described
 
 SLOW = {"torch", "sklearn", "scipy", "matplotlib", "monai", "PIL", "flwr"}
 """Packages that take long to import."""
@@ -60,10 +61,7 @@ def test_every_public_name_can_be_imported():
         ["--help"],
         ["--version"],
         ["trian"],
-        *(
-            [name, "--help"]
-            for name in ("doctor", "data", "generate", "predict", "evaluate", "export", "onboard", "inspect")
-        ),
+        *([name, "--help"] for name in MODULES),
     ],
     ids=" ".join,
 )
@@ -71,6 +69,10 @@ def test_a_command_that_only_prints_imports_nothing_slow(arguments):
     modules, _ = command(*arguments)
     assert "prrfl" in modules
     assert not modules & SLOW
+
+
+def test_the_help_of_settings_is_that_of_the_code():
+    assert described() == describe(), "the settings have changed: run `make flags`"
 
 
 def test_the_version_is_that_of_the_installed_package():

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from prrfl import cli
-from prrfl.config import TrainConfig
+from prrfl.config import TrainConfig, load_config
+from prrfl.errors import ConfigError
 from prrfl.runs import deployed
 from prrfl.storage.records import read_records
 from prrfl.storage.tensor_files import read_tensors
@@ -141,6 +142,54 @@ def test_every_setting_is_a_flag(capsys):
         assert f"--{name.replace('_', '-')}"[:20] in printed
 
 
+ODD = ("16", "1e9", "-1", "0.5", "nan", "x", "", "per-rond", "true", "[]", "{}")
+
+
+@pytest.mark.parametrize("key", TrainConfig.model_fields)
+def test_errors_of_settings_read_alike(key, tmp_path):
+    """In a file as in a flag: where, what was expected, what was found."""
+    (tmp_path / "own.toml").touch()
+    for value in ODD:
+        text = value if value[:1] in ("[", "{") or value == "true" else f'"{value}"'
+        (tmp_path / "bad.toml").write_text(f"{key} = {text}")
+        for call in (
+            lambda: load_config(tmp_path / "bad.toml", {}),
+            lambda value=value: load_config(tmp_path / "own.toml", {key: value}),
+        ):
+            try:
+                call()
+            except ConfigError as error:
+                where, _, rest = str(error).partition(": ")
+                assert where in (str(tmp_path / "bad.toml"), f"--{key.replace('_', '-')}")
+                assert re.match(rf"(key '{key}': )?(expected|unknown|'|it concerns|the package)", rest), rest
+                assert rest.count("expected") < 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--image-size", 16), "--image-size: expected at least 32 and at most 1024, got 16"),
+        (("--lr", 0), "--lr: expected more than 0 and at most 1e+30, got 0.0"),
+        (("--rounds", "ten"), "--rounds: expected a whole number, got 'ten'"),
+        (("--rounds", "1.5"), "--rounds: expected a whole number, got '1.5'"),
+        (("--lr", "fast"), "--lr: expected a number, got 'fast'"),
+        (("--lr", "nan"), "--lr: expected a finite number, got nan"),
+        (
+            ("--prototypes", "per-rond"),
+            "--prototypes: expected one of per-epoch, per-round (did you mean 'per-round'?), got 'per-rond'",
+        ),
+        (("--share-bits", 8), "--share-bits: expected one of 16, 32, got '8'"),
+        (("--method", "fedavgg"), "(did you mean 'fedavg'?), got 'fedavgg'"),
+    ],
+)
+def test_a_wrong_flag_says_what_was_expected(capsys, tmp_path, flags, said):
+    for command in ("train", "compare"):
+        if command == "compare" and "--method" in flags:
+            continue
+        assert refused(capsys, command, *flags, "--out", tmp_path / "r").endswith(said)
+    assert not (tmp_path / "r").exists()
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -149,6 +198,8 @@ def test_every_setting_is_a_flag(capsys):
         ("lr = 'fast'", "key 'lr'"),
         ("rounds = = 3", "is not TOML"),
         ("network = 'vgg_n'", "did you mean 'vgg_nb'?"),
+        ("rounds = true", "key 'rounds': expected a number, not true or false, got True"),
+        ("method = []", "key 'method': expected text, got []"),
         ("classes = 'nv'", "at least two class names"),
         ("device = 'gpu0'", "'gpu0' is not available on this machine"),
     ],

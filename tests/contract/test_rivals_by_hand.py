@@ -293,7 +293,7 @@ def test_fedala_leaves_lower_layers_to_the_mean():
     after, _ = FedALA().train(client, replace(site, recipe=replace(site.recipe, lr=1e-12)), DEEP)
     near(after.learner.weights["0.weight"], 3.0)
     assert set(after.weights) == {"1.weight"}
-    assert last_layers(site.recipe.network, 2) == ["0.weight", "1.weight"]
+    assert last_layers(site.recipe, 2) == ["0.weight", "1.weight"]
 
 
 def test_fedala_converges_when_the_last_losses_differ_little():

@@ -618,7 +618,7 @@ def test_copies_with_different_labels_are_called_that(prrfl, tmp_path):
     assert found["contradictions"] == [["x/train/0 (nv)", "x/train/2 (bkl)"]]
     assert len(found["duplicates"]) == 2
     said = " ".join(out.split())
-    assert "contradictions: in 1 sets, copies of one image have different labels" in said
+    assert "contradictions: in 1 set, copies of one image have different labels" in said
     assert "contradictions: x/train/0 (nv), x/train/2 (bkl)" in said
 
 

@@ -276,6 +276,26 @@ def test_check_finds_everything_at_once(prrfl, tmp_path):
         assert f"{word}: " in out
 
 
+def test_check_tells_of_an_empty_split_once_and_of_one_image_in_the_singular(prrfl, tmp_path):
+    picture(tmp_path / "a.png", 0)
+    picture(tmp_path / "b.png", 0)
+    rows = ["a.png,nv,x,train,", "b.png,bkl,x,train,"]
+    manifest = write_manifest(tmp_path, rows)
+    code, out, _ = prrfl("data", "check", manifest, "--json", tmp_path / "f.json")
+    found = json.loads((tmp_path / "f.json").read_text())
+    assert code == 0
+    assert found["empty"] == [["x", "valid"], ["x", "test"]]
+    assert found["few"] == [["x", "train", "nv", 1], ["x", "train", "bkl", 1], ["x", "train", "mel", 0]]
+    said = " ".join(out.split())
+    assert out.count("few: ") == 3
+    assert "few: x, train: 1 image of nv; " in said
+    assert "few: x, train: no image of mel; " in said
+    assert "empty: x, valid: no images; training needs some in each split" in said
+    assert "empty: x, test: " in said
+    assert "duplicates: 2 images in 1 set are copies" in said
+    assert "contradictions: in 1 set, copies of one image" in said
+
+
 def test_check_warns_of_what_one_site_trains_on_and_another_is_tested_on(prrfl, tmp_path):
     pics = tmp_path / "pics"
     for name, seed in (("a", 0), ("b", 1), ("c", 0), ("d", 2), ("e", 3), ("f", 4), ("g", 2)):
@@ -299,7 +319,9 @@ def test_check_warns_of_what_one_site_trains_on_and_another_is_tested_on(prrfl, 
     assert (found["copies_across"], found["groups_across"]) == (2, 2)
     said = " ".join(out.split())
     assert "across sites: 2 valid or test images have the pixels of a training image of another site" in said
-    assert "across sites: 2 valid or test images have the same group id as a training image of" in said
+    assert (
+        "across sites: 2 valid or test images have the group id of a training image of another site" in said
+    )
 
 
 def test_check_counts_what_validation_and_test_share(prrfl, tmp_path):
@@ -330,7 +352,7 @@ def test_check_counts_what_validation_and_test_share(prrfl, tmp_path):
     assert (found["copies_across"], found["groups_across"]) == (0, 0)
     said = " ".join(out.split())
     assert "selection: 1 of 2 test images of x show a group that is also in its validation set" in said
-    assert "selection: 1 test images have the pixels of a validation image of another site" in said
+    assert "selection: 1 test image has the pixels of a validation image of another site" in said
     assert "selection: 2 test images have the group id of a validation image of another site" in said
     assert "selection: x/test/c" in said
 

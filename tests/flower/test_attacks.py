@@ -364,6 +364,7 @@ def test_data_that_changes_between_rounds_is_refused(tmp_path, capfd, change):
     ("name", "fits"),
     [
         *[(name, False) for name in ("", "flower", "Flower", "-rf", "Ⅷ½²", ".x", "a/b", "..", "a b", "a\n")],
+        *[(name, False) for name in ("\u212a", "a\u017f")],  # which are k and s, but for their case
         ("x" * 241, False),
         ("x" * 240, True),
         ("pilot-2f6d", True),

@@ -76,7 +76,7 @@ def post(address, path, certs, scheme="https"):
 
 def test_behind_the_proxy_strangers_are_refused_and_killed_sites_and_servers_resume(proxy, tmp_path):
     names = ["clientA", "clientB"]
-    training = ["--rounds", "3", "--epochs", "4"]
+    training = ["--rounds", "2", "--epochs", "4"]
     both = write_layout(tmp_path / "both", sites=2, train=60)
     with Deployment(tmp_path, both, names) as deployed:
         Deployment(tmp_path / "strangers", both, names)
@@ -126,16 +126,17 @@ def test_behind_the_proxy_strangers_are_refused_and_killed_sites_and_servers_res
         for flags in (["--root-certificates", certs / "ca.crt"], ["--insecure", "--max-retries", "1"]):
             node = deployed.start_flower("flower-supernode", "--superlink", outside, *flags)
             assert node.wait(timeout=100) != 0, flags
+
+        sites = {name: deployed.site(name) for name in names}
+        until(lambda: trains(deployed, "clientB", 1), 120, "round 1 at clientB")
+        deployed.kill(sites["clientB"])
+        # A site reports that its key is unknown only after a minute, in which the others have begun to train.
         for name in strangers:
             until(lambda name=name: "the node ended" in deployed.said(name), 150, f"{name} being refused")
         for process in running:
             deployed.kill(process)
-
-        sites = {name: deployed.site(name) for name in names}
-        until(lambda: trains(deployed, "clientB", 2), 120, "round 2 at clientB")
-        deployed.kill(sites["clientB"])
         sites["clientB"] = deployed.site("clientB")
-        until(lambda: trains(deployed, "clientA", 3), 240, "round 3 at clientA")
+        until(lambda: trains(deployed, "clientA", 2), 240, "round 2 at clientA")
         deployed.kill(server)
         deployed.address = inside
         server = deployed.server(*training)
@@ -151,4 +152,4 @@ def test_behind_the_proxy_strangers_are_refused_and_killed_sites_and_servers_res
 
 def trains(deployed, name, index):
     log = deployed.home(name) / "flower" / "supernode.log"
-    return log.is_file() and f"round {index}/3, epoch 1" in log.read_text("utf-8", "replace")
+    return log.is_file() and f"round {index}/2, epoch 1" in log.read_text("utf-8", "replace")

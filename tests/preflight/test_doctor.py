@@ -18,7 +18,8 @@ from prrfl.machine import GPU
 from prrfl.preflight import data as data_checks
 from prrfl.preflight import hardware, installation, speed
 from prrfl.preflight.data import DataSet
-from prrfl.preflight.findings import Finding, counted, duration, verdict
+from prrfl.preflight.findings import Finding, duration, verdict
+from prrfl.reports.formatting import counted
 from prrfl.runs.setup import load_data, make_recipe, resolved
 from tests.sites_on_disk import write_layout
 

@@ -53,7 +53,7 @@ class Mixture(nn.Module):
 
 def mixing(recipe: Recipe) -> Recipe:
     """Return the recipe for the mixture of two of its networks."""
-    return replace(recipe, network=Mixture(copy.deepcopy(recipe.network)))
+    return recipe.around(Mixture(copy.deepcopy(recipe.network)))
 
 
 @dataclass(frozen=True, eq=False)

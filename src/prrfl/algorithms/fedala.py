@@ -37,11 +37,15 @@ CONVERGED, LAST, MOST = 0.1, 10, 100
 """Largest standard deviation of the loss over the last passes when it has converged; most passes."""
 
 
-def last_layers(network: nn.Module, layers: int) -> list[str]:
-    """Return the names of the parameters of the last modules that have parameters of their own."""
+def last_layers(recipe: Recipe, layers: int) -> list[str]:
+    """Return the names of the parameters of the last modules that have parameters of their own that train."""
     found = [
-        [f"{prefix}.{name}" if prefix else name for name, _ in module.named_parameters(recurse=False)]
-        for prefix, module in network.named_modules()
+        [
+            name
+            for key, _ in module.named_parameters(recurse=False)
+            if (name := f"{prefix}.{key}" if prefix else key) not in recipe.frozen
+        ]
+        for prefix, module in recipe.network.named_modules()
     ]
     return [name for names in [names for names in found if names][-layers:] for name in names]
 
@@ -129,16 +133,14 @@ class FedALA:
 
     def _weighted(self, recipe: Recipe) -> Recipe:
         """Return the recipe by which the weights learn: plain gradient steps."""
-        keys = last_layers(recipe.network, self.adapt_layers)
-        network = WeightedSum(copy.deepcopy(recipe.network), keys)
-        return replace(
-            recipe, network=network, optimizer="sgd", lr=self.adapt_lr, lr_gamma=1.0, weight_decay=0.0
-        )
+        keys = last_layers(recipe, self.adapt_layers)
+        around = recipe.around(WeightedSum(copy.deepcopy(recipe.network), keys))
+        return replace(around, optimizer="sgd", lr=self.adapt_lr, lr_gamma=1.0, weight_decay=0.0)
 
     def _taken_in(self, client: FedALAState, site: Site, ctx: RoundContext) -> FedALAState:
         """Learn the weights, and put the network between itself and the mean."""
         recipe = site.recipe.derived(self._weighted)
-        keys = last_layers(site.recipe.network, self.adapt_layers)
+        keys = last_layers(site.recipe, self.adapt_layers)
         own, mean = client.learner.weights, client.received
         steps = {key: mean[key] - own[key] for key in keys}
         weights = client.weights or {key: torch.ones_like(own[key]) for key in keys}

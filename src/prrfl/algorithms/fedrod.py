@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from prrfl.algorithms.base import MeanOfShares
+from prrfl.errors import ConfigError
 from prrfl.evaluation import macro_f1
 from prrfl.tensors import detached, head_of, prefixed, under
 from prrfl.training import Learner, Recipe, Site, Step, forward, train_epoch, with_features
@@ -48,7 +49,7 @@ class TwoHeads(nn.Module):
 
 def two_headed(recipe: Recipe) -> Recipe:
     """Return the recipe for its network with two heads."""
-    return replace(recipe, network=TwoHeads(copy.deepcopy(recipe.network)))
+    return recipe.around(TwoHeads(copy.deepcopy(recipe.network)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +78,8 @@ class FedRoD:
         self, client: FedRoDState, site: Site, ctx: RoundContext
     ) -> tuple[FedRoDState, Mapping[str, float]]:
         """Train the shared network and the personal head for one local epoch."""
+        if fixed := ctx.head_keys - client.generic.keys():
+            raise ConfigError(f"method fedrod needs a last layer that trains; do not freeze '{min(fixed)}'")
         head = client.head or {key: torch.zeros_like(client.generic[key]) for key in sorted(ctx.head_keys)}
         named = {key.rsplit(".", 1)[-1]: key for key in head}
         weights = {

@@ -32,8 +32,10 @@ def without(tensors: Tensors, keys: Collection[str]) -> Tensors:
 
 
 def squared_distance(network: nn.Module, anchor: Tensors) -> Tensor:
-    """Return ‖w − anchor‖², the sum over all parameters of a network."""
+    """Return ‖w − anchor‖², the sum over all parameters of a network that train."""
     terms = [
-        (weight - anchor[key].to(weight.dtype)).square().sum() for key, weight in network.named_parameters()
+        (weight - anchor[key].to(weight.dtype)).square().sum()
+        for key, weight in network.named_parameters()
+        if weight.requires_grad
     ]
     return torch.stack(terms).sum()

@@ -5,14 +5,13 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from shlex import quote
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from prrfl.algorithms import PUBLISHED
-from prrfl.cli.flags import given_flags, with_flags
+from prrfl.cli.flags import described, given_flags, with_flags
 from prrfl.cli.options import TimeLimit
 from prrfl.cli.screen import (
     PositionProgress,
@@ -25,24 +24,19 @@ from prrfl.cli.screen import (
     time_left,
 )
 from prrfl.errors import ConfigError, PRRFLError
-from prrfl.reports.across import standings_table
-from prrfl.reports.comparison import Row
-from prrfl.reports.tables import brief, legend
-from prrfl.runs import scorers as measures
-from prrfl.runs.across import standings
-from prrfl.runs.afterwards import after_comparison
-from prrfl.runs.compare import Planned, keep_margin, plan, run_all, tabulate
-from prrfl.runs.folder import RunFolder
-from prrfl.runs.position import (
-    Position,
-    SitePosition,
-    SiteState,
-    part_done,
-    reporting,
-    seconds_left,
-)
 
-_METHODS = ",".join(PUBLISHED)
+if TYPE_CHECKING:
+    from prrfl.reports.comparison import Row
+    from prrfl.runs.compare import Planned
+    from prrfl.runs.position import Position, SiteState
+
+DEFAULT_METHODS = ",".join(described().published)
+"""The methods of a comparison or search that names none: those of the paper."""
+
+
+def method_names(text: str) -> list[str]:
+    """Return the methods in a list that is separated by commas."""
+    return [name.strip() for name in text.split(",")]
 
 
 @with_flags(
@@ -51,7 +45,7 @@ _METHODS = ",".join(PUBLISHED)
             str,
             typer.Option(
                 help="methods, separated by commas; name:key=value+key=value changes settings, as in "
-                + escape(f"prrfl:transfer=off [default: {_METHODS}]"),
+                + escape(f"prrfl:transfer=off [default: {DEFAULT_METHODS}]"),
                 show_default=False,
             ),
         ],
@@ -83,11 +77,19 @@ _METHODS = ",".join(PUBLISHED)
                 show_default=False,
             ),
         ],
+        "tuned": Annotated[
+            Path | None,
+            typer.Option(
+                metavar="DIR",
+                help="folder of `prrfl tune`, whose settings each method gets",
+                show_default=False,
+            ),
+        ],
         "time_limit": TimeLimit,
     },
     defaults={
-        **{"methods": _METHODS, "seeds": "0,1", "workers": None},
-        **{"margin": None, "scorers": None, "across": None, "time_limit": None},
+        **{"methods": DEFAULT_METHODS, "seeds": "0,1", "workers": None},
+        **{"margin": None, "scorers": None, "across": None, "tuned": None, "time_limit": None},
     },
     leave_out=("method", "seed", "workers", "threads"),
 )
@@ -104,6 +106,12 @@ def compare(methods: str, seeds: str, config: Path | None, out: Path | None, **f
             raise ConfigError(f"--across reads finished comparisons and trains nothing; leave out --{flag}")
         _print_standings([Path(folder.strip()) for folder in across.split(",")])
         return
+    from prrfl.runs import scorers as measures
+    from prrfl.runs.afterwards import after_comparison
+    from prrfl.runs.compare import keep_margin, plan, tabulate
+    from prrfl.runs.folder import RunFolder
+    from prrfl.runs.tuned import read_tuned, write_tuned
+
     try:
         numbers = [int(seed) for seed in seeds.split(",")]
     except ValueError:
@@ -111,10 +119,12 @@ def compare(methods: str, seeds: str, config: Path | None, out: Path | None, **f
     folder = out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-compare"
     workers, margin, time_limit = flags.pop("workers"), flags.pop("margin"), flags.pop("time_limit")
     scorers = flags.pop("scorers")
-    given = given_flags(flags)
     further = None if scorers is None else [name.strip() for name in scorers.split(",")]
     measures.scorers(further or ())
-    planned = plan(config, given, [m.strip() for m in methods.split(",")], numbers, folder)
+    tuned = read_tuned(source) if (source := flags.pop("tuned")) else None
+    planned = plan(config, given_flags(flags), method_names(methods), numbers, folder, tuned)
+    if tuned:
+        write_tuned(folder, tuned)
     if margin is not None:
         keep_margin(folder, margin)
     if further is not None:
@@ -142,9 +152,13 @@ def compare(methods: str, seeds: str, config: Path | None, out: Path | None, **f
 
 
 def _show(
-    planned: list[Planned], folder: Path, workers: int | None, time_limit: float | None
+    planned: "list[Planned]", folder: Path, workers: int | None, time_limit: float | None
 ) -> Mapping[str, str]:
     """Do the runs while showing progress; return the last line of output of each that failed."""
+    from prrfl.runs.compare import run_all
+    from prrfl.runs.folder import RunFolder
+    from prrfl.runs.position import reporting, seconds_left
+
     rounds = sum(one.config.rounds for one in planned)
     before = sum(RunFolder(one.folder).rounds_done for one in planned)
     console.print(f"{len(planned)} runs, {rounds} rounds, of which {before} are done.")
@@ -168,8 +182,11 @@ def _show(
     return failed
 
 
-def _position(planned: Sequence[Planned]) -> Position:
+def _position(planned: "Sequence[Planned]") -> "Position":
     """Return the position of a comparison: its runs, by the names of their folders, in place of sites."""
+    from prrfl.runs.folder import RunFolder
+    from prrfl.runs.position import Position, SitePosition, part_done
+
     parts = {one.folder.name: part_done(RunFolder(one.folder), one.config.rounds) for one in planned}
     states: dict[str, SiteState] = {
         name: "waiting" if not part else "trained" if part == 1 else "training"
@@ -182,6 +199,9 @@ def _position(planned: Sequence[Planned]) -> Position:
 
 
 def _print_standings(folders: list[Path]) -> None:
+    from prrfl.reports.across import standings_table
+    from prrfl.runs.across import standings
+
     shown = standings_table(standings(folders), len(folders))
     table = Table(title=shown.title)
     for index, name in enumerate(shown.heads):
@@ -196,8 +216,10 @@ def _print_standings(folders: list[Path]) -> None:
     )
 
 
-def print_comparison(rows: list[Row]) -> None:
+def print_comparison(rows: "list[Row]") -> None:
     """Print the columns that fit a terminal; the files hold all of them."""
+    from prrfl.reports.tables import brief, legend
+
     shown = brief(rows)
     table = Table(title=shown.title)
     for index, name in enumerate(shown.heads):

@@ -13,6 +13,7 @@ from rich.table import Table
 from prrfl.cli.screen import console, print_table
 from prrfl.data.files import told
 from prrfl.errors import DataError, one_line
+from prrfl.reports.formatting import counted
 from prrfl.storage.atomic import write_json, write_text
 
 if TYPE_CHECKING:
@@ -78,54 +79,63 @@ def _print(found: "Findings", classes: tuple[str, ...], batch: int) -> None:
     for leak in found.leaks:
         if leak.images:
             console.print(
-                f"leakage: {leak.images} of {leak.of} {leak.split} images of {leak.site} show a group that "
-                "is also in its training set; make new splits with `prrfl data split`"
+                f"leakage: {leak.images} of {counted(leak.of, f'{leak.split} image')} of {leak.site} show a "
+                "group that is also in its training set; make new splits with `prrfl data split`"
             )
             _list("leakage", leak.names)
     for leak in found.selected:
         if leak.images:
             console.print(
-                f"selection: {leak.images} of {leak.of} test images of {leak.site} show a group that is also "
-                "in its validation set, which chooses the best round; make new splits with `prrfl data split`"
+                f"selection: {leak.images} of {counted(leak.of, 'test image')} of {leak.site} show a group "
+                "that is also in its validation set, which chooses the best round; make new splits with "
+                "`prrfl data split`"
             )
             _list("selection", leak.names)
     for what, names in (("pixels", found.copies_selected), ("group id", found.groups_selected)):
         if names:
+            has = "has" if len(names) == 1 else "have"
             console.print(
-                f"selection: {len(names)} test images have the {what} of a validation image of another site"
+                f"selection: {counted(len(names), 'test image')} {has} the {what} of a validation image of "
+                "another site"
             )
             _list("selection", names)
-    if found.copies_across:
-        console.print(
-            f"across sites: {found.copies_across} valid or test images have the pixels of a training image "
-            "of another site; every shared network has been trained on them"
-        )
-        _list("across sites", found.copies_across_names)
-    if found.groups_across:
-        console.print(
-            f"across sites: {found.groups_across} valid or test images have the same group id as a training "
-            "image of another site; if ids are unique across sites, every shared network has been trained on "
-            "the group"
-        )
-        _list("across sites", found.groups_across_names)
+    for what, names, then in (
+        ("pixels", found.copies_across_names, "every shared network has been trained on them"),
+        (
+            "group id",
+            found.groups_across_names,
+            "if ids are unique across sites, every shared network has been trained on the group",
+        ),
+    ):
+        if names:
+            has = "has" if len(names) == 1 else "have"
+            console.print(
+                f"across sites: {counted(len(names), 'valid or test image')} {has} the {what} of a training "
+                f"image of another site; {then}"
+            )
+            _list("across sites", names)
     for what, paths in (("missing", found.missing), ("broken", list(found.broken.values()))):
         _list(what, paths)
     copies = sum(len(group) for group in found.duplicates)
     if copies:
         console.print(
-            f"duplicates: {copies} images in {len(found.duplicates)} sets are copies, with the same pixels"
+            f"duplicates: {copies} images in {counted(len(found.duplicates), 'set')} are copies, with the "
+            "same pixels"
         )
         _list("duplicates", [", ".join(group) for group in found.duplicates])
     if found.contradictions:
         console.print(
-            f"contradictions: in {len(found.contradictions)} sets, copies of one image have different "
-            "labels; correct the labels, or remove the images"
+            f"contradictions: in {counted(len(found.contradictions), 'set')}, copies of one image have "
+            "different labels; correct the labels, or remove the images"
         )
         _list("contradictions", [", ".join(group) for group in found.contradictions])
     for folder, others in found.passed_over.items():
         console.print(one_line(f"passed over: {folder}: {told(others)}"), soft_wrap=True)
+    for site, split in found.empty:
+        console.print(f"empty: {site}, {split}: no images; training needs some in each split")
     for site, split, name, count in found.few:
-        console.print(f"few: {site}, {split}: {count} images of {name}; its scores are mostly chance")
+        images = counted(count, "image") if count else "no image"
+        console.print(f"few: {site}, {split}: {images} of {name}; its scores are mostly chance")
     for site, count in found.lone:
         console.print(
             f"lone: {site}: {count} training images leave one image over in batches of {batch}; it is "

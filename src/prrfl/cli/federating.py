@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from prrfl.algorithms import DEFAULT
-from prrfl.cli.flags import given_flags, with_flags
+from prrfl.cli.flags import described, given_flags, with_flags
 from prrfl.cli.screen import (
     PositionProgress,
     Shown,
@@ -21,10 +20,7 @@ from prrfl.cli.screen import (
     print_watch,
     time_left,
 )
-from prrfl.config import TrainConfig, merged
-from prrfl.data.own import absolute, is_own_data
 from prrfl.errors import ConfigError, ParticipationError, PRRFLError
-from prrfl.flower.consent import METHODS, parse_methods
 from prrfl.storage.atomic import only_for_this_user
 
 if TYPE_CHECKING:
@@ -64,7 +60,7 @@ DEFAULTS: dict[str, object] = {
     "port": 9092,
     "show": False,
 }
-OF_SITES = TrainConfig.where(of_site=True) | {"weights"}
+OF_SITES = {setting.name for setting in described().settings if setting.of_site} | {"weights"}
 """Settings that the server cannot set; see :func:`prrfl.flower.federation.federate`."""
 
 
@@ -87,6 +83,7 @@ def server(
     The exit code is 3 if the run is complete, but some sites were absent in some rounds.
     """
     needs_flower()
+    from prrfl.config import merged
     from prrfl.flower.federation import federate, read_settings
     from prrfl.flower.launch import Server
 
@@ -150,10 +147,10 @@ def site(
     methods: Annotated[
         str,
         typer.Option(
-            help=f"methods that the site agrees to, separated by commas; these send more than {DEFAULT}: "
-            + ", ".join(METHODS[1:])
+            help="methods that the site agrees to, separated by commas; these send more than "
+            f"{described().default_method}: {', '.join(described().consent[1:])}"
         ),
-    ] = DEFAULT,
+    ] = described().default_method,
     device: Annotated[str, typer.Option(help="where to train: auto, cpu, cuda, cuda:1, ...")] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="threads of its arithmetic; 0 chooses")] = 0,
     allow_missing: Annotated[
@@ -169,7 +166,9 @@ def site(
     Images and the personalised model never leave the site.
     """
     needs_flower()
+    from prrfl.data.own import absolute, is_own_data
     from prrfl.flower.certs import check_private_key, check_readable, check_valid, open_keys
+    from prrfl.flower.consent import parse_methods
     from prrfl.flower.launch import Node, keep_connected
     from prrfl.flower.site.ready import check_data
 

@@ -12,7 +12,11 @@ from prrfl.cli.screen import console, print_table
 def inspect(
     network: Annotated[str, typer.Option(help="name of the network")] = "vgg16_slim",
     classes: Annotated[int, typer.Option(min=2, max=1000, help="number of classes")] = 3,
-    ratio: Annotated[float, typer.Option(min=0, max=1, help="PFA's low-frequency ratio")] = 0.7,
+    freeze: Annotated[str | None, typer.Option(help="tensors that do not train, as for prrfl train")] = None,
+    ratio: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="PFA's low-frequency ratio; by default that of the first round"),
+    ] = None,
     wire: Annotated[
         bool, typer.Option("--wire", help="list what travels in a round over real sites instead, in bytes")
     ] = False,
@@ -23,25 +27,32 @@ def inspect(
     secure: Annotated[bool, typer.Option("--secure", help="with --wire: use secure summation")] = False,
 ) -> None:
     """List what PFA does with each tensor of a network, and how much leaves a site."""
+    from prrfl.pfa import R0
+
+    ratio = R0 if ratio is None else ratio
     if wire:
         names = ("nv", "bkl", "mel") if classes == 3 else tuple(f"c{k}" for k in range(classes))
         settings = {"network": network, "method": method, "share_bits": share_bits, "r0": ratio}
+        settings |= {"freeze": freeze} if freeze else {}
         chosen = {"loss": loss, "counts": counts, "prototypes": "per-round"}
         show_wire({**settings, **chosen, "classes": names}, secure)
         return
     from prrfl.models import build_network
+    from prrfl.models.freezing import frozen_keys
     from prrfl.pfa import low_band_amplitudes, treatment
     from prrfl.tensors import count_bytes, norm_keys
 
     module = build_network(network, classes)
     state, local = module.state_dict(), norm_keys(module)
-    sent = low_band_amplitudes(state, ratio, local)
+    frozen = frozen_keys(module, freeze.split(",") if freeze else ())
+    sent = low_band_amplitudes({key: state[key] for key in state if key not in frozen}, ratio, local)
     table = Table(title=f"{network} at low-frequency ratio {ratio}")
     for name in ("tensor", "shape", "treatment", "sent (values)"):
         table.add_column(name, justify="right" if name.startswith("sent") else "left", overflow="fold")
     for key, tensor in state.items():
         values = sent[key].numel() if key in sent else 0
-        table.add_row(key, "x".join(map(str, tensor.shape)), treatment(key, tensor, local), f"{values:,}")
+        how = "frozen" if key in frozen else treatment(key, tensor, local)
+        table.add_row(key, "x".join(map(str, tensor.shape)), how, f"{values:,}")
     print_table(table)
     up, whole = count_bytes(sent), count_bytes(state)
     console.print(f"Each way per round: {up:,} bytes of {whole:,}, {up / whole:.3f} of the weights")

@@ -25,6 +25,7 @@ Subgroups = Annotated[
     ),
 ]
 
+# The flag is `--data`; for `evaluate` it is `--own-data`, because its `--data` is that of new sites.
 MovedData = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="where the run's data is now, if it was moved", show_default=False),

@@ -5,12 +5,11 @@ import time
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
 
-from prrfl.algorithms import traits_of
 from prrfl.cli.comparing import print_comparison
 from prrfl.cli.flags import given_flags, with_flags
 from prrfl.cli.options import MovedData, Subgroups, TimeLimit
@@ -23,16 +22,10 @@ from prrfl.cli.screen import (
     print_watch,
     show_progress,
 )
-from prrfl.config import TrainConfig, load_config
-from prrfl.data.subgroups import parse_columns
 from prrfl.errors import ConfigError
-from prrfl.runs import run, setup
-from prrfl.runs.afterwards import after_run, command, with_networks
-from prrfl.runs.compare import tabulate
-from prrfl.runs.folder import RunFolder
-from prrfl.runs.paper import write_comparison, write_run
-from prrfl.runs.report import report as write_report
-from prrfl.runs.report import subgroups as score_subgroups
+
+if TYPE_CHECKING:
+    from prrfl.config import TrainConfig
 
 log = logging.getLogger("prrfl")
 
@@ -45,6 +38,8 @@ def train(time_limit: float | None, config: Path | None, out: Path | None, **fla
 
     Settings are read from --config (TOML); flags override them. Without either, a built-in quickstart runs.
     """
+    from prrfl.config import load_config
+
     given = given_flags(flags)
     settings = load_config(config, given)
     if idle := settings.without_effect():
@@ -55,7 +50,7 @@ def train(time_limit: float | None, config: Path | None, out: Path | None, **fla
 
 
 def run_training(
-    settings: TrainConfig, folder: Path, *, resume: bool = False, time_limit: float | None = None
+    settings: "TrainConfig", folder: Path, *, resume: bool = False, time_limit: float | None = None
 ) -> None:
     """Load the data, train while showing progress, and print the table of sites.
 
@@ -65,6 +60,11 @@ def run_training(
         resume: resume the run in the folder.
         time_limit: minutes from now, after which no further round begins; ``None`` for no limit.
     """
+    from prrfl.algorithms import traits_of
+    from prrfl.runs import run, setup
+    from prrfl.runs.afterwards import after_run, command
+    from prrfl.runs.folder import RunFolder
+
     started = time.monotonic()
     seconds = None if time_limit is None else 60 * time_limit
     there = RunFolder(folder)
@@ -115,6 +115,8 @@ def resume(run_folder: RunPath, data: MovedData = None, time_limit: TimeLimit = 
     If the data has changed, an error names the site and split. If the run's device is not available, another
     one is used, with a warning.
     """
+    from prrfl.runs.folder import RunFolder
+
     there = RunFolder(run_folder)
     if there.is_finished:
         print_summary(run_folder)
@@ -172,6 +174,14 @@ def report(
     added to a run's page and written to subgroups.csv. With --for paper, write tables and figures for a
     paper.
     """
+    from prrfl.data.subgroups import parse_columns
+    from prrfl.runs.afterwards import with_networks
+    from prrfl.runs.compare import tabulate
+    from prrfl.runs.folder import RunFolder
+    from prrfl.runs.paper import write_comparison, write_run
+    from prrfl.runs.report import report as write_report
+    from prrfl.runs.report import subgroups as score_subgroups
+
     columns = parse_columns(subgroups) if subgroups is not None else ()
     comparison = (run_folder / "runs").is_dir()
     if columns and (comparison or purpose):

@@ -49,7 +49,8 @@ class Findings:
         selected: groups of test images that are also in validation, which chooses the best round: one for
             each site with group ids, even if it has no image.
         without_groups: sites without group ids.
-        few: (site, split, class name, images) with fewer than ``FEW_IMAGES`` images.
+        empty: (site, split) without images.
+        few: (site, split, class name, images) with fewer than ``FEW_IMAGES`` images, in splits that have any.
         copies_across: number of valid and test images with the pixels of a training image of another site.
         copies_across_names: these images, as ``site/split/name``.
         groups_across: number of valid and test images with the group id of a training image of another site.
@@ -68,6 +69,7 @@ class Findings:
     leaks: list[Leak] = field(default_factory=list)
     selected: list[Leak] = field(default_factory=list)
     without_groups: list[ClientId] = field(default_factory=list)
+    empty: list[tuple[ClientId, Split]] = field(default_factory=list)
     few: list[tuple[ClientId, Split, str, int]] = field(default_factory=list)
     copies_across: int = 0
     copies_across_names: list[str] = field(default_factory=list)
@@ -100,7 +102,7 @@ def check(
     for entry, digest in digests:
         same[digest].append(entry)
     grouped = {site for site in sites if any(e.group for e in entries if e.site == site)}
-    training = {site: sum(counts[site, "train", k] for k in range(len(classes))) for site in sites}
+    of_split = Counter((e.site, e.split) for e in entries)
     copies = [group for group in same.values() if len(group) > 1]
     known = [(e, e.group) for e in entries if e.group]
     copies_across, groups_across = (_across(keyed, "train") for keyed in (digests, known))
@@ -121,12 +123,13 @@ def check(
         leaks=[leak for site in sorted(grouped) for leak in _leaks(entries, site, "train")],
         selected=[leak for site in sorted(grouped) for leak in _leaks(entries, site, "valid")],
         without_groups=[site for site in sites if site not in grouped],
+        empty=[(site, split) for site in sites for split in SPLITS if not of_split[site, split]],
         few=[
             (site, split, name, counts[site, split, k])
             for site in sites
             for split in SPLITS
             for k, name in enumerate(classes)
-            if counts[site, split, k] < FEW_IMAGES
+            if of_split[site, split] and counts[site, split, k] < FEW_IMAGES
         ],
         copies_across=len(copies_across),
         copies_across_names=copies_across,
@@ -135,7 +138,7 @@ def check(
         copies_selected=_across(digests, "valid"),
         groups_selected=_across(known, "valid"),
         passed_over=_passed_over(entries),
-        lone=[(site, n) for site, n in training.items() if n > 1 and n % batch == 1],
+        lone=[(site, n) for site in sites if (n := of_split[site, "train"]) > 1 and n % batch == 1],
     )
 
 

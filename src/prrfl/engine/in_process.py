@@ -72,7 +72,7 @@ class InProcess:
         # Side by side, networks that draw random numbers would draw each other's.
         alone = not on_gpu(recipe.device) or draws_numbers(recipe, ordered[0].train.inputs[:2])
         self._lanes: Lanes[Any] | None = None if alone else Lanes(recipe)
-        self._start = partial(algorithm.start, recipe.network.state_dict())
+        self._start = partial(algorithm.start, recipe.initial())
         self._states: MutableMapping[ClientId, Any] = (
             {} if rest_in is None else StatesOnDisk(rest_in, type(self._start()))
         )
@@ -149,7 +149,13 @@ class InProcess:
 
     def models(self) -> dict[ClientId, Mapping[str, Tensors]]:
         """Return the current networks of every site; the first of each is the deployed one."""
-        return {name: self._algorithm.models(self._state(name)) for name in self._visitors}
+        return {
+            name: {
+                model: visitor.site.recipe.whole(weights)
+                for model, weights in self._algorithm.models(self._state(name)).items()
+            }
+            for name, visitor in self._visitors.items()
+        }
 
     def deployed(self) -> Iterator[Deployed]:
         """Yield the network that each site would deploy now."""

@@ -157,7 +157,9 @@ class Visitor(Generic[C]):
                 for data in self.scored_on
             }
 
-        network = Deployed(self.site.name, model, weights, outputs("valid"), outputs("test"))
+        network = Deployed(
+            self.site.name, model, self.site.recipe.whole(weights), outputs("valid"), outputs("test")
+        )
         self._rest(client)
         return network
 

@@ -15,7 +15,7 @@ from prrfl.reports.assessment import Assessment, assess
 from prrfl.runs.checkpoint import read_progress
 from prrfl.runs.deployed import SavedNetwork, Which, predict_examples, read_network, sites_of
 from prrfl.runs.folder import RunFolder
-from prrfl.runs.setup import Run, make_method, make_recipe
+from prrfl.runs.setup import Run, make_method, make_recipe, make_recipe_again
 from prrfl.tensors import WeightedMean
 from prrfl.training import Site, predict, reestimate_norms
 from prrfl.types import ClientId, RoundContext, Scores, SiteData, Tensors
@@ -64,13 +64,13 @@ def read_last_round(folder: Path) -> LastRound:
     config = there.settings(device="auto")
     if there.is_federation:
         raise ConfigError(f"{folder} is a federation over real sites; the networks are in the sites' folders")
-    recipe = make_recipe(config.model_copy(update={"weights": None}))
+    recipe = make_recipe_again(config, there)
     run = Run(config, make_method(config, recipe), recipe, there.class_counts())
     rounds = there.checkpoints()
     if not rounds:
         raise StateMismatchError(f"{folder} has no complete round; continue the run with `prrfl resume`")
     read_progress(rounds[-1])
-    start = run.method.start(recipe.network.state_dict())
+    start = run.method.start(recipe.initial())
     paths = sorted(rounds[-1].glob("*.safetensors"))
     states = {path.stem: read_client(path, run.method, start) for path in paths}
     return LastRound(run, states)
@@ -140,7 +140,7 @@ def onboard(last: LastRound, site: SiteData, epochs: int = 5, seed: int = 0) -> 
     moment = replace(run.moment(0), rounds=1, epochs=epochs, seed=seed)
     adapted = reestimate_norms(last.mean, site.train, recipe)
     ours = _train(run.method, adapted, place, moment)
-    start = make_recipe(run.settings).network.state_dict()
+    start = make_recipe(run.settings).initial()
     alone = _train(ALGORITHMS[BASELINE](), start, place, moment)
     length = f"{epochs} epoch" if epochs == 1 else f"{epochs} epochs"
     steps = {
@@ -151,7 +151,7 @@ def onboard(last: LastRound, site: SiteData, epochs: int = 5, seed: int = 0) -> 
     }
     outputs = predict(list(steps.values()), site.test, recipe)
     return Onboarding(
-        network=ours,
+        network=recipe.whole(ours),
         scores={name: score(logits, site.test.labels) for name, logits in zip(steps, outputs, strict=True)},
     )
 

@@ -1,4 +1,4 @@
-"""Networks by name: VGG16-slim, and two-dimensional classifiers of MONAI."""
+"""Networks by name: VGG16-slim, ViT-B/16, Swin-T, and two-dimensional classifiers of MONAI."""
 
 import inspect
 import os
@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from prrfl.errors import ConfigError, nearest
+from prrfl.models.swin import swin
 from prrfl.models.vgg16_slim import VGG16Slim, vgg16_slim
+from prrfl.models.vit import vit
 from prrfl.parts import PartError, Parts, complete_settings, construct
 
 __all__ = ["NETWORKS", "Init", "VGG16Slim", "build_network", "vgg16_slim"]
@@ -33,18 +35,25 @@ def _classes_argument(name: str) -> str:
     return "out_channels" if name.startswith("DenseNet") else "num_classes"
 
 
+def _resnet(name: str) -> Callable[[int], nn.Module]:
+    # MONAI's own defaults are those of volumes: stride 1 first, and biases before batch norm.
+    return _monai(name, spatial_dims=2, n_input_channels=3, conv1_t_stride=2, bias_downsample=False)
+
+
 NETWORKS: Parts[Callable[..., nn.Module]] = Parts("network", "prrfl.networks", {
     "vgg16_slim": vgg16_slim,
     "vgg_nb": vgg16_slim,
     "vgg_b": lambda num_classes: vgg16_slim(num_classes, bias=True),
-    "resnet18": _monai("resnet18", spatial_dims=2, n_input_channels=3),
-    "resnet34": _monai("resnet34", spatial_dims=2, n_input_channels=3),
-    "resnet50": _monai("resnet50", spatial_dims=2, n_input_channels=3),
+    "resnet18": _resnet("resnet18"),
+    "resnet34": _resnet("resnet34"),
+    "resnet50": _resnet("resnet50"),
     "densenet121": _monai("DenseNet121", spatial_dims=2, in_channels=3),
     "seresnet50": _monai("SEResNet50", spatial_dims=2, in_channels=3),
     "efficientnet-b0": _monai(
         "EfficientNetBN", model_name="efficientnet-b0", pretrained=False, spatial_dims=2, in_channels=3
     ),
+    "vit-b16": vit,
+    "swin-t": swin,
 })  # fmt: skip
 """All networks by name: functions of the number of classes."""
 

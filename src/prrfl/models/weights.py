@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from prrfl.errors import StateMismatchError, nearest
+from prrfl.models.published import DIFFERENT, with_own_names
 from prrfl.storage.tensor_files import read_tensors
 from prrfl.tensors import check_same_layout, name_of, non_finite
 from prrfl.types import Tensors
@@ -61,8 +62,9 @@ def read_weights(file: str) -> dict[str, Tensor]:
 def load_weights(network: nn.Module, file: str, head: Collection[str] = ()) -> None:
     """Load the weights of a file into a network.
 
-    The names may begin with the prefixes of wrappers, and batch norm's counters may be missing. A warning
-    reports how many tensors are left out, start at 0 or are rounded.
+    The names may begin with the prefixes of wrappers or be those of another library
+    (:mod:`prrfl.models.published`), and batch norm's counters may be missing. A warning reports how many
+    tensors are left out, start at 0 or are rounded, and weights that give other outputs here than there.
 
     Args:
         network: takes the weights.
@@ -74,7 +76,8 @@ def load_weights(network: nn.Module, file: str, head: Collection[str] = ()) -> N
             infinity.
     """
     own = network.state_dict()
-    weights = _unwrapped(read_weights(file), own)
+    library, weights = with_own_names(_unwrapped(read_weights(file), own), own)
+    whose = f"weights {file}" + (f" (names as in {library})" if library else "")
     kept = {key: tensor for key, tensor in own.items() if key in head}
     if left_out := sorted(weights.keys() & kept.keys()):
         log.warning("weights %s: the head is left out and starts at random: %s", file, ", ".join(left_out))
@@ -83,7 +86,7 @@ def load_weights(network: nn.Module, file: str, head: Collection[str] = ()) -> N
     if counters and not counters.keys() & weights.keys():
         log.warning("weights %s: %d counters %s are missing and start at 0", file, len(counters), COUNTER)
         weights |= counters
-    check_same_layout(own, weights, f"weights {file}")
+    check_same_layout(own, weights, whose)
     if broken := non_finite(weights):
         raise StateMismatchError(f"weights {file}: '{broken[0]}' holds NaN or infinity")
     converted = {key: _converted(file, key, weights[key], like.dtype) for key, like in own.items()}
@@ -95,6 +98,8 @@ def load_weights(network: nn.Module, file: str, head: Collection[str] = ()) -> N
             rounded[0],
             name_of(converted[rounded[0]].dtype),
         )
+    if library in DIFFERENT:
+        log.warning("weights %s: %s", file, DIFFERENT[library])
     network.load_state_dict(converted)
 
 

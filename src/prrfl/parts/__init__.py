@@ -2,14 +2,17 @@
 
 from prrfl.parts.blame import PartError, blamed
 from prrfl.parts.collection import Parts, is_installed, is_reference, label, placed
-from prrfl.parts.settings import complete_settings, construct
+from prrfl.parts.search import Search
+from prrfl.parts.settings import complete_settings, construct, declared_searches
 
 __all__ = [
     "PartError",
     "Parts",
+    "Search",
     "blamed",
     "complete_settings",
     "construct",
+    "declared_searches",
     "is_installed",
     "is_reference",
     "label",

@@ -37,17 +37,18 @@ def blamed(cause: BaseException) -> PartError | None:
         for place in (path, *path.parents):
             if place in _FOREIGN:
                 where = f"{frame.filename}, line {frame.lineno}, in {frame.name}"
-                return PartError(f"{_FOREIGN[place]}: {where}: {described(cause)}")
+                return PartError(f"{_FOREIGN[place]}: {where}: {class_and_message(cause)}")
     if not _FOREIGN:
         return None
     last = traceback.extract_tb(cause.__traceback__)[-1]
     return PartError(
-        f"{' or '.join(_FOREIGN.values())} seems to return something unexpected: {described(cause)} in "
-        f"{last.filename}, line {last.lineno}; the checks in prrfl.testing tell what is expected"
+        f"{' or '.join(_FOREIGN.values())} seems to return something unexpected: "
+        f"{class_and_message(cause)} in {last.filename}, line {last.lineno}; the checks in prrfl.testing "
+        "tell what is expected"
     )
 
 
-def described(cause: BaseException) -> str:
+def class_and_message(cause: BaseException) -> str:
     """Return an exception's class and message, on one line."""
     words = " ".join(str(cause).split())
     return f"{type(cause).__name__}: {words}" if words else type(cause).__name__

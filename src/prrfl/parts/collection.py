@@ -13,7 +13,7 @@ from types import MappingProxyType, ModuleType
 from typing import Any, TypeVar
 
 from prrfl.errors import nearest
-from prrfl.parts.blame import PartError, described, watch_for
+from prrfl.parts.blame import PartError, class_and_message, watch_for
 
 T = TypeVar("T")
 
@@ -215,7 +215,7 @@ def _from_file(path: Path, whole: str) -> ModuleType:
 def _unusable(cause: Exception, whole: str) -> PartError:
     """Return the error of a part that cannot be imported, with the last line outside the import system."""
     if isinstance(cause, SyntaxError):
-        return PartError(f"{whole}: {cause.filename}, line {cause.lineno}: {described(cause)}")
+        return PartError(f"{whole}: {cause.filename}, line {cause.lineno}: {class_and_message(cause)}")
     frames = [f for f in traceback.extract_tb(cause.__traceback__) if "importlib" not in f.filename]
     last = frames[-1]
-    return PartError(f"{whole}: {last.filename}, line {last.lineno}: {described(cause)}")
+    return PartError(f"{whole}: {last.filename}, line {last.lineno}: {class_and_message(cause)}")

@@ -9,6 +9,7 @@ from pydantic.errors import PydanticSchemaGenerationError, PydanticUndefinedAnno
 
 from prrfl.errors import ConfigError, nearest
 from prrfl.parts.blame import PartError, blamed
+from prrfl.parts.search import Search
 
 _FINITE = ConfigDict(allow_inf_nan=False)
 
@@ -66,6 +67,16 @@ def construct(
         return part(*positional, **values)
     except Exception as cause:
         raise blamed(cause) or PartError(f"{whole}: {type(cause).__name__}: {cause}") from cause
+
+
+def declared_searches(part: Callable[..., Any], whole: str) -> dict[str, Search]:
+    """Return which values of a part's settings to try, for settings whose type has a :class:`Search`."""
+    return {
+        name: item
+        for name, parameter in _parameters(part, whole, 0).items()
+        for item in getattr(parameter.annotation, "__metadata__", ())
+        if isinstance(item, Search)
+    }
 
 
 def _parameters(part: Callable[..., Any], whole: str, positional: int) -> dict[str, inspect.Parameter]:

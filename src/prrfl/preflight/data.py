@@ -10,7 +10,8 @@ from prrfl.data.check import FEW_IMAGES, Findings, check
 from prrfl.data.images import SPLITS, Entry
 from prrfl.data.sources import read_entries
 from prrfl.errors import PRRFLError
-from prrfl.preflight.findings import Finding, counted
+from prrfl.preflight.findings import Finding
+from prrfl.reports.formatting import counted
 from prrfl.runs.setup import load_data
 
 _CHECK = "`prrfl data check` lists them, and with --json FILE all of them"

@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from prrfl.reports.formatting import counted
+
 Level = Literal["ok", "note", "problem"]
 
 
@@ -31,12 +33,6 @@ def verdict(findings: Iterable[Finding]) -> str:
     if problems := levels.count("problem"):
         return f"Not ready to train: {counted(problems, 'problem')}, {notes}."
     return f"Ready to train: no problem, {notes}."
-
-
-def counted(number: int, thing: str) -> str:
-    """Return a number with its noun: ``1 site``, ``2 sites``."""
-    plural = f"{thing}es" if thing.endswith("s") else f"{thing}s"
-    return f"{number:,} {thing if number == 1 else plural}"
 
 
 def size(count: float) -> str:

@@ -77,7 +77,7 @@ def check_disk(config: TrainConfig, sites: int, recipe: Recipe) -> Iterator[Find
 def run_bytes(config: TrainConfig, sites: int, recipe: Recipe) -> int:
     """Return roughly how many bytes a run's folder takes at most."""
     weights = recipe.network.state_dict()
-    state = len(to_bytes(config.algorithm().start(weights)))
+    state = len(to_bytes(config.algorithm().start(recipe.initial())))
     # While a round is committed, its states come on top of those that are kept.
     return sites * ((CHECKPOINTS_KEPT + 1) * state + 2 * count_bytes(weights))
 

@@ -9,7 +9,8 @@ import torch
 from prrfl.config import TrainConfig
 from prrfl.machine import prepared
 from prrfl.preflight.data import DataSet
-from prrfl.preflight.findings import Finding, counted, duration, size
+from prrfl.preflight.findings import Finding, duration, size
+from prrfl.reports.formatting import counted
 from prrfl.runs.setup import Run, make_method
 from prrfl.training import Recipe, Site
 from prrfl.types import Examples, SiteData
@@ -94,7 +95,7 @@ def seconds_per_image(config: TrainConfig, recipe: Recipe, at_least: float = 0.5
             allocated and kernels are chosen.
     """
     run = Run(config, make_method(config, recipe), recipe, class_counts=(1,) * len(config.classes))
-    state = run.method.start(recipe.network.state_dict())
+    state = run.method.start(recipe.initial())
 
     def seconds(count: int) -> float:
         examples = Examples(

@@ -61,6 +61,7 @@ class FinishedRun:
         training: per site, number of images of each class that its network was trained on, of all sites if
             they are pooled; without the sites that have no saved network.
         stages: names of the method's training stages 1, 2, ...; empty without stages.
+        validation: mean of sites' macro-F1 on validation in the best round; ``None`` if unknown.
     """
 
     method: str
@@ -72,6 +73,7 @@ class FinishedRun:
     epochs: int
     training: Mapping[ClientId, Sequence[int]]
     stages: tuple[str, ...] = ()
+    validation: float | None = None
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,8 @@ class Row:
         drops: drops in macro-F1 by site.
         recovery: how these drops ended.
         bytes: bytes per site and round, up and down.
+        validation: macro-F1 on validation in the best round, the mean of sites and seeds. It selected the
+            round, and perhaps the settings, so it is higher than on new images.
     """
 
     method: str
@@ -170,6 +174,7 @@ class Row:
     recovery: Recovery | None = None
     bytes: tuple[float, float] | None = None
     seconds: float | None = None
+    validation: float | None = None
 
     @property
     def f1(self) -> Mapping[str, Estimate]:
@@ -359,6 +364,7 @@ def _row(method: str, runs: Sequence[FinishedRun], scores: Mapping[str, Mapping[
             fmean(r.bytes_down for r in exchanges),
         ),
         seconds=fmean(run.seconds for run in runs),
+        validation=_over_seeds([run.validation for run in runs]).mean,
     )
 
 

@@ -9,3 +9,9 @@ def percent(value: float | None) -> str:
 def p_value(value: float | None) -> str:
     """Return a p-value with three decimals; a dash for ``None``."""
     return "–" if value is None else f"{value:.3f}" if value >= 0.001 else "< 0.001"
+
+
+def counted(number: int, thing: str) -> str:
+    """Return a number with its noun: ``1 site``, ``2 sites``."""
+    plural = f"{thing}es" if thing.endswith("s") else f"{thing}s"
+    return f"{number:,} {thing if number == 1 else plural}"

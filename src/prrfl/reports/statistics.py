@@ -107,20 +107,6 @@ def one_hot(labels: Ints, classes: Ints) -> Floats:
     return chosen.astype(np.float64)
 
 
-def resampled_auc(counts: SampleCounts, labels: Ints, probabilities: Floats) -> Floats:
-    """Return the macro one-vs-rest AUC of each sample, (B,), over the classes that occur in it.
-
-    NaN for a sample of a single class.
-
-    Args:
-        counts: (B, N), see :func:`resamples`.
-        labels: (N,) true classes.
-        probabilities: (N, C).
-    """
-    rankings = [Ranking.of(counts, labels == k, probabilities[:, k]) for k in np.unique(labels)]
-    return mean_of_defined([ranking.auc() for ranking in rankings])
-
-
 def resampled_sensitivity(counts: SampleCounts, positive: NDArray[np.bool_], values: Floats) -> Floats:
     """Return the sensitivity for a class at 90 % specificity in each sample, (B,).
 

@@ -50,6 +50,7 @@ def comparison_to_csv(rows: Sequence[Row], reference: str) -> str:
             cells = {"site": "mean", "measure": name, "mean": e.mean, "seeds_ci95": e.seeds}
             writer.writerow({**common, **cells})
         for name, figure in (
+            ("validation_macro_f1", row.validation),
             ("epochs_to_recover", row.recovery and row.recovery.epochs),
             ("epochs_followed", row.recovery and row.recovery.longest),
             ("falls_recovered", row.recovery and row.recovery.back),
@@ -103,6 +104,9 @@ def _tests_of(test: PairedTest) -> dict[str, object]:
     }
 
 
+VALIDATION = "F1 validation"
+"""Heading of macro-F1 on validation, beside the scores on test images."""
+
 BOTH = "95 %"
 """Heading of intervals over images and trainings."""
 
@@ -126,6 +130,7 @@ def tables(rows: Sequence[Row], classes: Sequence[str]) -> list[Table]:
     scores = ["method", "seeds"]
     for name in ("F1", "AUC"):
         scores += [f"{name} mean", f"{name} mean, {_level(rows)}"]
+    scores.append(VALIDATION)
     costs = ["method", "drop F1", "drop AUC", "worst drop at", "epochs to recover"]
     costs += ["MB up", "MB down", "minutes"]
     by_site = ["method", *(f"{name} {site}" for name in ("F1", "AUC") for site in sites)]
@@ -272,10 +277,11 @@ def brief(rows: Sequence[Row]) -> Table:
 
     return Table(
         "Mean of sites (%)",
-        ("method", "F1", "p", "AUC", "p", "drop F1", "MB up"),
+        ("method", VALIDATION, "F1", "p", "AUC", "p", "drop F1", "MB up"),
         [
             [
                 row.method,
+                percent(row.validation),
                 mean(row, "f1", row.f1),
                 p_value(row.p.get("f1")),
                 mean(row, "auc", row.auc),
@@ -293,7 +299,7 @@ def _score_cells(row: Row, level: str) -> list[str]:
     for key, estimates in (("f1", row.f1), ("auc", row.auc)):
         mean, interval = _with_interval(estimates["mean"], level)
         line += [mean + _marks(row, key), interval]
-    return line
+    return [*line, percent(row.validation)]
 
 
 def _class_cells(row: Row, measures: Iterable[str], site: str, level: str) -> list[str]:
@@ -393,7 +399,8 @@ def legend(rows: Sequence[Row]) -> str:
         "The mean of a class's measure is over the sites where it is defined: those whose test images show "
         "the class, and for sensitivity also another one. Pooled: over the images of all these sites, each "
         "with its own network and threshold. Measures by class are not corrected for their number.",
-        "Scores are those of the best round on validation among the last 20 %.",
+        "Scores are those of the best round on validation among the last 20 %. All but F1 validation are of "
+        "test images; that one selected the round, so expect it to be higher.",
         "Drop: fall of the deployed network at a communication, in points; mean of sites, seeds. The worst "
         "drop is named only if its interval over seeds, corrected for the number of sites, excludes 0.",
         "Epochs to recover: local epochs until half of the drops in macro-F1 were back (Kaplan-Meier), and "

@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from prrfl.algorithms import ALGORITHMS, BASELINE, DEFAULT, Traits, traits_of
 from prrfl.capture import on_gpu
-from prrfl.config import TrainConfig, checked, given_settings
+from prrfl.config import TrainConfig, checked, given_settings, merged
 from prrfl.data.fingerprint import difference, fingerprints
 from prrfl.data.own import absolute, is_own_data
 from prrfl.data.synthetic import GeneratedData, cached
@@ -31,11 +31,13 @@ from prrfl.reports import comparison, documents, scores, tables
 from prrfl.reports.meter import measure
 from prrfl.reports.overlay import draw_comparison
 from prrfl.reports.page import ComparisonResults, comparison_page
+from prrfl.reports.summary import validation_f1
 from prrfl.runs.deployed import predictions_path, training_counts
 from prrfl.runs.folder import RunFolder
 from prrfl.runs.report import heading
 from prrfl.runs.scorers import read_scorers
 from prrfl.runs.setup import load_data
+from prrfl.runs.tuned import TUNED, Tuned, read_tuned
 from prrfl.storage.atomic import write_json, write_text
 from prrfl.storage.reading import parse_json, read_text
 from prrfl.storage.records import read_predictions, read_records
@@ -61,9 +63,19 @@ class Planned:
     config: TrainConfig
     folder: Path
 
+    @property
+    def named(self) -> set[str]:
+        """The settings that its name gives."""
+        return _changed(self.method)
+
 
 def plan(
-    config: Path | None, flags: Mapping[str, object], methods: Sequence[str], seeds: Sequence[int], out: Path
+    config: Path | None,
+    flags: Mapping[str, object],
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    out: Path,
+    tuned: Tuned | None = None,
 ) -> list[Planned]:
     """Return the runs of a comparison, seed by seed. All methods start from the same weights for a seed.
 
@@ -73,6 +85,7 @@ def plan(
         methods: names, each with settings of its own if any: ``name:key=value+key=value``.
         seeds: integers.
         out: the comparison's folder.
+        tuned: where each method's settings come from; ``None`` for the defaults.
 
     Raises:
         ConfigError: with the method, setting or run folder at fault.
@@ -94,6 +107,10 @@ def plan(
             raise ConfigError(f"no {what} given; expected at least one")
         if twice := [item for item in listed if list(listed).count(item) > 1]:
             raise ConfigError(f"{what} {twice[0]} is given twice; give each once")
+    explicit = given if config else flags  # the quickstart's settings give way to tuned ones
+    best = _tuned_settings(tuned, [_labelled(method) for method in methods], explicit, seeds)
+    if tuned and (out / TUNED).exists() and read_tuned(out) != tuned:
+        raise ConfigError(f"{out} holds a comparison with other tuned settings; choose another --out")
     planned = []
     for seed in seeds:
         for method in methods:
@@ -104,13 +121,14 @@ def plan(
                 **settings,
                 "set": {**_shared(given), **_shared(flags), **settings.get("set", {})},
             }
-            resolved = checked(both, f"method '{method}'", flags)
             name = _labelled(method)
+            resolved = checked(merged(both, best[name]), f"method '{method}'", flags)
             folder = out / "runs" / f"{name.replace(':', '-').replace('=', '-')}-seed{seed}"
             planned.append(Planned(name, seed, resolved, folder))
+    _warn_of_idle(planned, generated=base.data is None)
     before = {folder: RunFolder(folder).settings() for folder in _run_folders(out)}
     started = {folder: _at(folder, config, data) for folder, config in before.items()}
-    _check_alike({one.folder: one.config for one in planned} | started)
+    _check_alike({one.folder: one.config for one in planned} | started, tuned)
     for one in planned:
         if one.folder in started:
             _check_same(started[one.folder], one)
@@ -118,6 +136,32 @@ def plan(
     if moved or any(not RunFolder(one.folder).is_finished for one in planned):
         _check_data_unchanged(list(started), planned[0].config)
     return planned
+
+
+def _warn_of_idle(planned: Sequence[Planned], generated: bool) -> None:
+    """Warn of settings without effect: on a method if they were given for it alone, else on all methods."""
+    used = TrainConfig.where(of_generator=True) if generated else frozenset()
+    idle = {one.method: [n for n in one.config.without_effect() if n not in used] for one in planned}
+    own = {method: [name for name in names if name in _changed(method)] for method, names in idle.items()}
+    everywhere = [name for name in TrainConfig.model_fields if all(name in names for names in idle.values())]
+    for method, names in own.items():
+        if names:
+            log.warning("%s: %s has no effect", method, ", ".join(names))
+    if shared := [name for name in everywhere if not any(name in names for names in own.values())]:
+        log.warning("%s: no effect on any run", ", ".join(shared))
+
+
+def _tuned_settings(
+    tuned: Tuned | None, methods: Sequence[str], explicit: Mapping[str, object], seeds: Sequence[int]
+) -> dict[str, dict[str, Any]]:
+    if tuned is None:
+        return {method: {} for method in methods}
+    if tuned.seed in seeds:
+        raise ConfigError(
+            f"seed {tuned.seed} is that of the search in {tuned.source}, whose settings may suit it by "
+            "chance; choose other --seeds"
+        )
+    return tuned.settings_of(methods, explicit)
 
 
 def _at(folder: Path, config: TrainConfig, data: Path | None) -> TrainConfig:
@@ -194,11 +238,12 @@ def _check_same(found: TrainConfig, planned: Planned) -> None:
             )
 
 
-def _check_alike(runs: Mapping[Path, TrainConfig]) -> None:
-    """Raise unless all runs have the same settings, apart from those that their methods name."""
+def _check_alike(runs: Mapping[Path, TrainConfig], tuned: Tuned | None = None) -> None:
+    """Raise unless all runs have the same settings, apart from those in their names and tuned ones."""
     found: dict[str, tuple[Path, object]] = {}
     for folder, config in runs.items():
         named = _changed(_method(folder)) | _of_method(config) | {"method", "seed"} | FREE
+        named |= tuned.searched(_method(folder)) if tuned else set()
         shared = {**config.model_dump(), "set": _shared(config.model_dump())}
         for key, value in shared.items():
             if key in named:
@@ -313,7 +358,7 @@ def read_runs(folder: Path) -> tuple[list[comparison.FinishedRun], TrainConfig]:
         raise ConfigError(f"{folder} holds no finished run; give the folder of a comparison")
     data = next(iter(finished.values())).data
     finished = {path: _at(path, config, data) for path, config in finished.items()}
-    _check_alike(finished)
+    _check_alike(finished, tuned_settings(folder))
     runs = [_read_run(path, config) for path, config in finished.items()]
     for one, path in zip(runs, finished, strict=True):
         _check_tests(runs[0].predictions, one.predictions, path)
@@ -340,10 +385,11 @@ def read_run(folder: Path, config: TrainConfig, method: str) -> comparison.Finis
     """
     summary = RunFolder(folder).summary()
     sites = summary["best"]["sites"]
+    records = read_records(folder / "metrics.jsonl", classes=len(config.classes))
     return comparison.FinishedRun(
         method=method,
         seed=config.seed,
-        records=read_records(folder / "metrics.jsonl", classes=len(config.classes)),
+        records=records,
         predictions={
             site: read_predictions(predictions_path(folder, site, "best", "test"), config.classes)
             for site in sites
@@ -353,6 +399,7 @@ def read_run(folder: Path, config: TrainConfig, method: str) -> comparison.Finis
         epochs=config.epochs,
         training={site: counts for site in sites if (counts := training_counts(folder, site, "best"))},
         stages=traits_of(ALGORITHMS[config.method]).stages,
+        validation=validation_f1(record for record in records if record.round == summary["best_round"]),
     )
 
 
@@ -452,6 +499,15 @@ def read_margin(folder: Path) -> float | None:
     return margin / 100
 
 
+def tuned_settings(folder: Path) -> Tuned | None:
+    """Return where a comparison's settings come from; ``None`` if they were not tuned.
+
+    Raises:
+        ConfigError: if its file is damaged.
+    """
+    return read_tuned(folder) if (folder / TUNED).is_file() else None
+
+
 def tabulate(folder: Path) -> list[comparison.Row]:
     """Write the tables and figures of a comparison from its finished runs; return the rows."""
     runs, config = read_runs(folder)
@@ -464,6 +520,8 @@ def tabulate(folder: Path) -> list[comparison.Row]:
     write_text(folder / "retrogress.csv", _drops_to_csv(runs))
     draw_comparison(runs, DEFAULT, folder / "comparison.png")
     own = {"method", "seed", "set"}.union(*(_changed(run.method) for run in runs))
+    if tuned := tuned_settings(folder):
+        own = own.union(*map(tuned.searched, tuned.methods))
     shared = config.model_dump(mode="json", exclude_none=True, exclude=own)
     title = heading(RunFolder(_run_folders(folder)[0]), config, folder.resolve().name)
     page = comparison_page(

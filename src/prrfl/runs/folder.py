@@ -2,6 +2,7 @@
 
 config.toml         all settings
 data.json           fingerprints of the data, see prrfl.data.fingerprint
+frozen.safetensors  the tensors that do not train, if there are any
 class_counts.json   training images of each class at all sites, if the loss needs them
 environment.json    time, machine, versions and command, of the start and of each resumption
 metrics.jsonl       the records, one per line
@@ -39,7 +40,16 @@ from prrfl.types import ClientId, Split
 
 log = logging.getLogger("prrfl")
 
-NEWER = frozenset({"loss", "init", *(part.name for kind in LOSSES.values() for part in fields(kind))})
+NEWER = frozenset(
+    {
+        "loss",
+        "init",
+        "lora_rank",
+        "lora_alpha",
+        "lora_targets",
+        *(part.name for kind in LOSSES.values() for part in fields(kind)),
+    }
+)
 """Settings that runs of version 0.1.0 lack."""
 
 RETRY_SECONDS = 0.5
@@ -219,6 +229,11 @@ class RunFolder:
                 f"{path} cannot be read: {' '.join(str(cause).split())}; restore it from a copy, or start a "
                 "new run"
             ) from None
+
+    @property
+    def frozen_path(self) -> Path:
+        """The file of the tensors that do not train."""
+        return self.path / "frozen.safetensors"
 
     def write_data(self, data: Fingerprints) -> None:
         """Write the fingerprints of the run's data as ``data.json``."""

@@ -33,10 +33,18 @@ from prrfl.runs.deployed import DeployedWriter, Which
 from prrfl.runs.folder import RunFolder, first_candidate
 from prrfl.runs.position import position_of, reporting
 from prrfl.runs.report import finish
-from prrfl.runs.setup import Run, count_classes, make_method, make_recipe, resolved, share_dtype
+from prrfl.runs.setup import (
+    Run,
+    make_method,
+    make_recipe,
+    make_recipe_again,
+    resolved,
+    share_dtype,
+    with_class_counts,
+)
 from prrfl.storage.atomic import remove_partial
 from prrfl.storage.records import append_records
-from prrfl.storage.tensor_files import to_bytes
+from prrfl.storage.tensor_files import to_bytes, write_tensors
 from prrfl.training import ImageCounter
 from prrfl.types import ClientId, ExchangeRecord, RoundRecord, SiteData
 
@@ -67,17 +75,17 @@ def train(
     there = RunFolder(folder)
     # A run with a checkpoint does not need the weights that it started from, which may be gone.
     has_checkpoint = resume and there.rounds_done > 0
-    recipe = make_recipe(config.model_copy(update={"weights": None}) if has_checkpoint else config)
+    recipe = make_recipe_again(config, there) if has_checkpoint else make_recipe(config)
     method = make_method(config, recipe)
     counter = ImageCounter(_training_sizes(method, sites))
-    run = Run(config, method, replace(recipe, counter=counter))
-    if recipe.loss.counts == "federation":
-        run = replace(run, class_counts=count_classes(sites, len(config.classes)))
+    run = with_class_counts(Run(config, method, replace(recipe, counter=counter)), sites)
     if not resume:
         there.check_free()
         there.begin(config)
         if run.class_counts:
             there.write_class_counts(run.class_counts)
+    if recipe.frozen and not has_checkpoint:
+        write_tensors(there.frozen_path, recipe.frozen_tensors())
     writer = DeployedWriter(folder, config, {site.name: site for site in sites})
     with (
         open_engine(run, sites, folder) as engine,
@@ -252,7 +260,7 @@ def _states_folder(folder: Path) -> Path:
 def open_engine(run: Run, sites: Sequence[SiteData], folder: Path) -> Iterator[Engine]:
     """Yield the engine that the settings ask for; end its processes and remove its files after the block."""
     config, stored = run.settings, _states_folder(folder)
-    state = run.method.start(run.recipe.network.state_dict())
+    state = run.method.start(run.recipe.initial())
     large = len(sites) * len(to_bytes(state)) > STATES_IN_MEMORY
     kind = Pooled if traits_of(run.method).scope == "pooled" else InProcess
 

@@ -1,7 +1,7 @@
 """From settings to all that a run needs: data, method, recipe, and choices that depend on the machine."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -19,8 +19,12 @@ from prrfl.errors import ConfigError, ParticipationError, StateMismatchError
 from prrfl.losses import CPA
 from prrfl.machine import usable_cores
 from prrfl.models import build_network
+from prrfl.models.adapters import add_adapters
+from prrfl.models.freezing import frozen_keys
 from prrfl.models.weights import load_weights
-from prrfl.tensors import head_keys, head_of, norm_keys
+from prrfl.runs.folder import RunFolder
+from prrfl.storage.tensor_files import read_tensors
+from prrfl.tensors import check_same_layout, head_keys, head_of, norm_keys
 from prrfl.training import Precision, Recipe
 from prrfl.types import RoundContext, SiteData, Split
 
@@ -131,7 +135,19 @@ def make_method(config: TrainConfig, recipe: Recipe) -> Algorithm[Any]:
     if not isinstance(recipe.loss, CPA):
         return method
     name, _ = head_of(recipe.network)
+    if f"{name}.weight" in recipe.frozen:
+        raise ConfigError(
+            f"loss {config.loss} needs a last layer that trains; choose another loss, or do "
+            f"not freeze '{name}'"
+        )
     return Prototyped(method, recipe.loss, f"{name}.weight")
+
+
+def with_class_counts(run: Run, sites: Sequence[SiteData]) -> Run:
+    """Return a run with the class counts of all sites, if its loss needs them."""
+    if run.recipe.loss.counts != "federation":
+        return run
+    return replace(run, class_counts=count_classes(sites, len(run.settings.classes)))
 
 
 def count_classes(sites: Sequence[SiteData], classes: int) -> tuple[int, ...]:
@@ -152,8 +168,13 @@ def make_recipe(config: TrainConfig) -> Recipe:
         network.double()  # the initial weights get the type of all later ones
     if config.weights is not None:
         _start_from(config, network)
-    return Recipe(
-        network=traits_of(ALGORITHMS[config.method]).network(network),
+    frozen = config.freeze or ()
+    if config.adapter is not None:
+        add_adapters(network, config.lora_targets, config.lora_rank, config.lora_alpha, config.seed)
+        statistics = network.state_dict().keys() - dict(network.named_parameters()).keys()
+        frozen = (*frozen, *statistics)
+    recipe = Recipe(
+        network=network,
         batch=config.batch,
         optimizer=config.optimizer,
         lr=config.lr,
@@ -164,8 +185,28 @@ def make_recipe(config: TrainConfig) -> Recipe:
         augment=config.augmentation(),
         device=config.device,
         precision=cast(Precision, config.precision),  # the settings have replaced auto
+        frozen=frozen_keys(network, frozen),
         weighting=config.weighting,
     )
+    used = traits_of(ALGORITHMS[config.method]).network(network)
+    return recipe if used is network else recipe.around(used)
+
+
+def make_recipe_again(config: TrainConfig, folder: RunFolder) -> Recipe:
+    """Return the recipe of a run that has a checkpoint.
+
+    The checkpoint holds the sites' states, the folder the frozen tensors. So the run does not need the
+    weights that it started from, which may be gone.
+
+    Raises:
+        StateMismatchError: if the frozen tensors are missing, damaged, or do not fit.
+    """
+    recipe = make_recipe(config.model_copy(update={"weights": None}))
+    if recipe.frozen:
+        tensors = read_tensors(folder.frozen_path)
+        check_same_layout(recipe.frozen_tensors(), tensors, str(folder.frozen_path))
+        recipe.network.load_state_dict(tensors, strict=False)
+    return recipe
 
 
 def _start_from(config: TrainConfig, network: nn.Module) -> None:

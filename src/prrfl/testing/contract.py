@@ -14,6 +14,7 @@ from prrfl.algorithms.prototyped import Prototyped, taken_apart
 from prrfl.engine import InProcess, rounds_from
 from prrfl.errors import NonFiniteShareError
 from prrfl.losses import Loss
+from prrfl.models.freezing import frozen_keys
 from prrfl.storage.tensor_files import read_state, write_state
 from prrfl.tensors import head_keys, norm_keys
 from prrfl.testing.sites import TINY_CLASSES, tiny_examples, tiny_network, tiny_sites
@@ -195,6 +196,32 @@ def check_storage(method: Algorithm[Any]) -> None:
     )
 
 
+def check_frozen(method: Algorithm[Any]) -> None:
+    """It trains what is left of a network whose first layers do not train, which its states do not hold."""
+    network = tiny_network()
+    plain = Recipe(network, frozen=frozen_keys(network, ["0.*", "1.*"]))
+    recipe = recipe_of(method, frozen=plain.around(network_of(method)).frozen)
+    engine = InProcess(method, tiny_sites(2), recipe)
+    try:
+        list(rounds_from(moment(recipe), method, engine))
+    except KeyError as cause:
+        raise AssertionError(
+            f"{cause} does not train, so it is not in the state; of step.networks, use only parameters with "
+            "requires_grad"
+        ) from cause
+    sent = method.share(method.start(recipe.initial()), moment(recipe)).tensors
+    assert not recipe.frozen & sent.keys(), (
+        f"it sends '{min(recipe.frozen & sent.keys())}', which does not train"
+    )
+    began = recipe.network.state_dict()
+    for networks in engine.models().values():
+        for tensors in networks.values():
+            same = {key for key, tensor in tensors.items() if torch.equal(tensor, began[key])}
+            assert same == recipe.frozen, (
+                f"expected only frozen tensors to stay the same, but {sorted(same)} did"
+            )
+
+
 def check_networks(method: Algorithm[Any]) -> None:
     """Its networks are those of the recipe, the deployed one first, and none is changed by naming them."""
     network = network_of(method)
@@ -216,6 +243,7 @@ METHOD_CHECKS: tuple[Callable[[Algorithm[Any]], None], ...] = (
     check_small_batches,
     check_breakdown,
     check_storage,
+    check_frozen,
 )
 """What :func:`check_method` checks."""
 

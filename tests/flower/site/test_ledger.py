@@ -6,11 +6,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from prrfl.errors import ParticipationError
 from prrfl.flower.messages import OrderRefusedError
+from prrfl.flower.secure_sum import Identity
 from prrfl.flower.site.app import settings_of
+from prrfl.flower.site.ledger import Ledger
 from prrfl.flower.site.orders import carry_out
+from prrfl.types import Share
 from tests.flower.grid import grid_of, run
 
 
@@ -61,6 +66,29 @@ def test_a_share_goes_into_one_sum_a_round(data, certs, tmp_path):
     cohort = [one for one in json.loads(reveal.cohort) if one["site"] != "clientB"] + [json.loads(key)]
     with pytest.raises(OrderRefusedError, match=r"to the sum of other sites; .* a round has one sum"):
         carry_out(replace(reveal, cohort=json.dumps(cohort)), local)
+
+
+def test_of_two_runs_at_once_one_gets_the_sum_of_a_share(tmp_path):
+    """Both have masked it before either asks for the seed that completes its sum."""
+    keys = {name: Ed25519PrivateKey.generate() for name in "abcd"}
+    roster = {name: key.public_key() for name, key in keys.items()}
+    share = Share({"w": torch.ones(2)})
+
+    def mask(experiment, sites):
+        identities = [
+            Identity(name, experiment, roster, keys[name], X25519PrivateKey.generate()) for name in sites
+        ]
+        cohort = [one.signed_key() for one in identities]
+        (tmp_path / experiment).mkdir()
+        ledger = Ledger(tmp_path / experiment, "a")
+        ledger.mask(share, identities[0], cohort, 0)
+        return lambda: ledger.reveal(share, identities[0], cohort, 0)
+
+    first, second = mask("first", "abcd"), mask("second", "abc")
+    first()
+    first()
+    with pytest.raises(OrderRefusedError, match=r"added this very share to the sum of other sites"):
+        second()
 
 
 def carry_out_at(grid, name, step):

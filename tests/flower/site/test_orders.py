@@ -58,6 +58,19 @@ def asked(grid, order):
     return grid.pull_messages([sent])[0]
 
 
+def test_a_site_says_when_it_trains_sends_waits_and_is_done(data, tmp_path, caplog):
+    caplog.set_level("INFO", "prrfl")
+    run(grid_of(data, tmp_path), tmp_path / "run", rounds=1)
+    (networks,) = (tmp_path / "clientA").glob("*/models")
+    assert [said for said in caplog.messages if said.startswith("site clientA: r")] == [
+        "site clientA: round 1/1: trains",
+        "site clientA: round 1/1, epoch 1/1 done",
+        "site clientA: round 1/1: sends its share, and waits for the mean of all",
+        "site clientA: round 1/1: took the mean",
+    ]
+    assert f"site clientA: the run is done; its networks are in {networks.parent}" in caplog.messages
+
+
 def test_a_site_refuses_a_server_that_is_far_behind_it(data, tmp_path):
     run(grid_of(data, tmp_path), tmp_path / "run")
     done = json.loads((tmp_path / "run" / "federation.json").read_text())

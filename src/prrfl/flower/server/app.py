@@ -114,7 +114,7 @@ class Fleet:
         self._federation = federation
         self._run = run
         self._method = run.method
-        self._start = run.method.start(run.recipe.network.state_dict())
+        self._start = run.method.start(run.recipe.initial())
         self._models = list(run.method.models(self._start))
         self._share_dtype = share_dtype(federation.config)
         self._transport = Transport(grid, federation)

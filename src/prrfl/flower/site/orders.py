@@ -401,7 +401,7 @@ class Participant:
         return type(self._start())
 
     def _start(self) -> Any:
-        return self._training.method.start(self._training.recipe.network.state_dict())
+        return self._training.method.start(self._training.recipe.initial())
 
     def _check_settings(self) -> None:
         """Save an experiment's settings, and refuse others under the same name."""

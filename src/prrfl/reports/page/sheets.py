@@ -135,8 +135,8 @@ def drop_sheet(records: Sequence[RoundRecord]) -> Sheet:
 def main_sheet(rows: Sequence[Row]) -> Sheet:
     """Return the main table of a comparison: scores, differences to the reference, and drops."""
     reference = next((test.against for row in rows for test in row.tests.values()), "")
-    heads = ["method", "seeds", "macro-F1", "AUC"]
-    groups = [("", 1), ("mean of sites", 2)]
+    heads = ["method", "seeds", "macro-F1, validation", "macro-F1", "AUC"]
+    groups = [("", 1), ("mean of sites", 3)]
     if reference:
         heads += ["macro-F1", "p", "detectable", "AUC", "p"]
         groups.append((f"difference to {reference}", 5))
@@ -144,7 +144,7 @@ def main_sheet(rows: Sequence[Row]) -> Sheet:
     groups.append(("drop at a communication", 2))
     body = []
     for row in rows:
-        line = [Cell(row.method), Cell(str(row.seeds or "–"))]
+        line = [Cell(row.method), Cell(str(row.seeds or "–")), Cell(percent(row.validation))]
         for key in ("f1", "auc"):
             line.append(scored(row.scores[key]["mean"], mark(row, key)))
         if reference:
