@@ -196,7 +196,7 @@ def draw_det(ours: Run, path: Path) -> None:
     handles = [Patch(color=colour, label=stage.name.lower()) for stage, colour in STAGES.items()]
     above.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
     middles = (np.arange(EPOCHS) + 0.5) / EPOCHS
-    for client, row, colour in zip(clients, ratios, PALETTE, strict=True):
+    for client, row, colour in zip(clients, ratios, PALETTE, strict=False):
         for round_index in range(ROUNDS):
             part = row[round_index * EPOCHS : (round_index + 1) * EPOCHS]
             label = client if round_index == 0 else None

@@ -124,7 +124,9 @@ class TrainConfig(BaseModel):
         320, ge=18, le=100_000, description="generated data: images per site"
     )
 
-    method: Annotated[str, TASK] = Field(DEFAULT, description=f"federated method: {', '.join(ALGORITHMS)}")
+    method: Annotated[str, TASK] = Field(
+        DEFAULT, description=f"federated method: {', '.join(ALGORITHMS.builtin)}"
+    )
     r0: Annotated[Ratio, METHOD, Search(0.1, 0.9)] = Field(
         PRRFL.r0, description="PFA: low-frequency ratio of the first round"
     )
@@ -201,7 +203,7 @@ class TrainConfig(BaseModel):
 
     loss: Annotated[str, METHOD] = Field(
         "auto",
-        description=f"loss of every network: {', '.join(LOSSES)}; auto is cpa for prrfl-imbalance, "
+        description=f"loss of every network: {', '.join(LOSSES.builtin)}; auto is cpa for prrfl-imbalance, "
         "cross-entropy for all other methods",
     )
     counts: Annotated[Literal["site", "federation"], METHOD] = Field(
@@ -235,7 +237,7 @@ class TrainConfig(BaseModel):
     )
 
     network: Annotated[str, METHOD] = Field(
-        "vgg16_slim", description=f"network by name: {', '.join(NETWORKS)}"
+        "vgg16_slim", description=f"network by name: {', '.join(NETWORKS.builtin)}"
     )
     weights: Annotated[Path | None, METHOD] = Field(
         None,

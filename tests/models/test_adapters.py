@@ -88,7 +88,7 @@ def test_attention_gets_adapters_which_start_without_effect():
 
 
 def test_a_target_that_matches_nothing(prrfl, data, tmp_path):
-    flags = ["--adapter", "lora", "--lora-targets", "0.wieght", "--out", tmp_path / "run"]
+    flags = ["--adapter", "lora", "--lora-targets", "0.weights", "--out", tmp_path / "run"]
     code, _, err = prrfl("train", "--data", data, *FLAGS, *flags)
     assert code == 2
-    assert re.search(r"lora_targets '0.wieght' matches no weight .*did you mean '0.weight'", err)
+    assert re.search(r"lora_targets '0.weights' matches no weight .*did you mean '0.weight'", err)

@@ -500,7 +500,8 @@ def test_tables_for_people_say_what_is_best_and_escape_what_latex_would_read():
     markdown = documents.to_markdown(rows, ("nv", "bkl", "mel"))
     lines = markdown.splitlines()
     assert lines[0] == "## Scores (mean of sites)"
-    assert lines[2] == "| method | seeds | F1 mean [95 %] | AUC mean [95 %] | F1 validation |"
+    assert lines[2] == "| method | seeds | F1 mean [95 %] | AUC mean [95 %] |"
+    assert "| method | F1 validation |" in lines  # in a block of its own, as the line is full
     low, high = (f"{100 * end:.2f}" for end in rows[0].f1["mean"].interval)
     assert f"* [{low} – {high}]" in lines[4]
     assert "*" not in lines[5]

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import MappingProxyType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin
@@ -37,6 +38,7 @@ class Setting:
         kind: what the help shows as its type: BOOLEAN, INTEGER, FLOAT, PATH, TEXT, or LIST if the flag may be
             repeated.
         text: its description, with choices and default.
+        group: entry points of installed packages that add to its choices; empty for most settings.
         of_site: whether each site of a federation sets it for itself.
         of_server: whether it concerns only where a run is reported.
     """
@@ -44,6 +46,7 @@ class Setting:
     name: str
     kind: str
     text: str
+    group: str
     of_site: bool
     of_server: bool
 
@@ -76,11 +79,18 @@ def described() -> Described:
 def describe() -> Described:
     """Return the description of the settings and methods as they are in the code."""
     from prrfl.algorithms import DEFAULT, PUBLISHED
-    from prrfl.config import SCOPES, TrainConfig
+    from prrfl.config import PARTS, SCOPES, TrainConfig
     from prrfl.flower.consent import METHODS
 
     settings = (
-        Setting(name, _kind(field.annotation), _text(field), SCOPES[name].of_site, SCOPES[name].of_server)
+        Setting(
+            name,
+            _kind(field.annotation),
+            _text(field),
+            PARTS[name].group if name in PARTS else "",
+            SCOPES[name].of_site,
+            SCOPES[name].of_server,
+        )
         for name, field in TrainConfig.model_fields.items()
     )
     return Described(tuple(settings), PUBLISHED, DEFAULT, METHODS)
@@ -150,7 +160,9 @@ def _parameter(name: str, kind: Any, **option: Any) -> signatures.Parameter:
 
 
 def _flag(setting: Setting) -> signatures.Parameter:
-    text = escape(setting.text)  # brackets are no markup of rich's
+    installed = sorted(entry.name for entry in entry_points(group=setting.group)) if setting.group else []
+    more = f"; installed: {', '.join(installed)}" if installed else ""
+    text = escape(setting.text + more)  # brackets are no markup of rich's
     if kind := {"BOOLEAN": bool, "LIST": list[str]}.get(setting.kind):
         return _parameter(setting.name, kind, help=text)
     number = {"INTEGER": int, "FLOAT": float}.get(setting.kind)

@@ -44,7 +44,7 @@ def inspect(
 
     module = build_network(network, classes)
     state, local = module.state_dict(), norm_keys(module)
-    frozen = frozen_keys(module, freeze.split(",") if freeze else ())
+    frozen = frozen_keys(module, [one.strip() for one in freeze.split(",")] if freeze else ())
     sent = low_band_amplitudes({key: state[key] for key in state if key not in frozen}, ratio, local)
     table = Table(title=f"{network} at low-frequency ratio {ratio}")
     for name in ("tensor", "shape", "treatment", "sent (values)"):

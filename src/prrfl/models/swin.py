@@ -37,16 +37,16 @@ class _Attention(nn.Module):
         shifts = [WINDOW // 2 if self.shifted and side > WINDOW else 0 for side in sides]
         x = x.roll([-shift for shift in shifts], (1, 2))
         rows, columns = (side // WINDOW for side in sides)
-        x = x.unflatten(2, (columns, WINDOW)).unflatten(1, (rows, WINDOW))  # type: ignore[no-untyped-call]
+        x = x.reshape(-1, rows, WINDOW, columns, WINDOW, channels)
         x = x.transpose(2, 3).reshape(-1, rows * columns, WINDOW**2, channels)
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(3, 0, 1, 4, 2, 5)
+        q, k, v = torch.unflatten(self.qkv(x), -1, (3, self.heads, -1)).permute(3, 0, 1, 4, 2, 5)
         bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)
         logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2) + bias
         if any(shifts):
             logits = logits + _apart(sides, shifts, logits.device).to(logits.dtype)
         x = self.proj((logits.softmax(-1) @ v).transpose(2, 3).flatten(3))
-        x = x.unflatten(2, (WINDOW, WINDOW)).unflatten(1, (rows, columns)).transpose(2, 3)  # type: ignore[no-untyped-call]
-        return x.flatten(3, 4).flatten(1, 2).roll(shifts, (1, 2))[:, :height, :width]
+        x = x.reshape(-1, rows, columns, WINDOW, WINDOW, channels).transpose(2, 3)
+        return x.reshape(-1, *sides, channels).roll(shifts, (1, 2))[:, :height, :width]
 
 
 def _offsets() -> Tensor:

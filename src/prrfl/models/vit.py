@@ -35,8 +35,9 @@ class _Encoder(nn.Module):
         super().__init__()
         self.side = side
         self.pos_embedding = nn.Parameter(torch.randn(1, 1 + side * side, width) * 0.02)
-        blocks = {f"encoder_layer_{k}": _Block(width, heads) for k in range(depth)}
-        self.layers = nn.Sequential(OrderedDict[str, nn.Module](blocks))
+        self.layers = nn.Sequential()
+        for k in range(depth):
+            self.layers.add_module(f"encoder_layer_{k}", _Block(width, heads))
         self.ln = nn.LayerNorm(width, eps=1e-6)
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
@@ -48,7 +49,7 @@ class _Encoder(nn.Module):
         if height == width == self.side:
             return self.pos_embedding
         of_class, of_patches = self.pos_embedding[:, :1], self.pos_embedding[:, 1:]
-        grid = of_patches.unflatten(1, (self.side, self.side))  # type: ignore[no-untyped-call]
+        grid = torch.unflatten(of_patches, 1, (self.side, self.side))
         # As matrices, because the gradient of interpolation has other bits each time on a GPU.
         down, across = (self._resizing(length, grid) for length in (height, width))
         resized = torch.einsum("hi,wj,nijc->nhwc", down, across, grid)

@@ -15,7 +15,7 @@ from prrfl.types import ClientId, Predictions
 FEW = 30
 """The card warns about the recall of classes with fewer test images than this."""
 
-FEWEST_SHOWN = 5
+FEWEST_PUBLISHED = 5
 """The card gives no number of images of a subgroup below this, nor scores of so few: it is published."""
 
 
@@ -66,7 +66,7 @@ def model_card(
         columns=list(dict.fromkeys(row.column for row in subgroups)),
         subgroups=_subgroups(subgroups, withheld, classes),
         findings=findings([row for row in subgroups if row not in withheld], classes),
-        fewest=FEWEST_SHOWN,
+        fewest=FEWEST_PUBLISHED,
     )
 
 
@@ -82,13 +82,13 @@ def _subgroups(rows: Sequence[Subgroup], withheld: Sequence[Subgroup], classes: 
     for row in rows:
         name = f"{row.column} {row.name}".replace("|", "\\|")  # which would end the cell
         if row in withheld:
-            few = row.scores.images < FEWEST_SHOWN
-            body.append([name, f"<{FEWEST_SHOWN}" if few else "withheld", *["–"] * (len(heads) - 2)])
+            few = row.scores.images < FEWEST_PUBLISHED
+            body.append([name, f"<{FEWEST_PUBLISHED}" if few else "withheld", *["–"] * (len(heads) - 2)])
             continue
         mean = scores_of(row)[0]
-        revealing = any(0 < count < FEWEST_SHOWN for count in row.counts)
+        revealing = any(0 < count < FEWEST_PUBLISHED for count in row.counts)
         recalls = [
-            "–" if count < FEWEST_SHOWN else with_interval(score.value, score.interval)
+            "–" if count < FEWEST_PUBLISHED else with_interval(score.value, score.interval)
             for count, score in zip(row.counts, row.scores.recall, strict=True)
         ]
         balanced = "–" if revealing else with_interval(mean.value, mean.interval)
@@ -106,8 +106,8 @@ def _withheld(rows: Sequence[Subgroup]) -> list[Subgroup]:
     for column in dict.fromkeys(row.column for row in rows):
         ordered = sorted((row for row in rows if row.column == column), key=lambda row: row.scores.images)
         images = [row.scores.images for row in ordered]
-        count = sum(n < FEWEST_SHOWN for n in images)
-        while 0 < count < len(ordered) and (count < 2 or sum(images[:count]) < FEWEST_SHOWN):
+        count = sum(n < FEWEST_PUBLISHED for n in images)
+        while 0 < count < len(ordered) and (count < 2 or sum(images[:count]) < FEWEST_PUBLISHED):
             count += 1
         withheld += ordered[:count]
     return withheld

@@ -399,8 +399,7 @@ def legend(rows: Sequence[Row]) -> str:
         "The mean of a class's measure is over the sites where it is defined: those whose test images show "
         "the class, and for sensitivity also another one. Pooled: over the images of all these sites, each "
         "with its own network and threshold. Measures by class are not corrected for their number.",
-        "Scores are those of the best round on validation among the last 20 %. All but F1 validation are of "
-        "test images; that one selected the round, so expect it to be higher.",
+        "Scores are those of the best round on validation among the last 20 %; F1 validation selected it.",
         "Drop: fall of the deployed network at a communication, in points; mean of sites, seeds. The worst "
         "drop is named only if its interval over seeds, corrected for the number of sites, excludes 0.",
         "Epochs to recover: local epochs until half of the drops in macro-F1 were back (Kaplan-Meier), and "

@@ -22,7 +22,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,6 @@ from prrfl.config import READING, TrainConfig, checked, given_settings, renamed
 from prrfl.data.fingerprint import Fingerprint, Fingerprints, difference, to_json
 from prrfl.data.own import absolute, is_own_data
 from prrfl.errors import ConfigError, DataError
-from prrfl.losses import LOSSES
 from prrfl.storage.atomic import write_json, write_text
 from prrfl.storage.reading import parse_json, read_bytes
 from prrfl.storage.records import parse_summary
@@ -40,16 +39,47 @@ from prrfl.types import ClientId, Split
 
 log = logging.getLogger("prrfl")
 
-NEWER = frozenset(
-    {
-        "loss",
-        "init",
-        "lora_rank",
-        "lora_alpha",
-        "lora_targets",
-        *(part.name for kind in LOSSES.values() for part in fields(kind)),
-    }
+FIRST = frozenset(
+    [
+        "data",
+        "classes",
+        "image_size",
+        "allow_missing",
+        "sites",
+        "images",
+        "method",
+        "r0",
+        "r1",
+        "alpha1",
+        "alpha2",
+        "aggregation",
+        "transfer",
+        "mu",
+        "private_weight",
+        "meme_weight",
+        "network",
+        "weights",
+        "rounds",
+        "epochs",
+        "batch",
+        "optimizer",
+        "lr",
+        "lr_step",
+        "lr_gamma",
+        "weight_decay",
+        "augment",
+        "tensorboard",
+        "seed",
+        "device",
+        "precision",
+        "workers",
+        "threads",
+        "share_bits",
+    ]
 )
+"""The settings of version 0.1.0."""
+
+NEWER = TrainConfig.model_fields.keys() - FIRST
 """Settings that runs of version 0.1.0 lack."""
 
 RETRY_SECONDS = 0.5
@@ -115,7 +145,7 @@ class RunFolder:
             raise ConfigError(f"{self.path} is not a run folder: it has no config.toml")
         _, given = given_settings(path, {})
         written = renamed(given)
-        implied = {} if NEWER & written.keys() else _implied(written)
+        implied = {} if NEWER & given.keys() else _implied(written)
         changed_too = {"device": "cpu", **changed}
         config = checked({**implied, **written, **changed_too}, str(path), changed_too, READING)
         # A run writes every setting. A missing one was lost, and its default might be another value.

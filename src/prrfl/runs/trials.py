@@ -120,22 +120,22 @@ def _serve(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles interruptions
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-    def send(**message: Any) -> None:
+    def tell(**message: Any) -> None:
         connection.send_bytes(json.dumps(message).encode())
 
     try:
         for score in validation_by_round(config, sites, folder):
-            send(kind="round", score=score)
+            tell(kind="round", score=score)
             if not json.loads(connection.recv_bytes()):
                 return
-        send(kind="done")
+        tell(kind="done")
     except (EOFError, ConnectionError):
         pass  # the parent has ended
     except NonFiniteShareError as cause:
-        send(kind="diverged", said=str(cause))
+        tell(kind="diverged", said=str(cause))
     except Exception as cause:
         expected = blamed(cause) or (cause if isinstance(cause, PRRFLError | OSError) else None)
-        send(kind="failed", said=str(expected) if expected else traceback.format_exc())
+        tell(kind="failed", said=str(expected) if expected else traceback.format_exc())
     finally:
         # Skips the interpreter's shutdown, which would flush and close what belongs to the parent.
         os._exit(0)
