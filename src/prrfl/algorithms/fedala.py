@@ -9,8 +9,8 @@ site learns W by gradient steps on a random part of its training images, all els
 converged when it first does so, for one pass in every later round. Then it trains Θ. W starts with ones and
 stays at the site.
 
-As in the authors' description, the loss has converged when the standard deviation of its last ten values,
-here means over a pass, is below 0.1; after at most 100 passes it counts as converged. In the first round
+The loss has converged when the standard deviation of its last ten values, here means over a pass, is below
+0.1; after at most 100 passes it counts as converged. In the first round
 the mean is the site's own start, and nothing is learnt.
 
 Differs from the paper: a site meets the mean when it next trains, because a communication brings no images.

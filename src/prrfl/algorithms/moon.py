@@ -10,7 +10,7 @@ a site's first round these two are the same network, and the term has no gradien
 
 Differs from the paper: features are the inputs of the last linear layer, before which the paper inserts a
 projection head of two layers; here the network stays as it is. Both compared networks are frozen and run in
-evaluation mode, as the authors' do.
+evaluation mode.
 """
 
 from collections.abc import Mapping
