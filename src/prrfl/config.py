@@ -434,9 +434,9 @@ class TrainConfig(BaseModel):
             if kind not in PARTS:
                 raise ValueError(f"expected one of {', '.join(PARTS)}{nearest(kind, PARTS)}")
         found = {}
-        for kind, parts in PARTS.items():
+        for kind in PARTS:
             name, given = info.data.get(kind), value.get(kind, {})
-            if name is None or str(name) == "none" or not parts.is_own(str(name)):
+            if not _is_own(kind, name):
                 if given:
                     raise ValueError(f"{kind} {name} is built in, so it has no {kind}.{min(given)}")
             elif settings := _complete(kind, str(name), given):
@@ -557,13 +557,8 @@ class TrainConfig(BaseModel):
 
     def own_parts(self) -> dict[str, str]:
         """Return where parts of the user's own come from, by kind: :meth:`prrfl.parts.Parts.origin`."""
-        named = {key: str(getattr(self, key)) for key in PARTS}
-        return {key: PARTS[key].origin(name) for key, name in named.items() if self._is_own(key)}
-
-    def _is_own(self, key: str) -> bool:
-        """Return whether a setting names a part of the user's own."""
-        name = getattr(self, key)
-        return name is not None and str(name) != "none" and PARTS[key].is_own(str(name))
+        named = {key: getattr(self, key) for key in PARTS}
+        return {key: PARTS[key].origin(str(name)) for key, name in named.items() if _is_own(key, name)}
 
     def to_toml(self) -> str:
         """Return the settings as TOML, which :func:`load_config` reads back."""
@@ -583,6 +578,11 @@ PARTS: Mapping[str, Parts[Any]] = {
     "data": DATA_SETS,
 }
 """The parts that a user can bring along, by the setting that names them."""
+
+
+def _is_own(kind: str, name: object) -> bool:
+    """Return whether a setting names a part of the user's own."""
+    return name is not None and str(name) != "none" and PARTS[kind].is_own(str(name))
 
 
 def _complete(kind: str, name: str, given: Mapping[str, object]) -> dict[str, object]:

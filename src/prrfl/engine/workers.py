@@ -179,6 +179,24 @@ def shared_out(sites: Sequence[SiteData], workers: int) -> list[list[SiteData]]:
     return parts
 
 
+def forked(
+    serve: Callable[..., None], *arguments: object
+) -> tuple[multiprocessing.process.BaseProcess, Connection]:
+    """Start a process that shares this one's memory; return it, and our end of a pipe to it.
+
+    Args:
+        serve: what it does, given our end of the pipe, its own end, and the arguments. It must close our end,
+            or it would never notice that this process has ended.
+        arguments: further arguments.
+    """
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=serve, args=(ours, theirs, *arguments), daemon=True)
+    process.start()
+    theirs.close()
+    return process, ours
+
+
 class _Worker:
     """One process, and the thread of this process that talks to it."""
 
@@ -194,13 +212,7 @@ class _Worker:
     def _start(
         self, make: Callable[[Sequence[SiteData]], InProcess], sites: Sequence[SiteData], threads: int
     ) -> tuple[multiprocessing.process.BaseProcess, Connection]:
-        context = multiprocessing.get_context("fork")
-        ours, theirs = context.Pipe()
-        # The child must close our end, or it would never notice that this process has ended.
-        process = context.Process(target=_serve, args=(ours, theirs, make, sites, threads), daemon=True)
-        process.start()
-        theirs.close()
-        return process, ours
+        return forked(_serve, make, sites, threads)
 
     def give(self, order: _Order) -> "SimpleQueue[bytes]":
         """Send an order after the earlier ones are done; return the queue that its results come through."""

@@ -4,7 +4,6 @@ No test image takes part: :func:`without_test` removes them before the first tri
 """
 
 import json
-import multiprocessing
 import os
 import signal
 import traceback
@@ -17,6 +16,7 @@ from typing import Any
 
 from prrfl.config import TrainConfig
 from prrfl.engine import rounds_from
+from prrfl.engine.workers import forked
 from prrfl.errors import NonFiniteShareError, PRRFLError
 from prrfl.parts import blamed
 from prrfl.reports.summary import validation_f1
@@ -74,7 +74,7 @@ class TrialProcess:
         """Start it; see :func:`validation_by_round`."""
         # A thread that has not computed forks: a child cannot use the team of threads of one that has.
         with ThreadPoolExecutor(1) as thread:
-            self._process, self.connection = thread.submit(_forked, config, sites, folder).result()
+            self._process, self.connection = thread.submit(forked, _serve, config, sites, folder).result()
 
     def receive(self) -> Message:
         """Return the next message.
@@ -100,17 +100,6 @@ class TrialProcess:
         self._process.kill()
         self._process.join()
         self.connection.close()
-
-
-def _forked(
-    config: TrainConfig, sites: Sequence[SiteData], folder: Path
-) -> tuple[multiprocessing.process.BaseProcess, Connection]:
-    context = multiprocessing.get_context("fork")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(ours, theirs, config, sites, folder), daemon=True)
-    process.start()
-    theirs.close()
-    return process, ours
 
 
 def _serve(
