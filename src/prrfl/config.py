@@ -200,6 +200,9 @@ class TrainConfig(BaseModel):
         description="weight of a site in every mean: the same for all, or its number of training images, "
         "which it then sends",
     )
+    share_bits: Annotated[Literal[16, 32], METHOD] = Field(
+        32, description="bits of each number that is sent; 16 halves the traffic"
+    )
 
     loss: Annotated[str, METHOD] = Field(
         "auto",
@@ -285,8 +288,11 @@ class TrainConfig(BaseModel):
     augment: Annotated[str, METHOD] = Field(
         "paper", description="how training images are changed at random: as in the paper, or none"
     )
-    track: Annotated[tuple[str, ...], OUTPUT] = Field(
-        (), description=f"also log the run with trackers, separated by commas: {', '.join(TRACKERS)}"
+    # Below the parts, so that they are known when their settings are checked.
+    set: Annotated[dict[str, dict[str, Any]], METHOD] = Field(
+        {},
+        description="a setting of a part of your own, as method.step=0.2; kinds of parts are method, loss, "
+        "network, augment and data",
     )
     seed: Annotated[int, TASK] = Field(
         0, ge=0, lt=2**63, description="seed of all randomness: same seed, same bits"
@@ -305,14 +311,8 @@ class TrainConfig(BaseModel):
     threads: Annotated[int, MACHINE] = Field(
         0, ge=0, le=1024, description="threads of each process; results depend on it; 0 chooses"
     )
-    share_bits: Annotated[Literal[16, 32], METHOD] = Field(
-        32, description="bits of each number that is sent; 16 halves the traffic"
-    )
-    # Below the parts, so that they are known when their settings are checked.
-    set: Annotated[dict[str, dict[str, Any]], METHOD] = Field(
-        {},
-        description="a setting of a part of your own, as method.step=0.2; kinds of parts are method, loss, "
-        "network, augment and data",
+    track: Annotated[tuple[str, ...], OUTPUT] = Field(
+        (), description=f"also log the run with trackers, separated by commas: {', '.join(TRACKERS)}"
     )
 
     @classmethod

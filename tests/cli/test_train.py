@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from prrfl import cli
+from prrfl.cli.flags import PANELS
 from prrfl.config import TrainConfig, load_config
 from prrfl.errors import ConfigError
 from prrfl.runs import deployed
@@ -140,6 +141,7 @@ def test_every_setting_is_a_flag(capsys):
     assert code == 0
     for name in TrainConfig.model_fields:
         assert f"--{name.replace('_', '-')}"[:20] in printed
+    assert re.findall(r"╭─ (.+?) ─", printed) == ["Options", *PANELS.values()]
 
 
 ODD = ("16", "1e9", "-1", "0.5", "nan", "x", "", "per-rond", "true", "[]", "{}")

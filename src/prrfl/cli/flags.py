@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import entry_points
+from itertools import accumulate
 from pathlib import Path
 from types import MappingProxyType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin
@@ -28,6 +29,16 @@ _Command = TypeVar("_Command", bound=Callable[..., None])
 
 STORED = Path(__file__).with_name("flags.json")
 
+PANELS = {
+    "data": "Data",
+    "method": "Method",
+    "loss": "Loss",
+    "network": "Network",
+    "rounds": "Training",
+    "device": "Machine and trackers",
+}
+"""The panels of the help, by the first setting of each; settings are in the order of ``TrainConfig``."""
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -38,6 +49,7 @@ class Setting:
         kind: what the help shows as its type: BOOLEAN, INTEGER, FLOAT, PATH, TEXT, or LIST if the flag may be
             repeated.
         text: its description, with choices and default.
+        panel: title of the help's panel that shows it.
         group: entry points of installed packages that add to its choices; empty for most settings.
         of_site: whether each site of a federation sets it for itself.
         of_server: whether it concerns only where a run is reported.
@@ -46,6 +58,7 @@ class Setting:
     name: str
     kind: str
     text: str
+    panel: str
     group: str
     of_site: bool
     of_server: bool
@@ -82,16 +95,19 @@ def describe() -> Described:
     from prrfl.config import PARTS, SCOPES, TrainConfig
     from prrfl.flower.consent import METHODS
 
+    known = TrainConfig.model_fields
+    panels = accumulate((PANELS.get(name, "") for name in known), lambda before, new: new or before)
     settings = (
         Setting(
             name,
             _kind(field.annotation),
             _text(field),
+            panel,
             PARTS[name].group if name in PARTS else "",
             SCOPES[name].of_site,
             SCOPES[name].of_server,
         )
-        for name, field in TrainConfig.model_fields.items()
+        for (name, field), panel in zip(known.items(), panels, strict=True)
     )
     return Described(tuple(settings), PUBLISHED, DEFAULT, METHODS)
 
@@ -163,12 +179,13 @@ def _flag(setting: Setting) -> signatures.Parameter:
     installed = sorted(entry.name for entry in entry_points(group=setting.group)) if setting.group else []
     more = f"; installed: {', '.join(installed)}" if installed else ""
     text = escape(setting.text + more)  # brackets are no markup of rich's
+    shown = {"help": text, "rich_help_panel": setting.panel}
     if kind := {"BOOLEAN": bool, "LIST": list[str]}.get(setting.kind):
-        return _parameter(setting.name, kind, help=text)
+        return _parameter(setting.name, kind, **shown)
     number = {"INTEGER": int, "FLOAT": float}.get(setting.kind)
     if number is None:
-        return _parameter(setting.name, str, help=text, metavar=setting.kind)
-    return _parameter(setting.name, number, help=text, metavar=setting.kind, parser=_if_possible(number))
+        return _parameter(setting.name, str, metavar=setting.kind, **shown)
+    return _parameter(setting.name, number, metavar=setting.kind, parser=_if_possible(number), **shown)
 
 
 def _if_possible(number: type) -> Callable[[str], Any]:
