@@ -42,7 +42,8 @@ def bare_epoch(recipe: Recipe, images: int, size: int) -> Callable[[], None]:
 
 def folded(network: nn.Module) -> nn.Module:
     """Return the network in evaluation mode with batch norm folded into convolutions."""
-    return fuse(network.eval()).to(memory_format=torch.channels_last)
+    whole: nn.Module = fuse(network.eval())
+    return whole.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def in_precision(recipe: Recipe) -> AbstractContextManager[object]:
@@ -52,7 +53,7 @@ def in_precision(recipe: Recipe) -> AbstractContextManager[object]:
 
 def batch_sizes(images: int, batch: int) -> list[int]:
     """Return the sizes of an epoch's batches; a lone last image joins the batch before."""
-    sizes = [len(chunk) for chunk in torch.arange(images).split(batch)]
+    sizes = [len(chunk) for chunk in torch.split(torch.arange(images), batch)]
     if len(sizes) > 1 and sizes[-1] == 1:
         sizes[-2:] = [sizes[-2] + 1]
     return sizes

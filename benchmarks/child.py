@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -27,12 +28,13 @@ def first_step(started: float, folder: str, threads: str) -> float:
     from prrfl.data.layout import CLASSES
     from prrfl.data.sources import load_sites
     from prrfl.losses import CrossEntropy
+    from prrfl.types import Tensors
 
     class FirstStepError(Exception):
         pass
 
     class Stop(CrossEntropy):
-        def __call__(self, *_: object) -> torch.Tensor:
+        def __call__(self, logits: torch.Tensor, labels: torch.Tensor, constants: Tensors) -> torch.Tensor:
             raise FirstStepError
 
     torch.set_num_threads(int(threads))
@@ -80,7 +82,7 @@ def simulation(_: float, sites: str, resting: str, threads: str) -> float:
     with TemporaryDirectory() as scratch:
         place = Path(scratch) if resting == "on disk" else None
         engine = InProcess(PRRFL(), tiny_sites(int(sites)), recipe, rest_in=place)
-        for _ in run_rounds(PRRFL(), engine, rounds=1, epochs=1, network=recipe.network):
+        for _record in run_rounds(PRRFL(), engine, rounds=1, epochs=1, network=recipe.network):
             pass
         return held_mib("VmHWM")
 
@@ -98,5 +100,9 @@ def held_mib(which: str) -> float:
 
 if __name__ == "__main__":
     task, started, *arguments = sys.argv[1:]
-    tasks = {"first_step": first_step, "server": server, "simulation": simulation}
+    tasks: dict[str, Callable[..., float]] = {
+        "first_step": first_step,
+        "server": server,
+        "simulation": simulation,
+    }
     print(tasks[task](float(started), *arguments))

@@ -20,17 +20,20 @@ class Contender:
         self._process = subprocess.Popen(
             list(map(str, command)), cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._name, self._asks, self._answers = name, self._process.stdin, self._process.stdout
 
     def round(self) -> None:
         """Run the next round."""
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
-        if not self._process.stdout.readline():
-            raise RuntimeError(f"{' '.join(self._process.args)} ended before its time")
+        self._asks.write("\n")
+        self._asks.flush()
+        if not self._answers.readline():
+            raise RuntimeError(f"{self._name} ended before its time")
 
     def close(self) -> None:
         """End the process."""
-        self._process.stdin.close()
+        self._asks.close()
         self._process.wait()
 
 

@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 
 from prrfl.reports.comparison import FinishedRun, Row, compare
 from prrfl.reports.statistics import f1_of, resampled_confusions
-from prrfl.types import ExchangeRecord, Predictions, ScoreRecord, Scores
+from prrfl.types import ExchangeRecord, Predictions, RoundRecord, ScoreRecord, Scores
 
 SHARES = (0.67, 0.25, 0.08)
 DRAWS = 400
@@ -42,7 +42,9 @@ class World:
     skills: tuple[float, ...]
 
 
-def drawn(world: World, skill: float, labels: np.ndarray, shared: np.ndarray, rng: np.random.Generator):
+def drawn(
+    world: World, skill: float, labels: np.ndarray, shared: np.ndarray, rng: np.random.Generator
+) -> Iterator[np.ndarray]:
     """Yield the probabilities of a method's trainings, for lesions of given difficulty."""
     lesions = len(labels) // 2
     own = world.lesions * np.repeat(rng.normal(size=(lesions, 3)), 2, axis=0)
@@ -71,7 +73,7 @@ def comparison(world: World, rng: np.random.Generator) -> dict[str, Row]:
         ]
     nothing = Scores(1, 1.0, 0.5, 0.5, 0.5, (None,) * 3, ())
     moments = [ScoreRecord(0, 0, "a", "test", "m", True, moment, nothing) for moment in ("before", "after")]
-    records = [*moments, ExchangeRecord(0, {"a": 1}, 1)]
+    records: list[RoundRecord] = [*moments, ExchangeRecord(0, {"a": 1}, 1)]
     runs = [
         FinishedRun(
             str(method), seed, records, {site: sites[site][method][seed] for site in "ab"}, 1.0, 1, 1, {}
@@ -146,7 +148,7 @@ def power(repetitions: int) -> Iterator[str]:
             tests = [(row.tests["f1"], row.p["f1"]) for row in _second(world, repetitions, rng)]
             detectable = np.mean([test.detectable for test, _ in tests])
             found = np.mean([p < 0.05 for _, p in tests])
-            equal = np.mean([test.equivalent < 0.05 for test, _ in tests])
+            equal = np.mean([test.equivalent is not None and test.equivalent < 0.05 for test, _ in tests])
             cells = f"{100 * gap:.1f} | {100 * detectable:.1f} | {100 * found:.1f} % | {100 * equal:.1f} %"
             yield f"| {seeds} | {cells} |"
 

@@ -1,6 +1,7 @@
 """One DET epoch: the package beside bare network calls, and what augmentation takes of it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 
@@ -23,9 +24,11 @@ def det_epoch(data: SiteData, recipe: Recipe) -> None:
 
 def augment(data: SiteData, recipe: Recipe) -> None:
     """Augment all that one epoch augments: the training set for scoring, and again for training."""
+    if recipe.augment is None:
+        return
     for batch in (scoring_batch(data.train.inputs[0, 0].numel(), recipe), recipe.batch):
         drawn = recipe.augment.draw(data.train.inputs.shape, generator(0))
-        for rows in torch.arange(len(data.train)).split(batch_sizes(len(data.train), batch)):
+        for rows in torch.split(torch.arange(len(data.train)), batch_sizes(len(data.train), batch)):
             recipe.augment(data.train.inputs[rows], drawn, rows)
 
 
@@ -34,10 +37,10 @@ def measure_epoch(settings: Settings) -> Iterator[Figure]:
     data = noise_site("site", settings.images, settings.size)
     for precision in ("float32", "bfloat16"):
         recipe = paper_recipe(precision)
-        contenders = {
-            "DET epoch": lambda recipe=recipe: det_epoch(data, recipe),
+        contenders: dict[str, Callable[[], object]] = {
+            "DET epoch": partial(det_epoch, data, recipe),
             "bare calls": bare_epoch(recipe, settings.images, settings.size),
-            "augmentation": lambda recipe=recipe: augment(data, recipe),
+            "augmentation": partial(augment, data, recipe),
         }
         seconds = settings.in_turns(contenders, settings.repeats)
         yield from absolute(seconds, f"{precision}: ")

@@ -1,16 +1,20 @@
 """The package on a GPU: is it right there, how long does each part take, and the paper's run?
 
-Needs PyTorch with CUDA, NumPy, SciPy, scikit-learn, safetensors and pydantic; no network.
+Needs PyTorch with CUDA, NumPy, SciPy, scikit-learn, safetensors and pydantic; no network. Without a GPU,
+``--quick`` rehearses all of it on the processor.
 """
 
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
@@ -18,16 +22,24 @@ from torch import nn
 from benchmarks.figures import Figure, Settings
 from benchmarks.workload import noise_site, paper_recipe
 from prrfl import capture, training
-from prrfl.algorithms import PRRFL
+from prrfl.algorithms import ALGORITHMS, PRRFL, FedAvg
+from prrfl.algorithms.base import Algorithm
+from prrfl.algorithms.prototyped import Prototyped
+from prrfl.capture import on_gpu
 from prrfl.data.sources import load_sites
 from prrfl.det import Stage, learning, objective
 from prrfl.engine import InProcess, run_rounds
 from prrfl.engine.workers import Workers
 from prrfl.evaluation import macro_f1
+from prrfl.losses import CPA
 from prrfl.machine import arithmetic, gpu
 from prrfl.models import vgg16_slim
+from prrfl.models.adapters import add_adapters
+from prrfl.models.freezing import frozen_keys
+from prrfl.testing.contract import Models, run, same_bits
+from prrfl.testing.sites import tiny_sites
 from prrfl.training import Learner, Recipe, Site, batches, generator, predict, train_epoch
-from prrfl.types import ExchangeRecord, RoundContext, RoundRecord, SiteData, TrainRecord
+from prrfl.types import Examples, ExchangeRecord, RoundContext, RoundRecord, SiteData, TrainRecord
 
 TRAINING_IMAGES = {"A": 2091, "B": 2708, "C": 1144, "D": 1400}
 """Of the paper's four sites."""
@@ -37,27 +49,36 @@ FLOPS_PER_IMAGE = 15.6e9
 """Of an epoch of PRR-FL at 128 px: two networks, each scored once and trained once."""
 
 CONTEXT = RoundContext(round=0, rounds=2, epoch=0, epochs=5, seed=0)
+EXCHANGING = {"learns": learning(Stage.EXCHANGE)}
 VECTORS = Path(__file__).parents[1] / "tests" / "paper" / "vectors"
 
 
 def measure_gpu(settings: Settings) -> Iterator[Figure]:
     """Check and time everything on the first GPU."""
     found = gpu()
-    if found is None:
+    if found is not None:
+        print(f"gpu       {found.name}, {found.memory[1] / 2**30:.0f} GiB, PyTorch {torch.__version__}")
+    elif settings.quick:
+        print("gpu       no GPU here: a rehearsal on the processor, which replays nothing")
+    else:
         print(f"gpu       no GPU that PyTorch {torch.__version__} can use; nothing to measure")
         return
-    print(f"gpu       {found.name}, {found.memory[1] / 2**30:.0f} GiB, PyTorch {torch.__version__}")
+    recipe = replace(paper_recipe("bfloat16"), device="cuda" if found else "cpu")
     sites = paper_sites(settings)
-    recipe = replace(paper_recipe("bfloat16"), device="cuda")
-    small = [replace(site, train=head(site.train, 150), test=head(site.test, 40)) for site in sites]
+    few, epochs = settings.pick(150, 20), settings.pick(EPOCHS, 1)
+    small = [replace(site, train=head(site.train, few), test=head(site.test, 40)) for site in sites]
     # First of all, because no process can be forked once this one has touched the GPU.
     with Workers(partial(InProcess, PRRFL(), recipe=recipe), small, workers=4) as workers:
         spread = fingerprint(workers, recipe)
     with Workers(partial(InProcess, PRRFL(), recipe=recipe), sites, workers=4) as workers:
-        in_processes = seconds_of_round(workers, recipe)
+        in_processes = seconds_of_round(workers, recipe, epochs)
     yield from checks(small, recipe, spread)
-    yield from trajectory()
-    yield from timings(sites, recipe, in_processes)
+    yield from trajectory(recipe.device, settings.pick(3, 1))
+    yield from timings(sites, recipe, settings.pick(30, 1))
+    taken = dict(ways_to_run(sites, recipe, epochs))
+    yield from rates({**taken, "replayed, four processes": in_processes}, sites)
+    if found:
+        yield from of_card()
 
 
 def paper_sites(settings: Settings) -> list[SiteData]:
@@ -66,11 +87,11 @@ def paper_sites(settings: Settings) -> list[SiteData]:
         return load_sites(
             settings.data, image_size=settings.size, classes=("nv", "bkl", "mel"), allow_missing=True
         )
-    shrink = settings.pick(1, 16)
+    shrink = settings.pick(1, 128)
     return [noise_site(name, n // shrink, settings.size) for name, n in TRAINING_IMAGES.items()]
 
 
-def head(examples, n):
+def head(examples: Examples, n: int) -> Examples:
     """Return the first examples."""
     return replace(examples, inputs=examples.inputs[:n], labels=examples.labels[:n], ids=examples.ids[:n])
 
@@ -99,6 +120,12 @@ def checks(sites: Sequence[SiteData], recipe: Recipe, spread: str) -> Iterator[F
         captured = epochs(sites[0], other)
         with eagerly():
             yield right(f"the same with {name}", captured == epochs(sites[0], replace(other)))
+    for name, method in methods().items():
+        replayed = tiny_run(method, recipe.device)
+        with eagerly():
+            launched = tiny_run(method, recipe.device)
+        same = replayed[0] == launched[0] and same_bits(replayed[1], launched[1])
+        yield right(f"the same with the method {name}", same)
     yield right("nothing in an epoch waits for the GPU", not waits(sites[0], recipe))
 
 
@@ -112,7 +139,8 @@ class Waits(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layers(x) * (1.0 if x.mean().item() > -9 else 2.0)
+        logits: torch.Tensor = self.layers(x)
+        return logits * (1.0 if x.mean().item() > -9 else 2.0)
 
 
 def variants(recipe: Recipe) -> dict[str, Recipe]:
@@ -128,35 +156,48 @@ def variants(recipe: Recipe) -> dict[str, Recipe]:
             nn.Linear(8, 3),
         )
         waiting = Waits()
+    adapted = vgg16_slim()
+    add_adapters(adapted, ["*"], rank=4, alpha=8.0, seed=0)
     return {
         "float32": replace(recipe, precision="float32"),
         "float64": replace(recipe, network=vgg16_slim().double(), precision="float64"),
         "Adam": replace(recipe, optimizer="adam"),
         "dropout": replace(recipe, network=drops, precision="float32"),
+        "frozen layers": replace(recipe, frozen=frozen_keys(recipe.network, ["layer1.*"])),
+        "adapters": replace(recipe, network=adapted, frozen=frozen_keys(adapted)),
         "a network that cannot be recorded": replace(recipe, network=waiting, precision="float32"),
         "two networks side by side after that": replace(recipe, network=vgg16_slim(), precision="float32"),
     }
 
 
+def methods() -> dict[str, Algorithm[Any]]:
+    """Return all methods, and one with the prototypes of a loss."""
+    prototypes = {
+        f"fedavg with cpa {when}": Prototyped(FedAvg(), CPA(init_iter=0, prototypes=when), "6.weight")
+        for when in ("per-epoch", "per-round")
+    }
+    return {**{name: kind() for name, kind in ALGORITHMS.builtin.items()}, **prototypes}
+
+
+def tiny_run(method: Algorithm[Any], device: str) -> tuple[list[RoundRecord], Models]:
+    """Run two rounds of a method on two tiny sites; return its records and networks."""
+    return run(method, tiny_sites(2), device=device)
+
+
 @contextmanager
 def eagerly() -> Iterator[None]:
     """Launch every step instead of replaying it."""
-    most, capture.MOST = capture.MOST, 0
-    try:
+    with mock.patch.object(capture, "MOST", 0):
         yield
-    finally:
-        capture.MOST = most
 
 
 @contextmanager
 def one_by_one() -> Iterator[None]:
     """Visit one site at a time."""
-    before = InProcess._visit
-    InProcess._visit = lambda self, visit, ctx: (e for name in self.names for e in visit(name, ctx))
-    try:
+    with mock.patch.object(
+        InProcess, "_visit", lambda self, visit, ctx: (e for name in self.names for e in visit(name, ctx))
+    ):
         yield
-    finally:
-        InProcess._visit = before
 
 
 def fingerprint(engine: InProcess | Workers, recipe: Recipe) -> str:
@@ -172,8 +213,8 @@ def rounds(engine: InProcess | Workers, recipe: Recipe, number: int, epochs: int
 
 def epochs(site: SiteData, recipe: Recipe) -> list[bytes]:
     """Train one network for three epochs over two learning rates; return its tensors' bytes."""
-    here = Site(site.to("cuda"), recipe)
-    learner = Learner(recipe.network.state_dict())
+    here = Site(site.to(recipe.device), recipe)
+    learner = Learner(recipe.initial())
     for t, epoch in ((0, 0), (0, 1), (5, 0)):
         (learner,) = train_epoch([learner], here, RoundContext(t, 9, epoch, 2, 0)).learners
     logits = predict([learner.weights], here.data.test, recipe)[0]
@@ -182,27 +223,25 @@ def epochs(site: SiteData, recipe: Recipe) -> list[bytes]:
 
 def waits(site: SiteData, recipe: Recipe) -> bool:
     """Return whether an operation of two epochs waits for the GPU, before their ends."""
-    data = site.to("cuda")
-    trainer = training._trainer(recipe, 2, objective)
-    start = [Learner(recipe.network.state_dict())] * 2
-    with arithmetic("cuda", recipe.precision):
+    data, step = site.to(recipe.device), step_of_both(recipe)
+    modes = torch.cuda.set_sync_debug_mode if on_gpu(recipe.device) else lambda _: None
+    with arithmetic(recipe.device, recipe.precision):
         for epoch in range(2):
-            trainer.begin(start, replace(CONTEXT, epoch=epoch), {"learns": learning(Stage.EXCHANGE)})
-            torch.cuda.synchronize()
+            wait_for(recipe.device)
             for inputs, labels in batches(data.train, recipe, 16, generator(epoch), shuffle=True):
-                torch.cuda.set_sync_debug_mode("error" if epoch else "default")
+                modes("error" if epoch else "default")
                 try:
-                    trainer.step(inputs, labels)
+                    step(inputs, labels)
                 except RuntimeError as cause:
                     print(f"gpu       {cause}")
                     return True
                 finally:
-                    torch.cuda.set_sync_debug_mode("default")
+                    modes("default")
     return False
 
 
-def trajectory() -> Iterator[Figure]:
-    """Follow the authors' code for three rounds of five epochs in float64."""
+def trajectory(device: str, number: int) -> Iterator[Figure]:
+    """Follow the authors' code for the first rounds of three, of five epochs, in float64."""
     if not VECTORS.is_dir():
         print(f"gpu       {VECTORS} is missing: the authors' trajectory is not checked")
         return
@@ -210,14 +249,19 @@ def trajectory() -> Iterator[Figure]:
 
     network = vgg16_slim().double()
     network.load_state_dict(reference_weights())
-    recipe = Recipe(network, shuffle=False, normalise=lambda x: x, precision="float64", device="cuda")
+    recipe = Recipe(network, shuffle=False, normalise=lambda x: x, precision="float64", device=device)
     found = {
         (r.round, r.epoch, r.client): r.metrics
-        for r in rounds(InProcess(PRRFL(), reference_sites(), recipe), recipe, 3, 5)
+        for r in takewhile(
+            lambda record: record.round < number,
+            rounds(InProcess(PRRFL(), reference_sites(), recipe), recipe, 3, 5),
+        )
         if isinstance(r, TrainRecord)
     }
     apart = []
     for row in json.loads((VECTORS / "trajectory_log.json").read_text()):
+        if row["round"] >= number:
+            break
         ours = found[row["round"], row["epoch"], str(row["client"])]
         apart += [
             abs(ours[f"loss_{a}"] - row[f"loss_{b}"])
@@ -231,79 +275,100 @@ def trajectory() -> Iterator[Figure]:
 # Seconds
 
 
-def timings(sites: Sequence[SiteData], recipe: Recipe, in_processes: float) -> Iterator[Figure]:
-    """Time a step, the parts of an epoch, and rounds; say what the paper's run takes."""
-    data = sites[2].to("cuda")
+def timings(sites: Sequence[SiteData], recipe: Recipe, times: int) -> Iterator[Figure]:
+    """Time a step of both networks, and the parts of an epoch."""
+    device, augment = recipe.device, recipe.augment
+    assert augment is not None
+    watch = partial(stopwatch, device)
+    data = sites[2].to(device)
     per_step = {}
     for name, how in {"launched": eagerly, "replayed": one_by_one}.items():
         with how():
-            per_step[name] = seconds_of_step(data, replace(recipe))
+            per_step[name] = seconds_of_step(data, replace(recipe), times)
         yield Figure(f"a step of both networks, {name}", 1e3 * per_step[name], "ms (this run)")
     n = len(data.train)
     draw = generator(0)
     steps = -(-n // recipe.batch)
-    drawing = stopwatch(lambda: recipe.augment.draw(data.train.inputs.shape, draw))
+    drawing = watch(lambda: augment.draw(data.train.inputs.shape, draw))
     yield Figure("drawing an epoch's random numbers, per batch", 1e3 * drawing / steps, "ms (this run)")
-    batch = stopwatch(lambda: list(batches(data.train, recipe, 16, draw, shuffle=True))) / steps
+    batch = watch(lambda: list(batches(data.train, recipe, 16, draw, shuffle=True))) / steps
     yield Figure("preparing a batch, all of it", 1e3 * batch, "ms (this run)")
-    start = [recipe.network.state_dict()] * 2
-    augmented = stopwatch(lambda: predict(start, data.train, recipe, draw))
-    plain = stopwatch(lambda: predict(start, data.train, recipe))
+    start = [recipe.initial()] * 2
+    augmented = watch(lambda: predict(start, data.train, recipe, draw))
+    plain = watch(lambda: predict(start, data.train, recipe))
     for name, taken in (("augmented", augmented), ("plain", plain)):
         yield Figure(f"scoring both networks, {name}", 2 * n / taken, "images/s (this run)")
     labels, logits = data.train.labels.cpu(), torch.randn(n, 3)
-    yield Figure(
-        "macro-F1 of an epoch's outputs", 1e3 * stopwatch(lambda: macro_f1(logits, labels)), "ms (this run)"
-    )
+    scoring = watch(lambda: macro_f1(logits, labels))
+    yield Figure("macro-F1 of an epoch's outputs", 1e3 * scoring, "ms (this run)")
     site, learners = Site(data, recipe), [Learner(s) for s in start]
-    epoch = stopwatch(
-        lambda: train_epoch(learners, site, CONTEXT, objective, {"learns": learning(Stage.EXCHANGE)})
-    )
+    epoch = watch(lambda: train_epoch(learners, site, CONTEXT, objective, EXCHANGING))
     yield Figure(f"an epoch's training, {n} images", epoch, "s (this run)")
     yield Figure("its steps alone", per_step["replayed"] * steps, "s (this run)")
-    taken = {}
+
+
+def ways_to_run(sites: Sequence[SiteData], recipe: Recipe, epochs: int) -> Iterator[tuple[str, float]]:
+    """Give the seconds of a round for each way to run it in this process."""
+
+    def seconds(epochs: int) -> float:
+        return seconds_of_round(InProcess(PRRFL(), sites, replace(recipe)), recipe, epochs)
+
     with eagerly(), one_by_one():
-        epoch = seconds_of_round(InProcess(PRRFL(), sites, replace(recipe)), recipe, epochs=1)
-        taken["launched, one site at a time, from one epoch"] = EPOCHS * epoch
+        yield "launched, one site at a time, from one epoch", epochs * seconds(1)
     with one_by_one():
-        taken["replayed, one site at a time"] = seconds_of_round(
-            InProcess(PRRFL(), sites, replace(recipe)), recipe
-        )
-    taken["replayed, four processes"] = in_processes
-    taken["replayed, sites side by side"] = seconds_of_round(
-        InProcess(PRRFL(), sites, replace(recipe)), recipe
-    )
-    images = sum(len(site.train) for site in sites)
+        yield "replayed, one site at a time", seconds(epochs)
+    yield "replayed, sites side by side", seconds(epochs)
+
+
+def rates(taken: Mapping[str, float], sites: Sequence[SiteData]) -> Iterator[Figure]:
+    """Say what a round takes in each way, and the paper's run in the best."""
     for name, seconds in taken.items():
         yield Figure(f"a round of {EPOCHS} epochs, {name}", seconds, "s (this run)")
-    yield Figure("the paper's run of 50 rounds at this rate", ROUNDS * seconds / 60, "min (this run)")
-    yield Figure("arithmetic", FLOPS_PER_IMAGE * images * EPOCHS / seconds / 1e12, "TFLOP/s (this run)")
+    images, best = sum(len(site.train) for site in sites), min(taken.values())
+    yield Figure("the paper's run of 50 rounds at the best rate", ROUNDS * best / 60, "min (this run)")
+    yield Figure("arithmetic", FLOPS_PER_IMAGE * images * EPOCHS / best / 1e12, "TFLOP/s (this run)")
+
+
+def of_card() -> Iterator[Figure]:
+    """Measure the GPU itself."""
     yield Figure("a matrix product of 8192 in bfloat16", product(), "TFLOP/s (this run)")
     yield Figure("peak of memory", torch.cuda.max_memory_allocated() / 2**30, "GiB")
 
 
-def stopwatch(call: Callable[[], object], times: int = 3) -> float:
+def wait_for(device: str) -> None:
+    """Wait until a GPU has done its work."""
+    if on_gpu(device):
+        torch.cuda.synchronize()
+
+
+def stopwatch(device: str, call: Callable[[], object], times: int = 3) -> float:
     """Return the mean seconds of a call, after two that are not counted."""
     for _ in range(2):
         call()
-    torch.cuda.synchronize()
+    wait_for(device)
     start = time.perf_counter()
     for _ in range(times):
         call()
-    torch.cuda.synchronize()
+    wait_for(device)
     return (time.perf_counter() - start) / times
 
 
-def seconds_of_step(site: SiteData, recipe: Recipe) -> float:
+def step_of_both(recipe: Recipe) -> capture.Captured:
+    """Return the training step of both networks, in the stage in which both learn from each other."""
+    trainer, step = training._trainer(recipe, 2, objective, False, frozenset())
+    trainer.begin([Learner(recipe.initial())] * 2, CONTEXT, EXCHANGING, {})
+    return step
+
+
+def seconds_of_step(site: SiteData, recipe: Recipe, times: int) -> float:
     """Return the seconds of one step of both networks."""
-    trainer = training._trainer(recipe, 2, objective)
-    trainer.begin([Learner(recipe.network.state_dict())] * 2, CONTEXT, {"learns": learning(Stage.EXCHANGE)})
+    step = step_of_both(recipe)
     inputs, labels = next(batches(site.train, recipe, 16))
-    with arithmetic("cuda", recipe.precision):
-        return stopwatch(lambda: trainer.step(inputs, labels), 30)
+    with arithmetic(recipe.device, recipe.precision):
+        return stopwatch(recipe.device, lambda: step(inputs, labels), times)
 
 
-def seconds_of_round(engine: InProcess | Workers, recipe: Recipe, epochs: int = EPOCHS) -> float:
+def seconds_of_round(engine: InProcess | Workers, recipe: Recipe, epochs: int) -> float:
     """Return the seconds of the second round of PRR-FL; steps are recorded in the first."""
     ends = [time.perf_counter()]
     for record in rounds(engine, recipe, 2, epochs):
@@ -315,4 +380,4 @@ def seconds_of_round(engine: InProcess | Workers, recipe: Recipe, epochs: int = 
 def product(n: int = 8192) -> float:
     """Return the TFLOP/s of a matrix product."""
     a, b = (torch.randn(n, n, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    return 2 * n**3 / stopwatch(lambda: a @ b, 10) / 1e12
+    return 2 * n**3 / stopwatch("cuda", lambda: a @ b, 10) / 1e12

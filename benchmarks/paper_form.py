@@ -62,10 +62,13 @@ class PlainVGG16Slim(VGG16Slim):
     def forward(self, x: Tensor) -> Tensor:
         """Return logits."""
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4, self.layer5):
-            for block in layer:
-                x = functional.relu(block.bn(block.conv(x)), inplace=True)
+            assert isinstance(layer, nn.Sequential)
+            for block in layer.children():
+                conv, bn = block.get_submodule("conv"), block.get_submodule("bn")
+                x = functional.relu(bn(conv(x)), inplace=True)
             x = functional.max_pool2d(x, kernel_size=2)
-        return self.fc2(self.fc1(x.mean(dim=(2, 3))))
+        logits: Tensor = self.fc2(self.fc1(x.mean(dim=(2, 3))))
+        return logits
 
 
 class Hospital:
@@ -96,9 +99,10 @@ class Hospital:
         """Decode, augment and normalise images batch by batch."""
         entries = self.entries[split]
         order = torch.randperm(len(entries), generator=draw) if shuffle else torch.arange(len(entries))
-        augment = self.plan.recipe.augment if draw is not None else None
-        drawn = augment and augment.draw((len(entries), 3, self.plan.size, self.plan.size), draw)
-        chunks = list(order.split(size))
+        augment, drawn = self.plan.recipe.augment, None
+        if augment is not None and draw is not None:
+            drawn = augment.draw((len(entries), 3, self.plan.size, self.plan.size), draw)
+        chunks = list(torch.split(order, size))
         if len(chunks) > 1 and len(chunks[-1]) == 1:
             chunks[-2:] = [torch.cat(chunks[-2:])]
         for chunk in chunks:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from prrfl.engine import InProcess, run_rounds
 from prrfl.evaluation import score
 from prrfl.training import predict
 from prrfl.types import ExchangeRecord, SiteData, Tensors
+
+T = TypeVar("T")
 
 ROUNDS = 3
 
@@ -150,6 +153,6 @@ def differences(a: Form, b: Form, sites: Sequence[SiteData], label: str) -> Iter
     yield Figure(f"{label}: other class for", flipped, f"of {sum(len(x) for x, _ in outputs)} test images")
 
 
-def by_site(a: Mapping[str, object], b: Mapping[str, object]) -> list[tuple]:
+def by_site(a: Mapping[str, T], b: Mapping[str, T]) -> list[tuple[T, T]]:
     """Pair what both have of each site, in order of site."""
     return [(a[site], b[site]) for site in sorted(a)]

@@ -12,7 +12,6 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import entry_points
-from itertools import accumulate
 from pathlib import Path
 from types import MappingProxyType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin
@@ -95,20 +94,22 @@ def describe() -> Described:
     from prrfl.config import PARTS, SCOPES, TrainConfig
     from prrfl.flower.consent import METHODS
 
-    known = TrainConfig.model_fields
-    panels = accumulate((PANELS.get(name, "") for name in known), lambda before, new: new or before)
-    settings = (
-        Setting(
-            name,
-            _kind(field.annotation),
-            _text(field),
-            panel,
-            PARTS[name].group if name in PARTS else "",
-            SCOPES[name].of_site,
-            SCOPES[name].of_server,
+    settings, panel = [], ""
+    for name, field in TrainConfig.model_fields.items():
+        panel = PANELS.get(name, panel)
+        group = PARTS[name].group if name in PARTS else ""
+        scope = SCOPES[name]
+        settings.append(
+            Setting(
+                name,
+                _kind(field.annotation),
+                _text(field),
+                panel,
+                group,
+                scope.of_site,
+                scope.of_server,
+            )
         )
-        for (name, field), panel in zip(known.items(), panels, strict=True)
-    )
     return Described(tuple(settings), PUBLISHED, DEFAULT, METHODS)
 
 
