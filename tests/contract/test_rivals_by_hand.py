@@ -205,17 +205,23 @@ def test_apfl_learns_both_networks_and_how_to_mix_them():
     near(clients[0].mixed["weight"], 0.0, 0.0)
     near(clients[1].mixed["weight"], -0.0375, 0.0375)
     first, second = (method.train(c, site, CTX)[0] for c, site in zip(clients, sites, strict=True))
-    # First: the mixture is zero, its gradient (-1/2, 1/2). v0 rises by 0.1 * 0.5 / 2; alpha by
-    # 0.1 * 2 * 0.05 / 2, with v0 - w0 = 0.05; w as in FedAvg.
-    near(first.personal["weight"], 0.05, -0.05)
-    near(first.shared["weight"], 0.02624974, -0.02624974)
+    # First: the mixture is zero, its gradient (-1/2, 1/2), v - w (0.05, -0.05): alpha rises by 0.1 * 0.05.
+    # Then the mixture is 0.00025, p(0) = 1 / (1 + e^-0.0005) = 0.5001250, and v0 rises by
+    # 0.1 * 0.505 (1 - p(0)); w as in FedAvg.
     assert first.alpha == pytest.approx(0.505)
-    near(first.mixed["weight"], 0.03824362, -0.03824362)
-    # Second: p(0) = 1 / (1 + e^0.15) = 0.4625702, the gradient 2 * p(0) = 0.9251403.
-    near(second.personal["weight"], -0.09625702, 0.09625702)
-    near(second.shared["weight"], -0.12000416, 0.12000416)
+    near(first.personal["weight"], 0.05024369, -0.05024369)
+    near(first.shared["weight"], 0.02624974, -0.02624974)
+    near(first.mixed["weight"], 0.03836668, -0.03836668)
+    # Second: p(0) = 1 / (1 + e^0.15) = 0.4625702, the gradient 2 * p(0) = 0.9251403, v - w (-0.025, 0.025):
+    # alpha rises by 0.1 * 0.05 * 0.9251403. Then the mixture is -0.03761564, p(0) = 0.4624552.
     assert second.alpha == pytest.approx(0.5046257)
-    near(second.mixed["weight"], -0.10802074, 0.10802074)
+    near(second.personal["weight"], -0.09667335, 0.09667335)
+    near(second.shared["weight"], -0.12000416, 0.12000416)
+    near(second.mixed["weight"], -0.10823084, 0.10823084)
+    # Alpha takes one step in a round.
+    later, _ = method.train(first, sites[0], replace(CTX, epoch=1))
+    assert later.alpha == first.alpha
+    assert not torch.equal(later.personal["weight"], first.personal["weight"])
     fixed = APFL(alpha=0.5, adaptive=False)
     assert fixed.train(clients[0], sites[0], CTX)[0].alpha == 0.5
 
@@ -285,6 +291,21 @@ def test_fedala_learns_weights_for_one_pass_in_later_rounds():
     assert after.received == {}
 
 
+def test_fedala_learns_all_passes_of_a_round_on_the_same_images():
+    seen = []
+    data = Examples(torch.arange(10.0).unsqueeze(1) / 10, torch.zeros(10, dtype=torch.int64))
+    site = line_site()
+    recipe = replace(site.recipe, normalise=lambda x: seen.append(x) or x)
+    client = FedALAState(Learner({"weight": column(0.0, 0.0)}), {"weight": column(0.1, -0.1)}, {})
+    FedALA(adapt_images=0.5).train(
+        client, replace(site, data=SiteData("a", data, data, data), recipe=recipe), CTX
+    )
+    *passes, epoch = seen
+    assert len(passes) >= 11
+    assert len(epoch) == 10
+    assert len(torch.cat(passes).unique()) == 5
+
+
 def test_fedala_leaves_lower_layers_to_the_mean():
     client = FedALAState(
         Learner(START), {"0.weight": torch.tensor([[3.0]]), "1.weight": column(1.0, -1.0)}, {}
@@ -344,7 +365,7 @@ def test_prototypes_are_of_the_features_that_are_deployed():
     cpa, ctx = CPA(init_iter=0, prototypes="per-round"), replace(DEEP, rounds=2, class_counts=(2, 2))
     site = DEEP_SITES[1]
     site = replace(site, recipe=replace(site.recipe, loss=cpa))
-    method = Prototyped(APFL(), cpa, "1.weight")
+    method = Prototyped(APFL(adaptive=False), cpa, "1.weight")
     start, other = method.start(START), {**START, "0.weight": torch.tensor([[4.0]])}
     mixed = replace(start, inner=replace(start.inner, shared=other))
     # The mixture's body is (1 + 4) / 2, the image 2.

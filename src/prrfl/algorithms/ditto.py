@@ -1,11 +1,9 @@
 """Ditto (Li et al., ICML 2021): a personalised network that stays near the mean of FedAvg.
 
-A site trains two networks on the same batches (Algorithm 1). The global one, w, is FedAvg's. The
-personalised one, v, minimises its own loss plus lam/2 · ‖v − w_received‖², with the weights
-that the site received at the start of the round. v never leaves the site, and is deployed.
-
-Differs from the paper: both networks train for the local epochs of the round, while the paper lets v take a
-number of steps of its own; the norm runs over parameters, so batch norm's statistics are not pulled.
+A site trains two networks (Algorithm 1). The global one, w, is FedAvg's. The personalised one, v, minimises
+its own loss plus lam/2 · ‖v − w_received‖², with the weights that the site received at the start of the
+round. v never leaves the site, and is deployed. As in the authors' code, v and w take the same number of
+steps, on the same batches. The norm runs over parameters, so statistics of batch norm are not pulled.
 """
 
 from collections.abc import Mapping
@@ -35,8 +33,8 @@ class Ditto:
     """FedAvg, and beside it a personalised network that is pulled to the mean.
 
     Attributes:
-        lam: strength of the pull; 0 is training alone. The paper chooses it by validation, mostly among 0.1,
-            1 and 2, and takes 1 where there are too few images for that.
+        lam: strength of the pull; 0 is training alone. Without strong attacks each site of the paper chooses
+            it by validation among 0.1, 1 and 2, and takes 1 if it has too few images for that.
     """
 
     lam: float = 1.0

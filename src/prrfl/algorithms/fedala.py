@@ -4,18 +4,19 @@ When a round starts, the site's network Θ_local and the mean Θ_mean that it re
 
     Θ = Θ_local + (Θ_mean − Θ_local) ⊙ W        with W in 0...1, as large as the last layers
 
-as in the paper's section on adaptive local aggregation. All layers before the last ones are the mean's. The
-site learns W by gradient steps on a random part of its training images, all else frozen: until the loss has
-converged when it first does so, for one pass in every later round. Then it trains Θ. W starts with ones and
-stays at the site.
+(lines 6 to 16 of Algorithm 1). All layers before the last ones are the mean's. The site learns W by gradient
+steps on a random part of its training images, all else frozen: until the loss has converged when it first
+does so, for one pass in every later round. Then it trains Θ. W starts with ones and stays at the site. In the
+first round the mean is the site's own start, and nothing is learnt.
 
-The loss has converged when the standard deviation of its last ten values, here means over a pass, is below
-0.1; after at most 100 passes it counts as converged. In the first round
-the mean is the site's own start, and nothing is learnt.
+As in the authors' code, the loss has converged when the standard deviation of its last ten values is below
+0.1, and the last layers are by default the classifier alone. The values here are means over a pass, and 100
+passes are the most; in the authors' code they are the loss of a pass's last batch, without a limit.
 
-Differs from the paper: a site meets the mean when it next trains, because a communication brings no images.
-So the deployed network is the one just trained, and a communication does not change it. The last layers are
-the last modules that have parameters of their own, by default the classifier alone.
+Differs from the authors' code, which scores networks before they train, when they have taken in the mean:
+here a site meets the mean when it next trains, because a communication brings no images. So the deployed
+network is the one just trained, and a communication does not change it. Statistics of batch norm are the
+mean's; the authors' code leaves each site its own. Layers are modules that have parameters of their own.
 """
 
 import copy
@@ -28,10 +29,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from prrfl.algorithms.base import MeanOfShares
-from prrfl.algorithms.single import train_one
+from prrfl.algorithms.single import some, train_one
 from prrfl.tensors import detached, prefixed
 from prrfl.training import Learner, Recipe, Site, site_generator, train_epoch
-from prrfl.types import Examples, RoundContext, Share, Tensors
+from prrfl.types import RoundContext, Share, Tensors
 
 CONVERGED, LAST, MOST = 0.1, 10, 100
 """Largest standard deviation of the loss over the last passes when it has converged; most passes."""
@@ -90,7 +91,7 @@ class FedALAState:
 
 @dataclass(frozen=True)
 class FedALA:
-    """Federated averaging whose mean each site takes in by learnt weights.
+    """Federated averaging whose mean each site takes in by learnt weights; the defaults are the authors'.
 
     Attributes:
         adapt_layers: number of last layers that get weights (p in the paper).
@@ -135,7 +136,9 @@ class FedALA:
         """Return the recipe by which the weights learn: plain gradient steps."""
         keys = last_layers(recipe, self.adapt_layers)
         around = recipe.around(WeightedSum(copy.deepcopy(recipe.network), keys))
-        return replace(around, optimizer="sgd", lr=self.adapt_lr, lr_gamma=1.0, weight_decay=0.0)
+        return replace(
+            around, optimizer="sgd", lr=self.adapt_lr, lr_gamma=1.0, weight_decay=0.0, counter=None
+        )
 
     def _taken_in(self, client: FedALAState, site: Site, ctx: RoundContext) -> FedALAState:
         """Learn the weights, and put the network between itself and the mean."""
@@ -151,13 +154,14 @@ class FedALA:
                 **{f"weight{index}": weights[key] for index, key in enumerate(keys)},
             }
         )
+        count = round(self.adapt_images * len(site.data.train))
+        part = some(site.data.train, count, site_generator(site, ctx, "adapt"))
+        place = replace(site, data=replace(site.data, train=part), recipe=recipe, watch=None)
         losses: list[float] = []
         while not (losses and (client.weights or has_converged(losses))):
             # A seed of its own for each pass: all belong to the same epoch of the same round.
-            draw = site_generator(site, ctx, f"adapt {len(losses)}")
-            data = replace(site.data, train=some(site.data.train, self.adapt_images, draw))
-            place = replace(site, data=data, recipe=recipe, watch=None)
-            epoch = train_epoch([learner], place, replace(ctx, seed=draw.initial_seed()))
+            seed = site_generator(site, ctx, f"adapt {len(losses)}").initial_seed()
+            epoch = train_epoch([learner], place, replace(ctx, seed=seed))
             learner = Learner(epoch.learners[0].weights)
             losses.append(epoch.losses[0])
         weights = {key: learner.weights[f"weight{index}"].clamp(0, 1) for index, key in enumerate(keys)}
@@ -168,10 +172,3 @@ class FedALA:
 def has_converged(losses: list[float]) -> bool:
     """Return whether the losses of so many passes have converged."""
     return len(losses) >= MOST or (len(losses) > LAST and pstdev(losses[-LAST:]) < CONVERGED)
-
-
-def some(examples: Examples, fraction: float, draw: torch.Generator) -> Examples:
-    """Return a random part of the examples, at least two."""
-    count = min(len(examples), max(2, round(fraction * len(examples))))
-    rows = torch.randperm(len(examples), generator=draw)[:count].to(examples.labels.device)
-    return Examples(examples.inputs[rows.to(examples.inputs.device)], examples.labels[rows])

@@ -1,10 +1,11 @@
 """FedPer (Arivazhagan et al., 2019, arXiv 1912.00818): the base is shared, the last layer stays at the site.
 
-Base and personalisation layer learn together (Algorithm 1); the server averages the base (Algorithm 2). The
-paper leaves the number of personalisation layers open, and in its ResNets lets blocks before the classifier
-stay too. Here it is the last linear layer alone. Everything else of a network is base, also its
-normalisation layers with their statistics. The paper weighs sites by images; here that is
-``weighting=images``.
+Base and personalisation layer learn together at the site, and the server averages the base. The paper weighs
+sites by images; here that is ``weighting=images``.
+
+Differs from the paper, which tries one to four blocks of a network as personalisation layers, and starts
+them differently at each site: here it is the last linear layer alone, and all sites start alike. Everything
+else is base, also normalisation layers with their statistics.
 """
 
 from dataclasses import dataclass

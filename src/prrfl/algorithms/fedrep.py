@@ -1,13 +1,14 @@
 """FedRep (Collins et al., ICML 2021): a shared body, and local heads that are trained before it.
 
 In every round a site first trains its head with the body frozen, then the body with the head frozen
-(Algorithm 1). The server averages bodies.
+(Algorithm 1). The server averages bodies. As in the authors' code, both share the local epochs of a round:
+the last ``body_epochs`` train the body, all before them the head. Its default is one epoch of the body; its
+scripts for CIFAR also have five, after ten of the head.
 
-The paper trains the head for some epochs, often ten, and then the body for one. Here both share the local
-epochs of a round: the last ``body_epochs`` train the body, all before them the head, and the first epoch
-always trains the head. With a single local epoch both learn in it, as in FedPer. The optimiser starts again
-between head and body. Norm layers belong to the body; their statistics follow the images in all epochs. The
-head is the last linear layer.
+Differs from the authors' code, which trains all heads once more after the last round. The first epoch always
+trains the head; with a single local epoch both learn in it, as in FedPer. The optimiser starts again between
+head and body. Norm layers belong to the body; their statistics follow the images in all epochs. The head is
+the last linear layer.
 """
 
 from collections.abc import Mapping

@@ -1,14 +1,15 @@
 """FedRoD (Chen and Chao, ICLR 2022): a shared network for balanced classes, and a personal head on top of it.
 
-Body and generic head minimise the balanced risk, and are averaged. It is the balanced softmax (Ren et al.,
-NeurIPS 2020) with the site's class frequencies, as in the paper's experiments. The personal head h
-minimises the ordinary, empirical risk of the sum of both heads' logits, g(z) + h(z), where neither the
-features z nor g learn from it (section 4). The sum of two linear heads is one linear head, so the deployed
-network is the shared one with the weights of h added to those of its last layer.
+Body and generic head minimise a balanced risk, and are averaged. Here it is the balanced softmax (Ren et
+al., NeurIPS 2020) with the site's class frequencies. The personal head h minimises the ordinary, empirical
+risk of the sum of both heads' logits, g(z) + h(z), where neither the features z nor g learn from it. The sum
+of two linear heads is one linear head, so the deployed network is the shared one with the weights of h added
+to those of its last layer.
 
-Differs from the paper: h starts at zero, so that the deployed network starts as the shared one. The
-empirical risk is the recipe's loss; the balanced one is always the balanced softmax. Of the paper's
-personal heads this is the linear one, without a hypernetwork.
+The authors' repository holds no code. Our choices: h starts at zero, so that the deployed network starts as
+the shared one. The empirical risk is the recipe's loss; the balanced one is always the balanced softmax, in
+which a class without images counts as having one. Of the paper's personal heads this is the linear one,
+without a hypernetwork.
 """
 
 import copy

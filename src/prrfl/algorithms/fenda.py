@@ -2,13 +2,16 @@
 
 Every image passes through both extractors, and the head sees their features side by side. The global
 extractor alone is averaged; the local one and the head stay at the site. All parts learn together, from the
-loss alone: the paper's further terms between the features are not used.
+loss alone: FENDA-FL is PerFCL without its contrastive terms.
 
 Both extractors are the recipe's network without its last linear layer, so the network of this method has
-twice the size: ``FENDA.traits.network`` makes it. Extractors start alike, from the common weights. The head
-starts with the network's last layer for the local features and with the same columns in reverse order for
-the global ones, so that the extractors do not learn alike; both are divided by √2, which is what PyTorch's
-initial weights are for twice as many inputs.
+twice the size: ``FENDA.traits.network`` makes it.
+
+Differs from the authors' experiments, whose extractors are small or partly frozen, and whose heads have one
+or two layers with dropout: here the head is one linear layer. Extractors start alike, from the common
+weights. The head starts with the network's last layer for the local features and with the same columns in
+reverse order for the global ones, so that the extractors do not learn alike; both are divided by √2, which
+is what PyTorch's initial weights are for twice as many inputs.
 """
 
 import copy

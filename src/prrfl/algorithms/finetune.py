@@ -5,9 +5,10 @@ begins with exactly that: the site trains the mean that it received. So the depl
 network after these epochs, and a communication does not change it. This costs nothing more than FedAvg, in
 arithmetic or in bytes.
 
-Differs from the usual protocol, which fine-tunes the mean once more after the last round: here the network
+Differs from the paper and its code, which fine-tune the mean once, after the last round: here the network
 that is deployed after round t comes from the mean of round t - 1. The mean of the last round is not tuned;
-it is scored as the second network, ``global``.
+it is scored as the second network, ``global``. The paper's other adaptations (multi-task learning,
+distillation) are not used.
 """
 
 from collections.abc import Mapping

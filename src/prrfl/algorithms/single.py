@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from prrfl.evaluation import macro_f1
 from prrfl.training import Learner, Objective, Site, train_epoch
-from prrfl.types import RoundContext, Tensors
+from prrfl.types import Examples, RoundContext, Tensors
 
 
 def train_one(
@@ -24,6 +24,12 @@ def train_one(
         "loss": epoch.losses[0],
         "train_f1": macro_f1(epoch.logits[0], epoch.labels),
     }
+
+
+def some(examples: Examples, count: int, draw: torch.Generator) -> Examples:
+    """Return so many random examples, but at least two, because batch norm needs them."""
+    rows = torch.randperm(len(examples), generator=draw)[: max(2, count)].to(examples.labels.device)
+    return Examples(examples.inputs[rows.to(examples.inputs.device)], examples.labels[rows])
 
 
 def without(tensors: Tensors, keys: Collection[str]) -> Tensors:
