@@ -2,7 +2,8 @@
 
 Only the thin matrices A and B train. They are a parametrisation, as PyTorch calls it: the layer uses the sum.
 So an adapter fits any weight, also those of convolutions and attention, and a network whose weights are the
-sums computes the same outputs without adapters.
+sums computes the same outputs without adapters. The package peft renames the tensors of the network that it
+adapts, which saved and published weights must not depend on, and needs transformers and accelerate.
 """
 
 import math

@@ -1,7 +1,8 @@
 """Vision transformer (Dosovitskiy et al., ICLR 2021): ViT-B/16, with torchvision's names of tensors.
 
-MONAI's ViT lacks the biases of attention, so published weights do not fit. transformers renamed its tensors
-from version 4 to 5: a saved network must not depend on that.
+Own code, because published weights do not fit MONAI's ViT: its class token has no position, each block has an
+unused norm layer, and the image size is fixed. transformers renamed its tensors from version 4 to 5: a saved
+network must not depend on that.
 """
 
 from collections import OrderedDict
