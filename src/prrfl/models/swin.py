@@ -1,8 +1,8 @@
 """Swin transformer (Liu et al., ICCV 2021): Swin-T, with torchvision's names of tensors.
 
-Own code, because MONAI's is the encoder of a segmentation network, which halves the map once more at its end, and
-that of transformers fails where a map is smaller than a window, as with images of 128 px. Here it is padded with
-zeros. No block is skipped at random in training (stochastic depth).
+Own code, because MONAI's is the encoder of a segmentation network, which halves the map once more at its
+end, and that of transformers fails where a map is smaller than a window, as with images of 128 px. Here it
+is padded with zeros. No block is skipped at random in training (stochastic depth).
 """
 
 from collections.abc import Sequence
