@@ -21,7 +21,7 @@ from torch import nn
 
 from benchmarks.figures import Figure, Settings
 from benchmarks.workload import noise_site, paper_recipe
-from prrfl import capture, training
+from prrfl import capture
 from prrfl.algorithms import ALGORITHMS, PRRFL, FedAvg
 from prrfl.algorithms.base import Algorithm
 from prrfl.algorithms.prototyped import Prototyped
@@ -39,6 +39,7 @@ from prrfl.models.freezing import frozen_keys
 from prrfl.testing.contract import run, same_bits
 from prrfl.testing.sites import tiny_sites
 from prrfl.training import Learner, Recipe, Site, batches, generator, predict, train_epoch
+from prrfl.training.epoch import _trainer
 from prrfl.types import Examples, ExchangeRecord, RoundContext, RoundRecord, SiteData, TrainRecord
 
 TRAINING_IMAGES = {"A": 2091, "B": 2708, "C": 1144, "D": 1400}
@@ -355,7 +356,7 @@ def stopwatch(device: str, call: Callable[[], object], times: int = 3) -> float:
 
 def step_of_both(recipe: Recipe) -> capture.Captured:
     """Return the training step of both networks, in the stage in which both learn from each other."""
-    trainer, step = training._trainer(recipe, 2, objective, False, frozenset())
+    trainer, step = _trainer(recipe, 2, objective, False, frozenset())
     trainer.begin([Learner(recipe.initial())] * 2, CONTEXT, EXCHANGING, {})
     return step
 

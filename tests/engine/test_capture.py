@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from prrfl import Recipe, capture, training
+from prrfl import Recipe, capture
 from prrfl.algorithms import PRRFL
 from prrfl.engine import InProcess, rounds_from
 from prrfl.testing.contract import moment, recipe_of
@@ -84,14 +84,12 @@ class Recording:
 def recorded(monkeypatch):
     """Treat the CPU as a GPU whose graphs are recordings of the double; switch them on and off."""
     monkeypatch.setattr(capture, "record", lambda function, inputs, _: Recording(function, inputs))
-    monkeypatch.setattr(capture, "side_by_side", lambda calls, _: [call() for call in calls])
-    monkeypatch.setattr(training, "side_by_side", lambda calls, _: [call() for call in calls])
-    monkeypatch.setattr(training, "used_here", lambda tensor, _: tensor)
+    monkeypatch.setattr("prrfl.training.recipe.side_by_side", lambda calls, _: [call() for call in calls])
+    monkeypatch.setattr("prrfl.training.epoch.used_here", lambda tensor, _: tensor)
     monkeypatch.setattr(Recording, "replayed", 0)
     monkeypatch.setattr(capture, "_broken", type(capture._broken)())
-
-    for module in (capture, training):
-        monkeypatch.setattr(module, "on_gpu", lambda _: True)
+    for module in ("capture", *(f"training.{name}" for name in ("batching", "epoch", "scoring"))):
+        monkeypatch.setattr(f"prrfl.{module}.on_gpu", lambda _: True)
     return lambda on: monkeypatch.setattr(capture, "MOST", 16 if on else 0)
 
 

@@ -59,8 +59,8 @@ def test_training_asks_for_no_number_before_the_epoch_is_over(monkeypatch, name)
     start = method.start(device.site.recipe.network.state_dict())
     with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor") as caught:
         method.train(start, device.site, RoundContext(0, 1, 0, 1, 0))
-    assert where_it_stopped(caught) == "<dictcomp>"  # of _weights, which takes them home
-    assert any(entry.name == "_weights" for entry in caught.traceback)
+    assert where_it_stopped(caught) == "<dictcomp>"  # of weights_of, which takes them home
+    assert any(entry.name == "weights_of" for entry in caught.traceback)
     assert device.loss.calls == BATCHES * (2 if name == "fml" else 1)
 
 
@@ -72,7 +72,7 @@ def test_nor_does_det(monkeypatch, stage):
     start = method.start(device.site.recipe.network.state_dict())
     with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor") as caught:
         method.train(start, device.site, RoundContext(0, 1, 0, 2, 0))
-    assert any(entry.name == "_weights" for entry in caught.traceback)
+    assert any(entry.name == "weights_of" for entry in caught.traceback)
     assert device.loss.calls == BATCHES * 2
 
 

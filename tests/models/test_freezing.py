@@ -85,7 +85,7 @@ def test_a_frozen_batch_norm_normalises_with_its_statistics():
     network = tiny_network()
     frozen = frozen_keys(network, ["1.running_mean"])
     assert frozen == {f"1.{key}" for key in ("running_mean", "running_var", "num_batches_tracked")}
-    trained = Recipe(network, frozen=frozen).set_training(Recipe(network)._make_network())
+    trained = Recipe(network, frozen=frozen).set_training(Recipe(network).make_network())
     assert [trained.training, trained[1].training, trained[3].training] == [True, False, True]
 
 
