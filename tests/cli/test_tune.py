@@ -155,6 +155,35 @@ def test_a_comparison_uses_what_was_found(prrfl, searched, data, tmp_path):
     assert prrfl(*common, "--methods", "fedavg,fedprox", "--seeds", 0)[0] == 0
 
 
+def test_a_comparison_must_have_the_data_of_its_search(prrfl, searched, data, tmp_path):
+    def compare(*changed):
+        there = tmp_path / "data"
+        return prrfl(
+            *["compare", "--data", there, *SMALL, "--tuned", searched, "--methods", "fedavg,fedprox"],
+            *["--seeds", 0, "--time-limit", 0, "--out", tmp_path / "c", *changed],
+        )
+
+    shutil.copytree(data, tmp_path / "data")
+    table = next((tmp_path / "data").rglob("train_clientB.csv"))
+    before = table.read_text()
+    table.write_text(before.replace("train_0,0", "train_0,1"))
+    code, _, err = compare()
+    assert code == 2
+    assert f"{tmp_path / 'data'} is not the data of the search in {searched}: site clientB, train: " in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "c").exists()
+    # Test images, which the search has not seen, may differ; so may settings, which are named.
+    table.write_text(before)
+    table = next((tmp_path / "data").rglob("test_clientB.csv"))
+    table.write_text(table.read_text().replace("test_0,0", "test_0,1"))
+    code, out, err = compare("--rounds", 3, "--image-size", 40)
+    assert (code, err) == (0, "")
+    note = f"The search in {searched} had image_size 32 (here 40), rounds 2 (here 3)."
+    assert note in out.replace("\n", " ")
+    shutil.rmtree(tmp_path / "c")
+    assert "The search in" not in compare()[1]
+
+
 def test_a_repeated_search_must_be_the_same(prrfl, searched, data):
     common = ["tune", "--data", data, "--out", searched]
     for given, said in (

@@ -108,7 +108,7 @@ def compare(methods: str, seeds: str, config: Path | None, out: Path | None, **f
         return
     from prrfl.runs import scorers as measures
     from prrfl.runs.afterwards import after_comparison
-    from prrfl.runs.compare import keep_margin, plan, tabulate
+    from prrfl.runs.compare import differs_from_search, keep_margin, plan, tabulate
     from prrfl.runs.folder import RunFolder
     from prrfl.runs.tuned import read_tuned, write_tuned
 
@@ -124,6 +124,8 @@ def compare(methods: str, seeds: str, config: Path | None, out: Path | None, **f
     tuned = read_tuned(source) if (source := flags.pop("tuned")) else None
     planned = plan(config, given_flags(flags), method_names(methods), numbers, folder, tuned)
     if tuned:
+        if others := differs_from_search(tuned, planned):
+            console.print(f"The search in {tuned.source} had {others}.", soft_wrap=True)
         write_tuned(folder, tuned)
     if margin is not None:
         keep_margin(folder, margin)
