@@ -243,7 +243,11 @@ def test_a_method_of_ones_own_declares_its_ranges(prrfl, data, tmp_path):
     assert err.startswith("error: Stepped, trial ")
     assert "own.py, line 16" in err
     assert "four times" in err
+    assert err.endswith(f"; the traceback is in {tmp_path / 'raises/log.txt'}\n")
     assert err.count("\n") == 1
+    log = (tmp_path / "raises/log.txt").read_text()
+    assert "Traceback (most recent call last)" in log
+    assert 'raise RuntimeError("four times")' in log
 
 
 @pytest.mark.parametrize(
