@@ -149,8 +149,9 @@ def report(
     metrics: Annotated[
         str | None,
         typer.Option(
-            help="with --for: metrics, separated by commas: f1, auc, balanced_accuracy, recall_<class>, "
-            + escape("sensitivity_<class> (at 90 % specificity) [default: f1,auc]"),
+            help="with --for: metrics, separated by commas: f1, auc, accuracy, balanced_accuracy, "
+            "recall_<class>, sensitivity_<class> (at 90 % specificity); of a comparison also worst_f1, "
+            + escape("spread_f1 and those of its --scorers [default: f1,auc]"),
             show_default=False,
         ),
     ] = None,
