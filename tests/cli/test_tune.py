@@ -136,6 +136,7 @@ def test_a_comparison_uses_what_was_found(prrfl, searched, data, tmp_path):
         (["--methods", "fedavg:lr=0.5", "--seeds", 0], "holds no settings for fedavg:lr=0.5"),
         (["--methods", "fedavg", "--seeds", "0,1000"], "seed 1000 is that of the search"),
         (["--methods", "fedprox", "--seeds", 0, "--mu", 7.0], "mu = 7.0 is given, but"),
+        (["--methods", "fedprox", "--seeds", 0, "--margin", 200], "--margin: expected points of a score"),
     ):
         code, _, err = prrfl(*common, *given)
         assert code == 2

@@ -19,7 +19,7 @@ from prrfl.data.columns import class_indices
 from prrfl.data.files import is_hidden, unread_name, warn_of_passed_over
 from prrfl.data.images import FORMATS, SPLITS, Entry, check_memory, check_training, load_entries, no_examples
 from prrfl.data.manifest import read_manifest
-from prrfl.data.own import is_own_data, load_own, the_one
+from prrfl.data.own import is_own_data, load_own
 from prrfl.data.tables import TABLE_SUFFIXES, is_plain_name
 from prrfl.errors import DataError
 from prrfl.storage.reading import opened, why_unreadable
@@ -104,7 +104,8 @@ def load_site(
         DataError: as in :func:`load_sites`; or if there are several sites, and none has this name.
     """
     if is_own_data(source):
-        return the_one(load_own(source, image_size, classes, {}), name, source)
+        own = {site.name: site for site in load_own(source, image_size, classes, {})}
+        return replace(_the_one(source, name, own), name=name)
     if arrays := npz_files(source):
         _check_arrays(source, arrays)
         path = _the_one(source, name, {path.stem: path for path in arrays})
