@@ -149,7 +149,7 @@ def test_all_measures_of_a_comparison_can_be_chosen(folder, tmp_path, prrfl, uns
         (["--metrics", "f2"], "--metrics: unknown metric 'f2'; choose among f1, auc, accuracy, balanced"),
         (["--metrics", "f1,f1"], "--metrics: 'f1' is given twice"),
         (["--methods", "ida"], "has no finished run of method 'ida'; choose among prrfl, fedavg"),
-        (["--data", "."], "--data: "),
+        (["--data", "."], "--data is for the page of a run, and has no effect with --for paper"),
         ([], "--metrics has no effect without --for paper"),
     ],
 )
@@ -164,7 +164,7 @@ def test_errors_name_the_flag_and_write_nothing(folder, tmp_path, prrfl, argumen
 
 def test_a_run_that_is_unfinished_or_has_no_methods_is_refused(folder, tmp_path, prrfl):
     one = folder / "runs/prrfl-seed0"
-    assert "is a single run" in prrfl("report", one, "--for", "paper", "--methods", "prrfl")[2]
+    assert "--methods is for comparisons" in prrfl("report", one, "--for", "paper", "--methods", "prrfl")[2]
     said = "--metrics: worst_f1 is for comparisons; the table of a run shows every site"
     assert said in prrfl("report", one, "--for", "paper", "--metrics", "worst_f1")[2]
     shutil.copytree(one, tmp_path / "one")
