@@ -114,7 +114,8 @@ def _command(command: click.Command, name: str) -> Iterator[str]:
     if rows:
         yield "| argument or flag | what it is |"
         yield "| --- | --- |"
-        yield from (f"| `{flag}` | {text} |" for flag, text in rows)
+        # A name in angle brackets is no HTML.
+        yield from (f"| `{flag}` | {text} |".replace("<", "&lt;") for flag, text in rows)
         yield ""
 
 
