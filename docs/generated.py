@@ -110,12 +110,19 @@ def _command(command: click.Command, name: str) -> Iterator[str]:
     if takes_settings:
         yield "Every [setting](settings.md) is a flag, too.\n"
     rows = [(p.human_readable_name, p.help) for p in arguments if p.help]
-    rows += [(max(p.opts, key=len), f"{p.help}{_default(p)}") for p in own]
+    rows += [(max(p.opts, key=len), f"{_condition(p)}{p.help}{_default(p)}") for p in own]
     if rows:
         yield "| argument or flag | what it is |"
         yield "| --- | --- |"
-        yield from (f"| `{flag}` | {text} |" for flag, text in rows)
+        # A name in angle brackets is no HTML.
+        yield from (f"| `{flag}` | {text} |".replace("<", "&lt;") for flag, text in rows)
         yield ""
+
+
+def _condition(option: click.Parameter) -> str:
+    """Return when a flag has an effect: the heading that it is under in the help."""
+    heading: str | None = getattr(option, "rich_help_panel", None)
+    return f"{heading[0].lower()}{heading[1:]}: " if heading else ""
 
 
 def _is_setting(option: click.Parameter) -> bool:

@@ -319,8 +319,9 @@ class TrainConfig(BaseModel):
     def where(cls, **facts: object) -> frozenset[str]:
         """Return the names of the settings whose :class:`Scope` has these values.
 
-        >>> sorted(TrainConfig.where(of_generator=True))
-        ['images', 'sites']
+        Examples:
+            >>> sorted(TrainConfig.where(of_generator=True))
+            ['images', 'sites']
         """
         return frozenset(
             name

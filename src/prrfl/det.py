@@ -48,6 +48,13 @@ def next_stage(
         alpha1: the deputy recovers while its score is below this fraction of the personalised network's.
         alpha2: both exchange while it is below this fraction. EXCHANGE always follows RECOVER before
             SUBLIMATE can.
+
+    Examples:
+        >>> from prrfl.det import Stage, next_stage
+        >>> next_stage(None, f1_deputy=0.85, f1_personalised=0.9)
+        <Stage.RECOVER: 1>
+        >>> next_stage(Stage.EXCHANGE, f1_deputy=0.85, f1_personalised=0.9)
+        <Stage.SUBLIMATE: 3>
     """
     if stage is None or f1_deputy < alpha1 * f1_personalised:
         return Stage.RECOVER

@@ -56,6 +56,11 @@ def low_frequency_ratio(round_index: int, rounds: int, r0: float = R0, r1: float
         rounds: T.
         r0: ratio of the first round, in [0, 1].
         r1: ratio approached at the end, in [0, 1].
+
+    Examples:
+        >>> from prrfl import low_frequency_ratio
+        >>> [round(low_frequency_ratio(t, rounds=50), 3) for t in (0, 25, 49)]
+        [0.7, 0.825, 0.945]
     """
     return r0 + (round_index / rounds) * (r1 - r0)
 
@@ -98,6 +103,15 @@ def progressive_fourier_aggregation(
         ParticipationError: if no state is given.
         StateMismatchError: if names or shapes differ between clients.
         ConfigError: if the ratio is outside [0, 1].
+
+    Examples:
+        The sites keep the signs of their weights, which are phases, and average the amplitudes:
+
+        >>> import torch
+        >>> from prrfl import progressive_fourier_aggregation
+        >>> states = [{"fc.weight": torch.full((4, 4), value)} for value in (1.0, -3.0)]
+        >>> [state["fc.weight"].mean().item() for state in progressive_fourier_aggregation(states, 0.7)]
+        [2.0, -2.0]
     """
     return _aggregate(states, ratio, local_keys, (), _with_mean_amplitude)
 

@@ -21,6 +21,12 @@ def norm_keys(network: nn.Module) -> frozenset[str]:
 
     Layers are found by type, not by name, so that nested and oddly named ones are found as well. A layer of
     your own counts as one if its class has the attribute ``is_norm = True``.
+
+    Examples:
+        >>> from torch import nn
+        >>> from prrfl import norm_keys
+        >>> sorted(norm_keys(nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8))))
+        ['1.bias', '1.weight']
     """
     # A module under two names has its tensors under both in a state_dict.
     named = network.named_modules(remove_duplicate=False)

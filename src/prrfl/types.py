@@ -29,6 +29,13 @@ class Examples:
         labels: (N,) int64 class indices.
         ids: (N,) names, for messages and predictions; empty without names.
         groups: (N,) the lesion or patient of each, or ``None``; empty if all are unknown.
+
+    Examples:
+        >>> import torch
+        >>> from prrfl import Examples
+        >>> images = torch.zeros(9, 3, 32, 32, dtype=torch.uint8)
+        >>> len(Examples(images, labels=torch.arange(9) % 3))
+        9
     """
 
     inputs: Tensor
@@ -46,7 +53,17 @@ class Examples:
 
 @dataclass(frozen=True, eq=False)
 class SiteData:
-    """The data of one site: images to train on, to select the best round on, and to test on."""
+    """The data of one site: images to train on, to select the best round on, and to test on.
+
+    Examples:
+        >>> import torch
+        >>> from prrfl import Examples, SiteData
+        >>> def examples(n):
+        ...     return Examples(torch.zeros(n, 3, 32, 32, dtype=torch.uint8), torch.arange(n) % 3)
+        >>> north = SiteData("north", examples(24), examples(9), examples(12))
+        >>> len(north.split("test"))
+        12
+    """
 
     name: ClientId
     train: Examples

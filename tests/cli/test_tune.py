@@ -136,6 +136,7 @@ def test_a_comparison_uses_what_was_found(prrfl, searched, data, tmp_path):
         (["--methods", "fedavg:lr=0.5", "--seeds", 0], "holds no settings for fedavg:lr=0.5"),
         (["--methods", "fedavg", "--seeds", "0,1000"], "seed 1000 is that of the search"),
         (["--methods", "fedprox", "--seeds", 0, "--mu", 7.0], "mu = 7.0 is given, but"),
+        (["--methods", "fedprox", "--seeds", 0, "--margin", 200], "--margin: expected points of a score"),
     ):
         code, _, err = prrfl(*common, *given)
         assert code == 2
@@ -153,6 +154,35 @@ def test_a_comparison_uses_what_was_found(prrfl, searched, data, tmp_path):
     # The report reads the folder alone, and the same command finds nothing to do.
     assert prrfl("report", out)[0] == 0
     assert prrfl(*common, "--methods", "fedavg,fedprox", "--seeds", 0)[0] == 0
+
+
+def test_a_comparison_must_have_the_data_of_its_search(prrfl, searched, data, tmp_path):
+    def compare(*changed):
+        there = tmp_path / "data"
+        return prrfl(
+            *["compare", "--data", there, *SMALL, "--tuned", searched, "--methods", "fedavg,fedprox"],
+            *["--seeds", 0, "--time-limit", 0, "--out", tmp_path / "c", *changed],
+        )
+
+    shutil.copytree(data, tmp_path / "data")
+    table = next((tmp_path / "data").rglob("train_clientB.csv"))
+    before = table.read_text()
+    table.write_text(before.replace("train_0,0", "train_0,1"))
+    code, _, err = compare()
+    assert code == 2
+    assert f"{tmp_path / 'data'} is not the data of the search in {searched}: site clientB, train: " in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "c").exists()
+    # Test images, which the search has not seen, may differ; so may settings, which are named.
+    table.write_text(before)
+    table = next((tmp_path / "data").rglob("test_clientB.csv"))
+    table.write_text(table.read_text().replace("test_0,0", "test_0,1"))
+    code, out, err = compare("--rounds", 3, "--image-size", 40)
+    assert (code, err) == (0, "")
+    note = f"The search in {searched} had image_size 32 (here 40), rounds 2 (here 3)."
+    assert note in out.replace("\n", " ")
+    shutil.rmtree(tmp_path / "c")
+    assert "The search in" not in compare()[1]
 
 
 def test_a_repeated_search_must_be_the_same(prrfl, searched, data):
@@ -214,7 +244,11 @@ def test_a_method_of_ones_own_declares_its_ranges(prrfl, data, tmp_path):
     assert err.startswith("error: Stepped, trial ")
     assert "own.py, line 16" in err
     assert "four times" in err
+    assert err.endswith(f"; the traceback is in {tmp_path / 'raises/log.txt'}\n")
     assert err.count("\n") == 1
+    log = (tmp_path / "raises/log.txt").read_text()
+    assert "Traceback (most recent call last)" in log
+    assert 'raise RuntimeError("four times")' in log
 
 
 @pytest.mark.parametrize(

@@ -165,6 +165,59 @@ def test_a_partition_by_dirichlet(here, prrfl):
     assert (code, "use a larger --dirichlet, or fewer --sites" in err) == (2, True)
 
 
+def medmnist(path, labels=None):
+    """Write arrays in the shape of MedMNIST; the pixels tell which image is which."""
+    arrays = {}
+    for k, (split, count) in enumerate((("train", 60), ("val", 24), ("test", 24))):
+        numbers = np.arange(count, dtype=np.uint8) + 100 * (k == 2) + 130 * (k == 1)
+        arrays[f"{split}_images"] = np.tile(numbers[:, None, None], (1, 8, 8))
+        arrays[f"{split}_labels"] = (numbers % 3)[:, None] if labels is None else labels[:count]
+    np.savez(path, **arrays)
+    return arrays
+
+
+def test_arrays_are_divided_into_a_folder_that_can_be_trained_on(here, prrfl):
+    whole = medmnist(here / "pathmnist.npz")
+    command = ("data", "partition", "pathmnist.npz", "--sites", 3, "--least", 2)
+    code, out, err = prrfl(*command, "--out", "sites")
+    assert (code, err) == (0, "")
+    assert "108 images: sites" in out
+    assert "--classes 0,1,2" in out
+    assert prrfl(*command, "--out", "again")[0] == 0
+    names = ["site1.npz", "site2.npz", "site3.npz"]
+    assert sorted(path.name for path in (here / "sites").iterdir()) == names
+    assert all((here / "again" / n).read_bytes() == (here / "sites" / n).read_bytes() for n in names)
+    for split in ("train", "val", "test"):
+        found = []
+        for name in names:
+            with np.load(here / "sites" / name) as arrays:
+                images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+            assert images.shape[1:] == (8, 8)
+            assert (images[:, 0, 0] % 3 == labels[:, 0]).all()
+            found += images[:, 0, 0].tolist()
+        assert sorted(found) == sorted(whole[f"{split}_images"][:, 0, 0].tolist())
+    sites = load_sites(here / "sites", image_size=32, classes=("a", "b", "c"))
+    assert [site.name for site in sites] == ["site1", "site2", "site3"]
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        (["--by", "centre"], "many.npz holds arrays, which have no columns; give --sites K instead of --by"),
+        (["--sites", "3", "--out", "new.csv"], "--out is new.csv; expected a folder, for one .npz file per"),
+        (["--sites", "3", "--out", "full"], "--out full exists already; choose another folder, or remove it"),
+        (["--sites", "3"], "labels have shape (60, 4); expected one label per image"),
+    ],
+)
+def test_arrays_that_cannot_be_divided_are_one_line(here, prrfl, given, error):
+    medmnist(here / "many.npz", np.zeros((60, 4), dtype=np.int64))
+    picture(here / "full" / "a.png")
+    code, _, err = prrfl("data", "partition", "many.npz", "--out", "new", *given)
+    assert (code, err.count("\n")) == (2, 1)
+    assert error in err
+    assert not list(here.glob("new*"))
+
+
 def test_shares_of_sites_follow_the_dirichlet_distribution():
     """The variance of a site's share of a class is (1/K)(1 - 1/K) / (K alpha + 1)."""
     labels, splits, groups = ["a", "b"] * 2000, ["train"] * 4000, [""] * 4000

@@ -5,11 +5,14 @@ import os
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 import torch
 
 from prrfl.algorithms import ALGORITHMS
+from prrfl.data.sources import load_site
+from prrfl.errors import DataError
 from prrfl.flower.messages import Order, OrderRefusedError
 from prrfl.flower.site.orders import SiteSettings, carry_out
 from prrfl.storage.tensor_files import read_tensors
@@ -168,6 +171,14 @@ def test_all_kinds_of_parts_train_resume_and_serve_from_anywhere(own, prrfl, mon
     assert (code, "own2" in out) == (0, True)
     environment = json.loads((own / "one" / "environment.json").read_text())
     assert environment["parts"]["network"].startswith("sha256 ")
+
+
+def test_a_single_site_of_ones_own_is_used_whatever_its_name(own):
+    (own / "one.py").write_text(PARTS.replace("count: int = 2", "count: int = 1"))
+    read = {"image_size": 32, "classes": ("a", "b", "c")}
+    assert load_site(Path("./one.py:load"), "north", **read).name == "north"
+    with pytest.raises(DataError, match="has no site 'north'; its sites are own0, own1"):
+        load_site(Path("./own.py:load"), "north", **read)
 
 
 def test_settings_in_a_file_and_flags_over_them(own, prrfl):

@@ -13,7 +13,9 @@ from PIL import Image
 from prrfl import cli
 from prrfl.reports import comparison, documents, latex, paper, paper_figures
 from prrfl.reports.styles import PALETTE
+from prrfl.runs.compare import read_runs
 from prrfl.runs.folder import RunFolder
+from prrfl.runs.scorers import read_scorers
 from tests.forked import fork_runs
 from tests.reports.test_comparison import run
 from tests.sites_on_disk import write_layout
@@ -33,6 +35,8 @@ def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "c"
     arguments = ["compare", "--methods", "prrfl,fedavg", "--seeds", "0,1", "--data", data, "--out", out]
     arguments += ["--image-size", 32, "--rounds", 1, "--epochs", 1, "--network", "tiny"]
+    (out.parent / "own.py").write_text("def surest(labels, probabilities):\n    return probabilities.max()\n")
+    arguments += ["--scorers", f"{out.parent / 'own.py'}:surest"]
     with pytest.MonkeyPatch.context() as patch:
         fork_runs(patch)
         patch.setattr("prrfl.runs.report.draw_retrogress", lambda *_: None)
@@ -116,13 +120,36 @@ def test_methods_that_are_not_shown_are_counted(folder, tmp_path, prrfl, caplog,
     assert "no figure of retrogress: communications are measured in f1 and auc" in caplog.text
 
 
+def test_all_measures_of_a_comparison_can_be_chosen(folder, tmp_path, prrfl, unsaved):
+    metrics = "f1,worst_f1,spread_f1,accuracy,surest"
+    assert prrfl("report", folder, "--for", "paper", "--metrics", metrics, "--out", tmp_path)[0] == 0
+    text = (tmp_path / "table.md").read_text()
+    tables = [table.splitlines() for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)]
+    heads, _, *lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in tables[0]]
+    assert heads == [
+        *("Method", "Macro-F1, mean of sites", "Macro-F1, − prrfl", "Macro-F1, worst site"),
+        *("Macro-F1, spread of sites", "Accuracy, mean of sites", "surest, mean of sites"),
+    ]
+    rows = comparison.compare(read_runs(folder)[0], "prrfl", further=read_scorers(folder))
+    for row, line in zip(rows, lines, strict=True):
+        for cell, name in zip(line[3:], ("worst_f1", "spread_f1", "accuracy"), strict=False):
+            assert cell.startswith(f"{100 * row.scores[name]['mean'].mean:.1f}")
+        e = row.scores["surest"]["mean"]
+        shown = [float(number.replace("−", "-")) for number in re.findall(r"−?[\d.]+", line[6])]
+        assert shown == pytest.approx([e.mean, *(e.interval or e.images or ())], abs=5e-4)
+    assert "mean of sites in percent (surest as a plain number)" in text
+    assert "Worst site: lowest score of a site; spread: highest less lowest." in text
+    assert "Macro-F1, clientA" in tables[1][0]
+    assert "spread" not in tables[1][0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--metrics", "f2"], "--metrics: unknown metric 'f2'; choose among f1, auc, balanced_accuracy, rec"),
+        (["--metrics", "f2"], "--metrics: unknown metric 'f2'; choose among f1, auc, accuracy, balanced"),
         (["--metrics", "f1,f1"], "--metrics: 'f1' is given twice"),
         (["--methods", "ida"], "has no finished run of method 'ida'; choose among prrfl, fedavg"),
-        (["--data", "."], "--data: "),
+        (["--data", "."], "--data is for the page of a run, and has no effect with --for paper"),
         ([], "--metrics has no effect without --for paper"),
     ],
 )
@@ -137,7 +164,9 @@ def test_errors_name_the_flag_and_write_nothing(folder, tmp_path, prrfl, argumen
 
 def test_a_run_that_is_unfinished_or_has_no_methods_is_refused(folder, tmp_path, prrfl):
     one = folder / "runs/prrfl-seed0"
-    assert "is a single run" in prrfl("report", one, "--for", "paper", "--methods", "prrfl")[2]
+    assert "--methods is for comparisons" in prrfl("report", one, "--for", "paper", "--methods", "prrfl")[2]
+    said = "--metrics: worst_f1 is for comparisons; the table of a run shows every site"
+    assert said in prrfl("report", one, "--for", "paper", "--metrics", "worst_f1")[2]
     shutil.copytree(one, tmp_path / "one")
     (tmp_path / "one/summary.json").unlink()
     code, _, err = prrfl("report", tmp_path / "one", "--for", "paper")

@@ -49,6 +49,11 @@ class PRRFL:
             ``mean``, an ablation: the plain mean of the deputies' weights outside norm layers.
         transfer: ``staged``; or an ablation: a single DET stage in every epoch, or ``off``: one network per
             site, which each communication changes.
+
+    Examples:
+        >>> from prrfl import PRRFL
+        >>> PRRFL(transfer="off")
+        PRRFL(r0=0.7, r1=0.95, alpha1=0.7, alpha2=0.9, aggregation='pfa', transfer='off')
     """
 
     r0: float = R0

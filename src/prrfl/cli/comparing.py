@@ -108,7 +108,7 @@ def compare(methods: str, seeds: str, config: Path | None, out: Path | None, **f
         return
     from prrfl.runs import scorers as measures
     from prrfl.runs.afterwards import after_comparison
-    from prrfl.runs.compare import keep_margin, plan, tabulate
+    from prrfl.runs.compare import differs_from_search, keep_margin, plan, tabulate
     from prrfl.runs.folder import RunFolder
     from prrfl.runs.tuned import read_tuned, write_tuned
 
@@ -119,15 +119,18 @@ def compare(methods: str, seeds: str, config: Path | None, out: Path | None, **f
     folder = out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-compare"
     workers, margin, time_limit = flags.pop("workers"), flags.pop("margin"), flags.pop("time_limit")
     scorers = flags.pop("scorers")
-    further = None if scorers is None else [name.strip() for name in scorers.split(",")]
-    measures.scorers(further or ())
+    further = [] if scorers is None else [name.strip() for name in scorers.split(",")]
+    if further:
+        measures.scorers(further)  # unknown ones are an error before anything is trained
     tuned = read_tuned(source) if (source := flags.pop("tuned")) else None
     planned = plan(config, given_flags(flags), method_names(methods), numbers, folder, tuned)
-    if tuned:
-        write_tuned(folder, tuned)
     if margin is not None:
         keep_margin(folder, margin)
-    if further is not None:
+    if tuned:
+        if others := differs_from_search(tuned, planned):
+            console.print(f"The search in {tuned.source} had {others}.", soft_wrap=True)
+        write_tuned(folder, tuned)
+    if further:
         measures.keep_scorers(folder, further)
     failed = _show(planned, folder, workers, time_limit)
     unfinished = [one for one in planned if not RunFolder(one.folder).is_finished]

@@ -18,6 +18,7 @@ from prrfl.storage.atomic import write_json, write_text
 
 if TYPE_CHECKING:
     from prrfl.data.check import Findings
+    from prrfl.data.partition import Skew
 
 data = typer.Typer(help="Check, split and build data sets.", no_args_is_help=True, add_completion=False)
 
@@ -256,8 +257,16 @@ def _columns(text: str | None) -> dict[str, str]:
 
 @data.command()
 def partition(
-    source: Annotated[Path, typer.Argument(metavar="DATA", help="manifest CSV; its sites are replaced")],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="manifest CSV to write")],
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="DATA", help="manifest CSV, whose sites are replaced, or .npz as of MedMNIST"),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="PATH", help="manifest CSV to write; for an .npz, folder to create with one .npz per site"
+        ),
+    ],
     by: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="make a site of each value of a column")
     ] = None,
@@ -276,22 +285,42 @@ def partition(
 
     Splits stay as they are, and images of one group stay together.
     """
+    from prrfl.data.partition import Skew
+
+    if (by is None) == (sites is None):
+        raise DataError("give either --by COLUMN or --sites K")
+    skew = Skew(sites or 0, dirichlet, least, seed)
+    divide = _divided_arrays if source.suffix.lower() == ".npz" else _divided_manifest
+    labels, placed = divide(source, out, by, skew)
+    # Numbers in their order, then names in theirs.
+    classes = sorted(set(labels), key=lambda label: (int(label) if label.isdigit() else 0, label))
+    table = Table(title="Images")
+    for name in ("site", *classes, "all"):
+        table.add_column(name, justify="left" if name == "site" else "right")
+    for there in sorted(set(placed)):
+        own = [label for label, place in zip(labels, placed, strict=True) if place == there]
+        table.add_row(there, *(str(own.count(label)) for label in classes), str(len(own)))
+    print_table(table, names=1)
+    console.print(f"{len(labels)} images: {out}", soft_wrap=True)
+    if divide is _divided_arrays:
+        console.print(f"Classes: --classes {','.join(classes)}, or their names in this order", soft_wrap=True)
+
+
+def _divided_manifest(
+    source: Path, out: Path, by: str | None, skew: "Skew"
+) -> tuple[Sequence[str], Sequence[str]]:
+    """Write a manifest with other sites; return the label and the site of each image."""
     from prrfl.data.importing import manifest_of
     from prrfl.data.manifest import COLUMNS
-    from prrfl.data.partition import Skew, by_column, by_skew
+    from prrfl.data.partition import by_column, by_skew
     from prrfl.data.tables import read_rows
 
     if out.suffix.lower() != ".csv" or out.resolve() == source.resolve():
         raise DataError(f"--out is {out}; expected a file that ends in .csv and is not the data set itself")
-    if (by is None) == (sites is None):
-        raise DataError("give either --by COLUMN or --sites K")
     needed = ("path", "label", "split", *([by] if by else []))
     rows = [row for _, row in read_rows(source, needed, "manifest", ("site", "group"))]
-    if by is not None:
-        placed = by_column(rows, by, str(source))
-    else:
-        labels, splits, groups = ([row.get(name, "") for row in rows] for name in ("label", "split", "group"))
-        placed = by_skew(labels, splits, groups, Skew(sites or 0, dirichlet, least, seed))
+    labels, splits, groups = ([row.get(name, "") for row in rows] for name in ("label", "split", "group"))
+    placed = by_skew(labels, splits, groups, skew) if by is None else by_column(rows, by, str(source))
     written = [
         {
             **{name: row.get(name, "") for name in COLUMNS},
@@ -302,15 +331,22 @@ def partition(
         for row, there in zip(rows, placed, strict=True)
     ]
     write_text(out, manifest_of(written, out.parent))
-    classes = sorted({row["label"] for row in rows})
-    table = Table(title="Images")
-    for name in ("site", *classes, "all"):
-        table.add_column(name, justify="left" if name == "site" else "right")
-    for there in sorted(set(placed)):
-        own = [row["label"] for row, place in zip(rows, placed, strict=True) if place == there]
-        table.add_row(there, *(str(own.count(label)) for label in classes), str(len(own)))
-    print_table(table, names=1)
-    console.print(f"{len(rows)} images: {out}", soft_wrap=True)
+    return labels, placed
+
+
+def _divided_arrays(
+    source: Path, out: Path, by: str | None, skew: "Skew"
+) -> tuple[Sequence[str], Sequence[str]]:
+    """Write a folder with one .npz file per site; return the label and the site of each image."""
+    from prrfl.data.partition import divide_arrays
+
+    if by is not None:
+        raise DataError(f"{source} holds arrays, which have no columns; give --sites K instead of --by")
+    if out.suffix.lower() in (".csv", ".npz"):
+        raise DataError(f"--out is {out}; expected a folder, for one .npz file per site of {source}")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise DataError(f"--out {out} exists already; choose another folder, or remove it")
+    return divide_arrays(source, out, skew)
 
 
 @data.command()

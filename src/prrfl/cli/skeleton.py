@@ -50,8 +50,9 @@ def write_skeleton(kind: Kind, name: str, folder: Path) -> list[Path]:
 def title_of(name: str) -> str:
     """Return a name as that of a class.
 
-    >>> title_of("part-way"), title_of("WideNet")
-    ('PartWay', 'WideNet')
+    Examples:
+        >>> title_of("part-way"), title_of("WideNet")
+        ('PartWay', 'WideNet')
     """
     return "".join(word[0].upper() + word[1:] for word in _words(name))
 

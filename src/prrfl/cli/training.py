@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Mapping
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from prrfl.config import TrainConfig
 
 log = logging.getLogger("prrfl")
+
+_OF_PAPER = "With --for paper"
+"""Heading of the flags that have an effect only there."""
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run")]
 
@@ -149,22 +153,30 @@ def report(
     metrics: Annotated[
         str | None,
         typer.Option(
-            help="with --for: metrics, separated by commas: f1, auc, balanced_accuracy, recall_<class>, "
-            + escape("sensitivity_<class> (at 90 % specificity) [default: f1,auc]"),
+            rich_help_panel=_OF_PAPER,
+            help="metrics, separated by commas: f1, auc, accuracy, balanced_accuracy, recall_<class>, "
+            "sensitivity_<class> (at 90 % specificity); of a comparison also worst_f1, spread_f1 and those "
+            + escape("of its --scorers [default: f1,auc]"),
             show_default=False,
         ),
     ] = None,
     methods: Annotated[
         str | None,
         typer.Option(
-            help=escape("with --for: methods of the comparison, in the order of the table [default: all]"),
+            rich_help_panel=_OF_PAPER,
+            help=escape(
+                "methods of the comparison, separated by commas, in the order of the table [default: all]"
+            ),
             show_default=False,
         ),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="with --for: folder of the results; by default RUN/paper", show_default=False
+            rich_help_panel=_OF_PAPER,
+            metavar="DIR",
+            help="folder of the results; by default RUN/paper",
+            show_default=False,
         ),
     ] = None,
 ) -> None:
@@ -174,46 +186,69 @@ def report(
     added to a run's page and written to subgroups.csv. With --for paper, write tables and figures for a
     paper.
     """
-    from prrfl.data.subgroups import parse_columns
-    from prrfl.runs.afterwards import with_networks
-    from prrfl.runs.compare import tabulate
-    from prrfl.runs.folder import RunFolder
-    from prrfl.runs.paper import write_comparison, write_run
-    from prrfl.runs.report import report as write_report
-    from prrfl.runs.report import subgroups as score_subgroups
-
-    columns = parse_columns(subgroups) if subgroups is not None else ()
+    of_page = {"--data": data, "--subgroups": subgroups}
+    of_paper = {"--metrics": metrics, "--methods": methods, "--out": out}
     comparison = (run_folder / "runs").is_dir()
-    if columns and (comparison or purpose):
-        where = f"one of the runs in {run_folder / 'runs'}" if comparison else f"{run_folder} without --for"
-        raise ConfigError(f"--subgroups is for the page of a run; give {where}")
-    if comparison and data is not None:
-        raise ConfigError(f"--data: the report of comparison {run_folder} reads no data; leave it out")
-    if purpose is None:
-        given = {"--metrics": metrics, "--methods": methods, "--out": out}
-        if idle := [flag for flag, value in given.items() if value is not None]:
-            raise ConfigError(f"{idle[0]} has no effect without --for paper; add that, or leave it out")
-        if comparison:
-            print_comparison(tabulate(run_folder))
-        else:
-            found = score_subgroups(run_folder, columns, data) if columns else []
-            write_report(run_folder, data, found)
-            print_summary(run_folder)
-            if found:
-                print_subgroups(found, RunFolder(run_folder).settings().classes)
-        console.print(f"Page: {run_folder / 'report.html'}", soft_wrap=True)
-        if not comparison and not RunFolder(run_folder).is_federation:
-            print_next(with_networks(run_folder))
+    if purpose == "paper":
+        _refuse(of_page, "is for the page of a run, and has no effect with --for paper; leave it out")
+        if not comparison:
+            _refuse({"--methods": methods}, f"is for comparisons, and {run_folder} is a single run")
+        _write_for_paper(run_folder, metrics, methods, out)
         return
-    if data is not None:
-        raise ConfigError("--data: tables and figures for a paper need no images; leave it out")
-    place, chosen = out or run_folder / "paper", _listed(metrics) or ["f1", "auc"]
+    _refuse(of_paper, "has no effect without --for paper; add that, or leave it out")
     if comparison:
-        written = write_comparison(run_folder, place, chosen, _listed(methods))
-    elif methods is not None:
-        raise ConfigError(f"--methods: {run_folder} is a single run; leave it out")
+        _refuse(of_page, f"is for the page of a run; give one of the runs in {run_folder / 'runs'}")
+        _write_page_of_comparison(run_folder)
     else:
-        written = write_run(run_folder, place, chosen)
+        _write_page_of_run(run_folder, data, subgroups)
+
+
+def _refuse(flags: Mapping[str, object], why: str) -> None:
+    """Raise if one of the flags is given, because it has no effect here."""
+    for flag, value in flags.items():
+        if value is not None:
+            raise ConfigError(f"{flag} {why}")
+
+
+def _write_page_of_comparison(folder: Path) -> None:
+    from prrfl.runs.compare import tabulate
+
+    print_comparison(tabulate(folder))
+    _print_page(folder)
+
+
+def _write_page_of_run(folder: Path, data: Path | None, subgroups: str | None) -> None:
+    from prrfl.data.subgroups import parse_columns
+    from prrfl.runs import report as reports
+    from prrfl.runs.afterwards import with_networks
+    from prrfl.runs.folder import RunFolder
+
+    there = RunFolder(folder)
+    columns = parse_columns(subgroups) if subgroups is not None else ()
+    if there.is_federation:
+        _refuse({"--data": data}, f"has no effect: the images of {folder} stay at its sites; leave it out")
+    found = reports.subgroups(folder, columns, data) if columns else []
+    reports.report(folder, data, found)
+    print_summary(folder)
+    if found:
+        print_subgroups(found, there.settings().classes)
+    _print_page(folder)
+    if not there.is_federation:
+        print_next(with_networks(folder))
+
+
+def _print_page(folder: Path) -> None:
+    console.print(f"Page: {folder / 'report.html'}", soft_wrap=True)
+
+
+def _write_for_paper(folder: Path, metrics: str | None, methods: str | None, out: Path | None) -> None:
+    from prrfl.runs.paper import write_comparison, write_run
+
+    place, chosen = out or folder / "paper", _listed(metrics) or ["f1", "auc"]
+    if (folder / "runs").is_dir():
+        written = write_comparison(folder, place, chosen, _listed(methods))
+    else:
+        written = write_run(folder, place, chosen)
     console.print(
         f"For the paper: {', '.join(path.name for path in written)} (figures also as SVG and PNG) in {place}",
         soft_wrap=True,

@@ -8,7 +8,7 @@ import torch
 
 from prrfl.errors import DataError
 from prrfl.parts import PartError, Parts, construct, placed
-from prrfl.types import ClientId, Examples, SiteData
+from prrfl.types import Examples, SiteData
 
 DATA_SETS: Parts[Any] = Parts("data", "prrfl.data", {})
 """Functions ``load(image_size, classes, **settings) -> Sequence[SiteData]``. The package has none of its own:
@@ -53,18 +53,6 @@ def load_own(
         for split in ("train", "valid", "test"):
             _check(site.split(split), f"{whole}: site {site.name}, split {split}", image_size, len(classes))
     return list(sites)
-
-
-def the_one(sites: Sequence[SiteData], name: ClientId, source: Path) -> SiteData:
-    """Return the site of this name.
-
-    Raises:
-        DataError: if no site has it.
-    """
-    for site in sites:
-        if site.name == name:
-            return site
-    raise DataError(f"data {source}: it returned no site {name}, only {', '.join(s.name for s in sites)}")
 
 
 def _check(examples: Examples, where: str, image_size: int, classes: int) -> None:

@@ -2,13 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prrfl.data.images import SPLITS
+from prrfl.data.sources import STEMS, read_arrays
 from prrfl.data.tables import is_plain_name
 from prrfl.errors import DataError
+from prrfl.storage.atomic import replace_folder
 
 DIVISIONS = 100
 """Random divisions that are tried until each site has enough images."""
@@ -106,6 +110,36 @@ def _lack(units: Sequence[_Unit], place: NDArray[np.int64], skew: Skew) -> str:
         if len({unit.label for unit in own if unit.split == "train"}) < 2:
             return f"site {site + 1} training images of one class"
     return ""
+
+
+def divide_arrays(source: Path, out: Path, skew: Skew) -> tuple[list[str], list[str]]:
+    """Divide an .npz file in MedMNIST's form into a folder of one such file for each site.
+
+    Args:
+        source: the file.
+        out: the folder, which is absent or empty.
+        skew: how to divide.
+
+    Returns:
+        The label of each image, and its site.
+
+    Raises:
+        DataError: if the file cannot be used, or as :func:`by_skew`.
+    """
+    read = list(read_arrays(source))
+    labels = [str(label) for _, _, of in read for label in of.reshape(-1).tolist()]
+    splits = [split for split, images, _ in read for _ in range(len(images))]
+    placed = by_skew(labels, splits, [""] * len(labels), skew)
+    ends = np.cumsum([len(images) for _, images, _ in read])[:-1]
+    places = np.split(np.array(placed), ends)
+    with replace_folder(out) as folder:
+        for site in sorted(set(placed)):
+            own: dict[str, NDArray[Any]] = {}
+            for (split, images, of), there in zip(read, places, strict=True):
+                own[f"{STEMS[split]}_images"] = images[there == site]
+                own[f"{STEMS[split]}_labels"] = of[there == site]
+            np.savez_compressed(folder / f"{site}.npz", **own)  # type: ignore[arg-type]
+    return labels, placed
 
 
 def by_column(rows: Sequence[Mapping[str, str]], column: str, where: str) -> list[str]:

@@ -3,7 +3,7 @@
 import logging
 import zipfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from prrfl.data.columns import class_indices
 from prrfl.data.files import is_hidden, unread_name, warn_of_passed_over
 from prrfl.data.images import FORMATS, SPLITS, Entry, check_memory, check_training, load_entries, no_examples
 from prrfl.data.manifest import read_manifest
-from prrfl.data.own import is_own_data, load_own, the_one
+from prrfl.data.own import is_own_data, load_own
 from prrfl.data.tables import TABLE_SUFFIXES, is_plain_name
 from prrfl.errors import DataError
 from prrfl.storage.reading import opened, why_unreadable
@@ -104,7 +104,8 @@ def load_site(
         DataError: as in :func:`load_sites`; or if there are several sites, and none has this name.
     """
     if is_own_data(source):
-        return the_one(load_own(source, image_size, classes, {}), name, source)
+        own = {site.name: site for site in load_own(source, image_size, classes, {})}
+        return replace(_the_one(source, name, own), name=name)
     if arrays := npz_files(source):
         _check_arrays(source, arrays)
         path = _the_one(source, name, {path.stem: path for path in arrays})
@@ -196,19 +197,32 @@ def _load_arrays(
     path: Path, size: int, classes: Sequence[str], needed: Sequence[Split]
 ) -> tuple[SiteData, list[int]]:
     """Return a site, and the shorter side of each of its images as stored."""
-    _check_zip(path)
     if not is_plain_name(path.stem):
         raise DataError(f"{path}: invalid name of a site '{path.stem}'; rename the file")
     parts: dict[Split, Examples] = {}
     sides: list[int] = []
-    for split in needed:
-        images = _read_array(path, f"{STEMS[split]}_images")
-        labels = _read_array(path, f"{STEMS[split]}_labels")
+    for split, images, labels in read_arrays(path, needed):
         parts[split] = _examples(f"{path}, {split}", images, labels, size, classes)
         sides += len(images) * [min(images.shape[1:3])]
     if "train" in parts:
         check_training(str(path), parts["train"].labels.tolist(), classes)
     return SiteData(path.stem, *(parts.get(split, no_examples(size)) for split in SPLITS)), sides
+
+
+def read_arrays(
+    path: Path, needed: Sequence[Split] = SPLITS
+) -> Iterator[tuple[Split, NDArray[np.uint8], NDArray[Any]]]:
+    """Yield images and labels of each split of an .npz file, as they are stored.
+
+    Raises:
+        DataError: if the file or an array is missing or damaged, or has another shape or type.
+    """
+    _check_zip(path)
+    for split in needed:
+        images = _read_array(path, f"{STEMS[split]}_images")
+        labels = _read_array(path, f"{STEMS[split]}_labels")
+        _check_shapes(f"{path}, {split}", images, labels)
+        yield split, images, labels
 
 
 def _check_zip(path: Path) -> None:
@@ -249,9 +263,7 @@ def _read_array(path: Path, name: str) -> NDArray[Any]:
     return array
 
 
-def _examples(
-    where: str, images: NDArray[Any], labels: NDArray[Any], size: int, classes: Sequence[str]
-) -> Examples:
+def _check_shapes(where: str, images: NDArray[Any], labels: NDArray[Any]) -> None:
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (1,), (3,)):
         raise DataError(
             f"{where}: images are {images.dtype} of shape {images.shape}; "
@@ -268,6 +280,11 @@ def _examples(
             f"{where}: labels have shape {labels.shape}; expected one label per image, ({len(images)},) or "
             f"({len(images)}, 1)"
         )
+
+
+def _examples(
+    where: str, images: NDArray[np.uint8], labels: NDArray[Any], size: int, classes: Sequence[str]
+) -> Examples:
     values, first, inverse = np.unique(labels.reshape(-1), return_index=True, return_inverse=True)
     cells = [(f"{where}, image {k}", str(v)) for k, v in zip(first.tolist(), values.tolist(), strict=True)]
     indices = np.array(class_indices(cells, classes), dtype=np.int64)[inverse]

@@ -31,6 +31,15 @@ class InProcess:
     """Holds the data and states of all sites, and visits them in order of name.
 
     On a GPU it visits a few at a time; records and shares still come in order of name.
+
+    Examples:
+        >>> from prrfl import PRRFL, InProcess, Recipe, run_rounds
+        >>> from prrfl.testing.sites import tiny_network, tiny_sites
+        >>> network = tiny_network()
+        >>> engine = InProcess(PRRFL(), tiny_sites(2), Recipe(network, batch=8))
+        >>> records = list(run_rounds(PRRFL(), engine, rounds=1, epochs=1, network=network))
+        >>> {site: sorted(networks) for site, networks in engine.models().items()}
+        {'s0': ['deputy', 'personalised'], 's1': ['deputy', 'personalised']}
     """
 
     def __init__(

@@ -117,6 +117,18 @@ def run_rounds(
 
     Raises:
         ParticipationError: if no site shares anything in a round.
+
+    Examples:
+        >>> from prrfl import InProcess, Recipe, run_rounds
+        >>> from prrfl.algorithms import FedAvg
+        >>> from prrfl.testing.sites import tiny_network, tiny_sites
+        >>> network = tiny_network()
+        >>> engine = InProcess(FedAvg(), tiny_sites(2), Recipe(network, batch=8))
+        >>> for record in run_rounds(FedAvg(), engine, rounds=2, epochs=1, network=network):
+        ...     if record.kind == "exchange":
+        ...         print(f"round {record.round + 1}: {record.bytes_up['s0']} bytes from s0")
+        round 1: 1052 bytes from s0
+        round 2: 1052 bytes from s0
     """
     start = RoundContext(0, rounds, 0, epochs, seed, norm_keys(network), head_keys(network))
     return rounds_from(start, algorithm, exchange)

@@ -126,7 +126,28 @@ class Followed(Protocol):
         """Return the curves, which are large, of the scores that were read."""
 
 
-class FollowedRun:
+class _Scored:
+    """A folder with the records of one run.
+
+    Attributes:
+        settings: of the run.
+        records: what is shown of them.
+    """
+
+    settings: TrainConfig
+    records: Records
+
+    @property
+    def drawn(self) -> int:
+        """Number of scores in the curves."""
+        return len(self.records.points)
+
+    def curves(self) -> dict[str, Any]:
+        """Return the curves of each site and of their mean."""
+        return curves_of_run(self.records.points)
+
+
+class FollowedRun(_Scored):
     """A run's folder, or the folder of a federation at its server."""
 
     def __init__(self, folder: Path) -> None:
@@ -199,17 +220,8 @@ class FollowedRun:
             "next": _as_json(after_run(self.folder)) if self.is_finished else [],
         }
 
-    @property
-    def drawn(self) -> int:
-        """Number of scores in the curves."""
-        return len(self.records.points)
 
-    def curves(self) -> dict[str, Any]:
-        """Return the curves of each site and of their mean."""
-        return curves_of_run(self.records.points)
-
-
-class FollowedSite:
+class FollowedSite(_Scored):
     """A site's own folder of a federation."""
 
     def __init__(self, folder: Path) -> None:
@@ -260,15 +272,6 @@ class FollowedSite:
             "log": list(self.log.lines),
             "next": _as_json(with_networks(self.folder)) if finished else [],
         }
-
-    @property
-    def drawn(self) -> int:
-        """Number of scores in the curves."""
-        return len(self.records.points)
-
-    def curves(self) -> dict[str, Any]:
-        """Return the curves of each site and of their mean."""
-        return curves_of_run(self.records.points)
 
 
 class FollowedComparison:
@@ -448,11 +451,6 @@ def means(points: Iterable[Point]) -> list[list[float]]:
     for point in points:
         at.setdefault((point.at, point.rank), []).append(point.value)
     return [[round(x, 4), round(fmean(values), 2)] for (x, _), values in sorted(at.items())]
-
-
-class _Scored(Protocol):
-    settings: TrainConfig
-    records: Records
 
 
 def _names(records: Records, position: Position | None) -> list[ClientId]:

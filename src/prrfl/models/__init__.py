@@ -83,6 +83,13 @@ def build_network(
     Raises:
         ConfigError: if no network has that name, or a setting is invalid.
         PartError: if a network that is not the package's cannot be used.
+
+    Examples:
+        >>> import torch
+        >>> from prrfl import build_network
+        >>> network = build_network("vgg16_slim", num_classes=3, seed=0).eval()
+        >>> network(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 3])
     """
     if name not in NETWORKS:
         raise ConfigError(

@@ -74,5 +74,11 @@ class VGG16Slim(nn.Module):
 
 
 def vgg16_slim(num_classes: int = 3, bias: bool = False) -> VGG16Slim:
-    """Return VGG16-slim with random weights."""
+    """Return VGG16-slim with random weights.
+
+    Examples:
+        >>> from prrfl import vgg16_slim
+        >>> sum(parameter.numel() for parameter in vgg16_slim(num_classes=3).parameters())
+        2371104
+    """
     return VGG16Slim(num_classes, bias)

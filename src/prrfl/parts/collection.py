@@ -21,8 +21,9 @@ T = TypeVar("T")
 def is_reference(name: str) -> bool:
     """Return whether a name refers to a class or function in a module or file.
 
-    >>> is_reference("my_pkg.mod:Class"), is_reference("./file.py:Class"), is_reference("prrfl")
-    (True, True, False)
+    Examples:
+        >>> is_reference("my_pkg.mod:Class"), is_reference("./file.py:Class"), is_reference("prrfl")
+        (True, True, False)
     """
     place, colon, attribute = name.rpartition(":")
     if not colon or not attribute.isidentifier():
@@ -38,8 +39,9 @@ def is_installed(name: str) -> bool:
 def label(name: str) -> str:
     """Return a part's name as tables and folders show it: of a reference, the class or function.
 
-    >>> label("./file.py:PartWay"), label("prrfl")
-    ('PartWay', 'prrfl')
+    Examples:
+        >>> label("./file.py:PartWay"), label("prrfl")
+        ('PartWay', 'prrfl')
     """
     return name.rpartition(":")[2] if is_reference(name) else name
 

@@ -22,8 +22,9 @@ class Search:
     Raises:
         ConfigError: if the range is empty, is infinite, or has a logarithm and a bound that is not positive.
 
-    >>> str(Search(0.001, 1, log=True)), str(Search(choices=("sgd", "adam")))
-    ('0.001..1:log', 'sgd|adam')
+    Examples:
+        >>> str(Search(0.001, 1, log=True)), str(Search(choices=("sgd", "adam")))
+        ('0.001..1:log', 'sgd|adam')
     """
 
     low: float = 0.0
@@ -58,8 +59,9 @@ class Search:
 def as_choice(value: object) -> str:
     """Return a setting's value as one of the choices of a :class:`Search`.
 
-    >>> as_choice(True), as_choice(16)
-    ('true', '16')
+    Examples:
+        >>> as_choice(True), as_choice(16)
+        ('true', '16')
     """
     return str(value).lower() if isinstance(value, bool) else str(value)
 
@@ -73,8 +75,9 @@ def parse_searches(text: str) -> dict[str, Search]:
     Raises:
         ConfigError: quoting the part that is invalid.
 
-    >>> parse_searches("lr=1e-4..0.1:log,optimizer=sgd|adam")["lr"]
-    Search(low=0.0001, high=0.1, log=True, choices=())
+    Examples:
+        >>> parse_searches("lr=1e-4..0.1:log,optimizer=sgd|adam")["lr"]
+        Search(low=0.0001, high=0.1, log=True, choices=())
     """
     found: dict[str, Search] = {}
     for part in text.split(","):

@@ -1,11 +1,13 @@
 """Tables for a paper: chosen methods and measures, one decimal, captions that can go to print."""
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 from prrfl.reports.comparison import Estimate, Row
 from prrfl.reports.latex import COLUMN_GAP, TEXT_WIDTH, escaped, floating, panels, row_names, tabular, width
+from prrfl.reports.sampled import OVER_SITES
 from prrfl.reports.tables import SENSITIVITY
 from prrfl.reports.uncertainty import LEVEL
 from prrfl.types import ClientId
@@ -20,29 +22,47 @@ class Metric:
     Attributes:
         key: its name in :attr:`prrfl.reports.comparison.Row.scores`.
         label: its name in print.
+        head: how sites are summed up.
+        plain: whether it is printed as it is, because it need not be a fraction.
     """
 
     key: str
     label: str
+    head: str = "mean of sites"
+    plain: bool = False
+
+    @property
+    def by_site(self) -> bool:
+        """Whether each site has a value."""
+        return self.key not in OVER_SITES
 
 
-def metrics_of(classes: Sequence[str]) -> dict[str, Metric]:
-    """Return all measures that a paper can show, by the names that a user gives."""
+def metrics_of(classes: Sequence[str], further: Iterable[str] = ()) -> dict[str, Metric]:
+    """Return all measures that a paper can show, by the names that a user gives.
+
+    Args:
+        classes: names of the classes.
+        further: names of the comparison's further measures.
+    """
     found = {
         "f1": Metric("f1", "Macro-F1"),
         "auc": Metric("auc", "AUC"),
+        "accuracy": Metric("accuracy", "Accuracy"),
         "balanced_accuracy": Metric("balanced_accuracy", "Balanced accuracy"),
+        "worst_f1": Metric("worst_f1", "Macro-F1", "worst site"),
+        "spread_f1": Metric("spread_f1", "Macro-F1", "spread of sites"),
     }
     found |= {f"recall_{name}": Metric(f"recall_{k}", f"Recall {name}") for k, name in enumerate(classes)}
-    return found | {
+    found |= {
         f"sensitivity_{name}": Metric(f"{SENSITIVITY_KEY}{k}", f"Sensitivity {name}")
         for k, name in enumerate(classes)
     }
+    return found | {name: Metric(name, name, plain=True) for name in further if name not in found}
 
 
 @dataclass(frozen=True)
 class Number:
-    """A number of a table. Fractions.
+    """A number of a table. A fraction, unless its column is plain.
 
     Attributes:
         value: ``None`` is printed as a dash.
@@ -59,11 +79,12 @@ class Number:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table; neighbours of one group share its heading."""
+    """A column of a table; neighbours of one group share its heading. Not in percent if it is plain."""
 
     group: str
     head: str
     entries: Sequence[Number]
+    plain: bool = False
 
 
 @dataclass(frozen=True)
@@ -143,27 +164,30 @@ def comparison_tables(rows: Sequence[Row], metrics: Sequence[Metric], subject: S
     """
     reference = next((test.against for row in rows for test in row.tests.values()), "")
     names, foot = [row.method for row in rows], sum(row.seeds == 0 for row in rows)
+    at_sites = [metric for metric in metrics if metric.by_site]
     columns = []
     for metric in metrics:
-        columns.append(Column(metric.label, "mean of sites", [_score(row, metric.key) for row in rows]))
+        scores = [_score(row, metric.key) for row in rows]
+        columns.append(Column(metric.label, metric.head, scores, metric.plain))
         if any(metric.key in row.tests for row in rows):
             gaps = [_difference(row, metric.key) for row in rows]
             columns.append(Column(metric.label, _gap(reference), gaps))
     sites = [
-        Column(metric.label, site, [_entry(row.scores[metric.key][site]) for row in rows])
-        for metric in metrics
+        Column(metric.label, site, [_entry(row.scores[metric.key][site]) for row in rows], metric.plain)
+        for metric in at_sites
         for site in subject.images
     ]
-    caption = f"Scores on {subject}, mean of sites in percent, with {subject.interval}. "
+    caption = f"Scores on {subject}, mean of sites{_unit(metrics)}, with {subject.interval}. "
     by_site = (
-        f"Scores of each site in percent, {subject}, with {subject.interval}"
-        f"{_gaps_of(sites)}. {_sentence(_rows_apart(rows, subject))}{_defined(metrics)}"
+        f"Scores of each site{_unit(at_sites)}, {subject}, with {subject.interval}"
+        f"{_gaps_of(sites)}. {_sentence(_rows_apart(rows, subject))}{_defined(at_sites)}"
     )
-    return [
+    tables = [
         PaperTable("tab:scores", caption + _marks(rows, columns, subject, reference) + _defined(metrics),
                    "Method", names, columns, foot),
         PaperTable("tab:sites", by_site, "Method", names, sites, foot),
     ]  # fmt: skip
+    return tables if sites else tables[:1]
 
 
 def run_tables(rows: Sequence[Row], metrics: Sequence[Metric], subject: Subject) -> list[PaperTable]:
@@ -220,7 +244,24 @@ def _gaps_of(columns: Sequence[Column]) -> str:
 
 
 def _defined(metrics: Sequence[Metric]) -> str:
-    return f" {SENSITIVITY}" if any(metric.key.startswith(SENSITIVITY_KEY) for metric in metrics) else ""
+    """Return the sentences that define some of the measures."""
+    over = {"worst_f1": "worst site: lowest score of a site", "spread_f1": "spread: highest less lowest"}
+    text = _sentence([over[metric.key] for metric in metrics if metric.key in over])
+    if any(metric.key.startswith(SENSITIVITY_KEY) for metric in metrics):
+        text += f" {SENSITIVITY}"
+    return f" {text.strip()}" if text else ""
+
+
+def _unit(metrics: Sequence[Metric]) -> str:
+    """Return which measures are in percent."""
+    plain = [metric.label for metric in metrics if metric.plain]
+    if not plain:
+        return " in percent"
+    if len(plain) == len(metrics):
+        return ""
+    return (
+        f" in percent ({' and '.join(plain)} as {'a plain number' if len(plain) == 1 else 'plain numbers'})"
+    )
 
 
 def _gap(reference: str) -> str:
@@ -299,30 +340,29 @@ _LATEX = _Dialect(
 )
 
 
-def _number(value: float) -> str:
-    text = f"{100 * value:.1f}"
-    return "0.0" if text == "-0.0" else text.replace("-", "−")
+def _number(value: float, plain: bool) -> str:
+    text = f"{value:.3f}" if plain else f"{100 * value:.1f}"
+    return text.lstrip("-") if not float(text) else text.replace("-", "−")
 
 
 @dataclass(frozen=True)
 class _Template:
     """The widest of each part of a column's cells; empty where no cell has the part."""
 
+    plain: bool
     mean: str
     low: str
     high: str
     marks: str
 
     @classmethod
-    def of(cls, entries: Sequence[Number]) -> "_Template":
+    def of(cls, column: Column) -> "_Template":
         """Return the template of a column."""
-        ends = [e.ends for e in entries if e.value is not None and e.ends is not None]
-        return cls(
-            _widest([e.value for e in entries if e.value is not None]),
-            _widest([low for low, _ in ends]),
-            _widest([high for _, high in ends]),
-            max((e.marks for e in entries), key=len),
-        )
+        means = [e.value for e in column.entries if e.value is not None]
+        ends = [e.ends for e in column.entries if e.value is not None and e.ends is not None]
+        parts = (means, [low for low, _ in ends], [high for _, high in ends])
+        mean, low, high = (_widest([_number(value, column.plain) for value in part]) for part in parts)
+        return cls(column.plain, mean, low, high, max((e.marks for e in column.entries), key=len))
 
     @property
     def interval(self) -> str:
@@ -333,22 +373,21 @@ class _Template:
         """Return a cell in which each part is as wide as the widest one."""
         if e.value is None:
             return f"{dialect.text('–')}{dialect.blank(self.interval + self.marks)}"
-        number = _number(e.value)
+        number = _number(e.value, self.plain)
         mean = _padding(number, self.mean, dialect) + (dialect.bold if e.bold else dialect.text)(number)
         if e.ends is None:
             interval = dialect.blank(self.interval)
         else:
-            low, high = map(_number, e.ends)
+            low, high = (_number(end, self.plain) for end in e.ends)
             interval = f" [{_padding(low, self.low, dialect)}{dialect.text(low)}, "
             interval += f"{_padding(high, self.high, dialect)}{dialect.text(high)}]"
         return mean + interval + dialect.text(e.marks) + dialect.blank(self.marks[len(e.marks) :])
 
 
-def _widest(values: Sequence[float]) -> str:
-    """Return a number that is as wide as the widest of some."""
-    texts = [_number(value) for value in values]
-    digits = max((len(text.lstrip("−")) for text in texts), default=0)
-    return "−" * any("−" in text for text in texts) + "0" * (digits - 2) + ".0" * (digits > 0)
+def _widest(numbers: Sequence[str]) -> str:
+    """Return a number of zeros that is as wide as the widest of some."""
+    longest = max((number.lstrip("−") for number in numbers), key=len, default="")
+    return "−" * any("−" in number for number in numbers) + re.sub(r"\d", "0", longest)
 
 
 def _padding(number: str, widest: str, dialect: _Dialect) -> str:
@@ -359,7 +398,7 @@ def _padding(number: str, widest: str, dialect: _Dialect) -> str:
 
 def table_to_latex(table: PaperTable) -> str:
     """Return a table for LaTeX; what does not fit beside the rest is below it, or on the next page."""
-    templates = [_Template.of(column.entries) for column in table.columns]
+    templates = [_Template.of(column) for column in table.columns]
     groups = [list(indices) for indices in _groups(table.columns, range(len(table.columns)))]
     widths = [
         max(width(t.mean + t.interval + t.marks), width(column.head))
@@ -412,7 +451,7 @@ def _groups(columns: Sequence[Column], indices: Sequence[int]) -> list[list[int]
 def table_to_markdown(table: PaperTable) -> str:
     """Return a table for Markdown, with its caption above."""
     heads = [table.corner, *(f"{column.group}, {column.head}" for column in table.columns)]
-    templates = [_Template.of(column.entries) for column in table.columns]
+    templates = [_Template.of(column) for column in table.columns]
     cells = [
         [template.cell(e, _MARKDOWN) for e in column.entries]
         for template, column in zip(templates, table.columns, strict=True)

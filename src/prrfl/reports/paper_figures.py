@@ -33,12 +33,14 @@ class Dots:
         label: of the horizontal axis; panels with the same label have the same scale.
         estimates: one for each name.
         beside: scores to compare each with, drawn hollow; empty without any.
+        factor: of the axis: percent, or 1 for plain numbers.
     """
 
     title: str
     label: str
     estimates: Sequence[Estimate]
     beside: Sequence[float | None] = ()
+    factor: float = 100.0
 
 
 @print_style()
@@ -81,19 +83,21 @@ def _draw_dots(axis: Axes, names: Sequence[str], panel: Dots, reference: str, ho
             continue
         colour = OURS if name == reference else PALE if name == hollow else OTHER
         if name == reference:
-            axis.axvline(100 * e.mean, color=OURS, linewidth=0.5, dashes=(4, 2), zorder=1)
+            axis.axvline(panel.factor * e.mean, color=OURS, linewidth=0.5, dashes=(4, 2), zorder=1)
         for ends, thickness in ((e.interval, 0.8), (e.images, 2.2)):
             if ends:
                 axis.plot(
-                    [100 * end for end in ends], [y, y], color=colour, linewidth=thickness,
+                    [panel.factor * end for end in ends], [y, y], color=colour, linewidth=thickness,
                     solid_capstyle="butt", zorder=2,
                 )  # fmt: skip
         face = "white" if name == hollow else colour
-        axis.plot(100 * e.mean, y, "o", markersize=3.6, color=colour, markerfacecolor=face, zorder=3)
+        axis.plot(panel.factor * e.mean, y, "o", markersize=3.6, color=colour, markerfacecolor=face, zorder=3)
     for y, value in enumerate(panel.beside):
         if value is not None:
             # A ring around the score, where both are the same.
-            axis.plot(100 * value, y, "o", markersize=5.4, color=PALE, markerfacecolor="none", zorder=2.5)
+            axis.plot(
+                panel.factor * value, y, "o", markersize=5.4, color=PALE, markerfacecolor="none", zorder=2.5
+            )
     axis.set_title(panel.title)
     axis.set_xlabel(panel.label)
     axis.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
@@ -104,17 +108,18 @@ def _draw_dots(axis: Axes, names: Sequence[str], panel: Dots, reference: str, ho
 
 
 def _limits(panels: Sequence[Dots]) -> tuple[float, float]:
-    """Return the range of all scores with their intervals, in percent."""
+    """Return the range of all scores with their intervals, for panels of one measure."""
     values = [
-        100 * value
+        panel.factor * value
         for panel in panels
         for e in panel.estimates
         for value in (e.mean, *(e.interval or ()), *(e.images or ()))
         if value is not None
     ]
-    values += [100 * value for panel in panels for value in panel.beside if value is not None]
-    low, high = min(values, default=0.0), max(values, default=100.0)
-    margin = 0.04 * (high - low) + 0.5
+    values += [panel.factor * value for panel in panels for value in panel.beside if value is not None]
+    factor = panels[0].factor
+    low, high = min(values, default=0.0), max(values, default=factor)
+    margin = 0.04 * (high - low) + 0.005 * factor
     return low - margin, high + margin
 
 

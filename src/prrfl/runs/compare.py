@@ -21,7 +21,7 @@ from typing import IO, Any
 from prrfl.algorithms import ALGORITHMS, BASELINE, DEFAULT, Traits, traits_of
 from prrfl.capture import on_gpu
 from prrfl.config import TrainConfig, checked, given_settings, merged
-from prrfl.data.fingerprint import difference, fingerprints
+from prrfl.data.fingerprint import Fingerprints, difference, fingerprints
 from prrfl.data.own import absolute, is_own_data
 from prrfl.data.synthetic import GeneratedData, cached
 from prrfl.errors import ConfigError, DataError
@@ -123,8 +123,7 @@ def plan(
             }
             name = _labelled(method)
             resolved = checked(merged(both, best[name]), f"method '{method}'", flags)
-            folder = out / "runs" / f"{name.replace(':', '-').replace('=', '-')}-seed{seed}"
-            planned.append(Planned(name, seed, resolved, folder))
+            planned.append(Planned(name, seed, resolved, _run_path(out, name, seed)))
     _warn_of_idle(planned, generated=base.data is None)
     before = {folder: RunFolder(folder).settings() for folder in _run_folders(out)}
     started = {folder: _at(folder, config, data) for folder, config in before.items()}
@@ -132,6 +131,8 @@ def plan(
     for one in planned:
         if one.folder in started:
             _check_same(started[one.folder], one)
+    if tuned and not (out / TUNED).exists():  # later, the runs' own data is checked
+        _check_data_of_search(tuned, planned)
     moved = any(_place(config.data) != _place(data) for config in before.values())
     if moved or any(not RunFolder(one.folder).is_finished for one in planned):
         _check_data_unchanged(list(started), planned[0].config)
@@ -162,6 +163,61 @@ def _tuned_settings(
             "chance; choose other --seeds"
         )
     return tuned.settings_of(methods, explicit)
+
+
+def _run_path(out: Path, method: str, seed: int) -> Path:
+    return out / "runs" / f"{method.replace(':', '-').replace('=', '-')}-seed{seed}"
+
+
+def _searched_from(tuned: Tuned, planned: Sequence[Planned]) -> dict[str, TrainConfig]:
+    """Return the settings that the search of each method started from, as far as its folder is there."""
+    folders = {one.method: _run_path(Path(tuned.source), one.method, tuned.seed) for one in planned}
+    return {
+        name: RunFolder(path).settings() for name, path in folders.items() if (path / "config.toml").is_file()
+    }
+
+
+def _check_data_of_search(tuned: Tuned, planned: Sequence[Planned]) -> None:
+    """Raise unless training and validation images are those of the search; warn if that is unknown."""
+    before = RunFolder(Path(tuned.source)).data()
+    if before is None:
+        log.warning(
+            "%s has no data.json: it cannot be checked whether the settings were searched on this data",
+            tuned.source,
+        )
+        return
+    config = planned[0].config
+    # Pixels are compared at the size of the search, which may be another one.
+    for started in _searched_from(tuned, planned).values():
+        config = config.model_copy(update={"image_size": started.image_size})
+    now = fingerprints(load_data(config))
+    if changed := difference(_without_test(before), _without_test(now)):
+        raise DataError(
+            f"{config.data} is not the data of the search in {tuned.source}: {changed}; search again on "
+            "this data, or compare without --tuned"
+        )
+
+
+def _without_test(data: Fingerprints) -> Fingerprints:
+    return {
+        site: {split: one for split, one in splits.items() if split != "test"}
+        for site, splits in data.items()
+    }
+
+
+def differs_from_search(tuned: Tuned, planned: Sequence[Planned]) -> str:
+    """Return which settings were others in a search, apart from those that it searched; empty if none."""
+    before = _searched_from(tuned, planned)
+    found = {}
+    for one in planned:
+        if one.method not in before:
+            continue
+        then, now = before[one.method].model_dump(), one.config.model_dump()
+        passed_over = FREE | {"seed", "data"} | one.config.idle() | tuned.searched(one.method)
+        for key in now.keys() - passed_over:
+            if key != "set" and _place(then[key]) != _place(now[key]):
+                found[key] = f"{key} {then[key]} (here {now[key]})"
+    return ", ".join(found[key] for key in sorted(found))
 
 
 def _at(folder: Path, config: TrainConfig, data: Path | None) -> TrainConfig:

@@ -212,6 +212,13 @@ def read_network(
         ConfigError: if there is no such site or network.
         DataError: if the predictions that calibration needs are missing or damaged.
         StateMismatchError: if the network's file is damaged, or not from a run.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from prrfl.runs.deployed import read_network
+        >>> saved = read_network(Path("runs/first"), "clientA", "last")
+        >>> saved.about.classes
+        ('nv', 'bkl', 'mel')
     """
     names = sites_of(folder)
     if site is None and len(names) > 1:

@@ -12,7 +12,7 @@ from prrfl.config import TrainConfig
 from prrfl.data.synthetic import cache_folder
 from prrfl.errors import ConfigError
 from prrfl.reports import paper, paper_figures
-from prrfl.reports.comparison import TOO_FEW, FinishedRun, Row, compare
+from prrfl.reports.comparison import TOO_FEW, Estimate, FinishedRun, Row, compare
 from prrfl.reports.latex import escaped
 from prrfl.reports.overlay import comparison_figure
 from prrfl.reports.paper import Metric, PaperTable, Subject
@@ -22,6 +22,7 @@ from prrfl.reports.retrogress import MEASURES, band, caption, curve
 from prrfl.reports.styles import of_networks
 from prrfl.runs.compare import read_margin, read_run, read_runs
 from prrfl.runs.folder import RunFolder
+from prrfl.runs.scorers import read_scorers
 from prrfl.storage.atomic import write_text
 from prrfl.types import Predictions, ScoreRecord
 
@@ -57,11 +58,13 @@ def write_comparison(folder: Path, out: Path, metrics: Sequence[str], methods: S
         DataError: if the runs were trained or tested on different data.
     """
     runs, config = read_runs(folder)
-    chosen = _metrics(metrics, config)
+    further = read_scorers(folder)
+    chosen = _chosen(metrics, paper.metrics_of(config.classes, further))
     known = list(dict.fromkeys(run.method for run in runs))
     _check_names("--methods", "finished run of method", methods, known, folder)
     shown = [run for name in methods or known for run in runs if run.method == name]
-    rows = _named(compare(shown, DEFAULT, read_margin(folder)))
+    # With all further measures, so that intervals are those of the comparison's own tables.
+    rows = _named(compare(shown, DEFAULT, read_margin(folder), further=further))
     subject = _subject(shown, config, of=len(known))
     figures = _comparison_figures(shown, rows, chosen, subject)
     return _write(out, paper.comparison_tables(rows, list(chosen.values()), subject), figures)
@@ -91,7 +94,11 @@ def write_run(folder: Path, out: Path, metrics: Sequence[str]) -> list[Path]:
             f"{folder} has {there.rounds_done} of {config.rounds} rounds; a paper needs a finished run, so "
             f"complete it with `prrfl resume {folder}`"
         )
-    chosen = _metrics(metrics, config)
+    chosen = _chosen(metrics, paper.metrics_of(config.classes))
+    if over := [name for name, metric in chosen.items() if not metric.by_site]:
+        raise ConfigError(
+            f"--metrics: {over[0]} is for comparisons; the table of a run shows every site, so leave it out"
+        )
     run = read_run(folder, config, config.method)
     rows = _named(compare([run], run.method))
     subject = _subject([run], config)
@@ -99,8 +106,7 @@ def write_run(folder: Path, out: Path, metrics: Sequence[str]) -> list[Path]:
     return _write(out, paper.run_tables(rows, list(chosen.values()), subject), figures)
 
 
-def _metrics(names: Sequence[str], config: TrainConfig) -> dict[str, Metric]:
-    known = paper.metrics_of(config.classes)
+def _chosen(names: Sequence[str], known: Mapping[str, Metric]) -> dict[str, Metric]:
     _check_names("--metrics", "metric", names, list(known))
     return {name: known[name] for name in names}
 
@@ -139,12 +145,13 @@ def _comparison_figures(
 ) -> list[PaperFigure]:
     names = [row.method for row in rows]
     means = [
-        Dots("", f"{m.label}, mean of sites (%)", [row.scores[m.key]["mean"] for row in rows])
+        _dots("", m, f"{m.label}, {m.head}", [row.scores[m.key]["mean"] for row in rows])
         for m in metrics.values()
     ]
     sites = [
-        Dots(site, f"{m.label} (%)", [row.scores[m.key][site] for row in rows])
+        _dots(site, m, m.label, [row.scores[m.key][site] for row in rows])
         for m in metrics.values()
+        if m.by_site
         for site in subject.images
     ]
     about = f"{subject}. {_lines(rows, names)}"
@@ -153,13 +160,16 @@ def _comparison_figures(
             "forest",
             f"Scores of each method, mean of sites; {about}",
             paper_figures.dots_figure(names, means, min(len(means), 3), DEFAULT, MAJORITY),
-        ),
-        PaperFigure(
-            "sites",
-            f"Scores of each method at each site; {about}",
-            paper_figures.dots_figure(names, sites, _columns_of_sites(sites, subject), DEFAULT, MAJORITY),
-        ),
+        )
     ]
+    if sites:
+        figures.append(
+            PaperFigure(
+                "sites",
+                f"Scores of each method at each site; {about}",
+                paper_figures.dots_figure(names, sites, _columns_of_sites(sites, subject), DEFAULT, MAJORITY),
+            )
+        )
     if measured := _in_curves(metrics):
         spread = "; bands: range of seeds" if subject.seeds > 1 else ""
         others = f"; the thin line repeats {DEFAULT}" if DEFAULT in names and len(names) > 1 else ""
@@ -183,6 +193,19 @@ def _comparison_figures(
         )
     )
     return figures
+
+
+def _dots(
+    title: str,
+    metric: Metric,
+    label: str,
+    estimates: Sequence[Estimate],
+    beside: Sequence[float | None] = (),
+) -> Dots:
+    """Return a panel of a measure, in percent unless it is plain."""
+    if metric.plain:
+        return Dots(title, label, estimates, beside, factor=1.0)
+    return Dots(title, f"{label} (%)", estimates, beside)
 
 
 _ECE = (
@@ -216,9 +239,10 @@ def _run_figures(
     ours, *majority = rows
     sites = [*subject.images, "mean"]
     panels = [
-        Dots(
+        _dots(
             "",
-            f"{m.label} (%)",
+            m,
+            m.label,
             [ours.scores[m.key][site] for site in sites],
             [row.scores[m.key][site].mean for row in majority for site in sites],
         )

@@ -141,7 +141,7 @@ def open_folder(folder: RunFolder, patience: float = 0.0) -> Iterator[None]:
     Raises:
         ConfigError: if another process still uses it after that time.
     """
-    with folder.locked(patience), _log_file(folder.path / "log.txt"):
+    with folder.locked(patience), log_file(folder.path / "log.txt"):
         remove_partial(folder.path)
         for path in set(folder.path.glob(".rest-*")) - {_states_folder(folder.path)}:
             shutil.rmtree(path)
@@ -211,7 +211,13 @@ def remaining_rounds(
 
 
 @contextmanager
-def _log_file(path: Path) -> Iterator[None]:
+def log_file(path: Path) -> Iterator[None]:
+    """Write what the package logs during the block into a file, and errors in own parts with traceback.
+
+    Raises:
+        ConfigError: if the file cannot be one.
+        PartError: instead of what a part of the user's own raised.
+    """
     if path.exists() and not path.is_file():
         raise ConfigError(f"{path} is not a file, so no log can be written to it; remove it")
     handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")

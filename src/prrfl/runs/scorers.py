@@ -54,10 +54,10 @@ def scorers(names: Sequence[str]) -> dict[str, Scorer]:
 def keep_scorers(folder: Path, names: Sequence[str]) -> None:
     """Write the names of a comparison's further measures to its folder, those of files as absolute paths.
 
-    Raises:
-        ConfigError: as :func:`scorers`.
+    Args:
+        folder: the comparison's folder.
+        names: that :func:`scorers` knows.
     """
-    scorers(names)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / FILE, [placed(name) for name in names])
 

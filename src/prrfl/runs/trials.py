@@ -60,11 +60,13 @@ class Message:
         kind: ``round`` done, all rounds ``done``, training ``diverged``, or the trial ``failed``.
         score: of the round.
         said: the error.
+        details: the traceback of an error in a part of the user's own, for the log.
     """
 
     kind: str
     score: float = 0.0
     said: str = ""
+    details: str = ""
 
 
 class TrialProcess:
@@ -123,8 +125,11 @@ def _serve(
     except NonFiniteShareError as cause:
         tell(kind="diverged", said=str(cause))
     except Exception as cause:
-        expected = blamed(cause) or (cause if isinstance(cause, PRRFLError | OSError) else None)
-        tell(kind="failed", said=str(expected) if expected else traceback.format_exc())
+        if part := blamed(cause):
+            tell(kind="failed", said=str(part), details=traceback.format_exc())
+        else:
+            expected = isinstance(cause, PRRFLError | OSError)
+            tell(kind="failed", said=str(cause) if expected else traceback.format_exc())
     finally:
         # Skips the interpreter's shutdown, which would flush and close what belongs to the parent.
         os._exit(0)

@@ -8,6 +8,7 @@ data.json     fingerprints of the data, without test images
 trials.log    all finished trials, a journal of Optuna
 tuning.csv    the same as a table
 tuned.toml    the best settings, see prrfl.runs.tuned
+log.txt       warnings and errors, with the traceback of what a part of the user's own raised
 """
 
 import csv
@@ -29,10 +30,11 @@ from prrfl.config import TrainConfig, checked, merged
 from prrfl.data.fingerprint import fingerprints
 from prrfl.errors import ConfigError, PRRFLError, nearest
 from prrfl.machine import usable_cores
-from prrfl.parts import Search
+from prrfl.parts import PartError, Search
 from prrfl.parts.search import as_choice
 from prrfl.runs.compare import Planned
 from prrfl.runs.folder import RunFolder, first_candidate
+from prrfl.runs.run import log_file
 from prrfl.runs.setup import load_data
 from prrfl.runs.trials import TrialProcess, without_test
 from prrfl.runs.tuned import Settings, Tuned, TunedMethod, as_given, write_tuned
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 JOURNAL = "trials.log"
+LOG = "log.txt"
 
 BATCH = 4
 """Number of trials that are proposed together, from the results of all batches before.
@@ -186,7 +189,7 @@ def open_search(out: Path, methods: Sequence[MethodSearch]) -> Iterator[list[Sit
     if before:
         RunFolder(out).check_data(fingerprints(sites))
     out.mkdir(parents=True, exist_ok=True)
-    with _locked_journal(out):
+    with _locked_journal(out), log_file(out / LOG):
         if not before:
             RunFolder(out).write_data(fingerprints(sites))
         for one in methods:
@@ -262,7 +265,7 @@ def run_trials(
     gpu = any(on_gpu(one.planned.config.device) for one in methods)
     workers = workers or (1 if gpu else usable_cores())
     studies = _studies(out, [one.name for one in methods])
-    going = [_Progress(one, studies[one.name]) for one in methods]
+    going = [_Progress(one, studies[one.name], out) for one in methods]
     waiting = deque(due for one in going for due in one.due())
     running: dict[Connection, _Running] = {}
     yield sum(one.rounds_done for one in going)
@@ -270,7 +273,7 @@ def run_trials(
         while waiting or running:
             while waiting and len(running) < workers:
                 trial = waiting.popleft()
-                if (started := trial.started(sites, out)) is None:
+                if (started := trial.started(sites)) is None:
                     waiting.extend(trial.of.due())
                 else:
                     running[started.connection] = trial
@@ -293,6 +296,7 @@ class _Progress:
 
     search: MethodSearch
     study: "Study"
+    out: Path
     ended: "dict[int, FrozenTrial]" = field(default_factory=dict)
     proposed: int = 0
 
@@ -310,7 +314,7 @@ class _Progress:
             return []
         trials = propose(self.search, self.study.trials)
         self.proposed += len(trials)
-        return [_Running(self, trial) for trial in trials]
+        return [_Running(self, trial, self.out) for trial in trials]
 
     def end(self, number: int, trial: "FrozenTrial") -> None:
         self.ended[number] = trial
@@ -325,10 +329,11 @@ class _Running:
 
     of: _Progress
     trial: "Trial"
+    out: Path
     scores: list[float] = field(default_factory=list)
     process: TrialProcess | None = None
 
-    def started(self, sites: Sequence[SiteData], out: Path) -> TrialProcess | None:
+    def started(self, sites: Sequence[SiteData]) -> TrialProcess | None:
         """Start the process; return ``None`` if the settings contradict each other, which ends the trial."""
         search = self.of.search
         try:
@@ -336,7 +341,7 @@ class _Running:
         except ConfigError as cause:
             self._end("invalid", str(cause))
             return None
-        self.process = TrialProcess(config, sites, out)
+        self.process = TrialProcess(config, sites, self.out)
         return self.process
 
     def goes_on(self) -> bool:
@@ -347,6 +352,10 @@ class _Running:
             message = self.process.receive()
         except PRRFLError as cause:
             raise PRRFLError(f"{whose}: {cause}") from None
+        if message.details:
+            error = PartError(f"{whose}: {message.said}; the traceback is in {self.out / LOG}")
+            error.add_note(message.details)
+            raise error
         if message.kind == "failed":
             raise PRRFLError(f"{whose}: {message.said}")
         if message.kind == "round":

@@ -105,8 +105,9 @@ class Tuned:
 def as_given(settings: Settings) -> dict[str, Any]:
     """Return settings as a settings file has them, those of own parts in tables.
 
-    >>> as_given({"lr": 0.1, "method.step": 2})
-    {'lr': 0.1, 'set': {'method': {'step': 2}}}
+    Examples:
+        >>> as_given({"lr": 0.1, "method.step": 2})
+        {'lr': 0.1, 'set': {'method': {'step': 2}}}
     """
     found: dict[str, Any] = {}
     for key, value in settings.items():

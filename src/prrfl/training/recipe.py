@@ -72,6 +72,13 @@ class Recipe:
         counter: counts the images of each step; ``None`` counts nothing.
         weighting: how much each site counts in a mean: all the same (``uniform``), or by its number of
             training images (``images``).
+
+    Examples:
+        >>> from prrfl import Recipe
+        >>> from prrfl.testing.sites import tiny_network
+        >>> recipe = Recipe(tiny_network(), batch=8, lr=0.02)
+        >>> [recipe.learning_rate(round_index) for round_index in (0, 4, 5, 10)]
+        [0.02, 0.02, 0.01, 0.005]
     """
 
     network: nn.Module

@@ -142,6 +142,9 @@ def test_scores_and_network_of_a_site_that_left_name_the_round_that_they_are_of(
     assert "clientC was absent at the end: its last scores are of round 1 of 3.\n" in out
     assert "The mean of last scores mixes rounds 1, 3.\n" in out
     assert "clientA was absent" not in out
+    code, _, err = prrfl("report", tmp_path / "run", "--data", data)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--data has no effect: the images of" in err
     (own,) = (path.parent for path in tmp_path.glob("clientC/*/models"))
     code, out, err = prrfl("evaluate", own, "--network", "last")
     assert code == 0, err
