@@ -128,7 +128,7 @@ def compare(methods: str, seeds: str, config: Path | None, out: Path | None, **f
     if margin is not None:
         keep_margin(folder, margin)
     if further is not None:
-        measures.keep_scorers(folder, further)
+        measures.keep_scorers(folder, further, len(planned[0].config.classes))
     failed = _show(planned, folder, workers, time_limit)
     unfinished = [one for one in planned if not RunFolder(one.folder).is_finished]
     if len(unfinished) < len(planned):
