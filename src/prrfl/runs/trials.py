@@ -122,7 +122,7 @@ def _serve(
         pass  # the parent has ended
     except NonFiniteShareError as cause:
         tell(kind="diverged", said=str(cause))
-    except Exception as cause:
+    except (Exception, SystemExit) as cause:
         expected = blamed(cause) or (cause if isinstance(cause, PRRFLError | OSError) else None)
         tell(kind="failed", said=str(expected) if expected else traceback.format_exc())
     finally:
