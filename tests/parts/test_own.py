@@ -327,7 +327,10 @@ def test_what_raises_while_it_runs_names_the_line_and_loses_nothing(own, prrfl, 
     assert (code, err.count("error: ")) == (2, 1)
     assert f"error: method {own}/own.py:Breaks: {own}/own.py, line {line}, in receive: {how}" in err
     assert "Traceback" in (own / "r" / "log.txt").read_text()
-    (own / "own.py").write_text(PARTS.replace("ctx.round == self.at", "False"))
+    # The correction may bring a setting.
+    (own / "own.py").write_text(
+        PARTS.replace("ctx.round == self.at", "False").replace("at: int = 1", "at: int = 1\n    new: int = 2")
+    )
     for name in [name for name in sys.modules if name.startswith("prrfl_part_")]:
         del sys.modules[name]
     ALGORITHMS._found.clear()
@@ -446,8 +449,9 @@ def test_a_skeleton_passes_its_test_and_runs(own, prrfl, kind):
     flags = ("--network", "tiny") if kind == "method" else ("--method", "fedavg")
     where = ("--data", "./own.py:load", *SMALL, "--out", "r")
     assert prrfl("train", f"--{kind}", "slow_one.py:SlowOne", *flags, *where)[0] == 0
-    code, _, err = prrfl("new", kind, "slow-one")
-    assert (code, "slow_one.py exists already" in err) == (2, True)
+    for name, error in (("slow-one", "slow_one.py exists already"), ("torch", "a module torch is installed")):
+        code, _, err = prrfl("new", kind, name)
+        assert (code, error in err) == (2, True)
 
 
 def test_a_project_passes_its_tests_and_names_its_parts(own, prrfl):
