@@ -40,10 +40,10 @@ from prrfl.algorithms.prrfl import Aggregation, TransferMode
 from prrfl.data.augment import AUGMENTATIONS
 from prrfl.data.own import DATA_SETS
 from prrfl.errors import ConfigError, nearest
-from prrfl.losses import CPA, LOSSES, Focal, LogitAdjusted, Loss
+from prrfl.losses import CPA, LOSSES, Counts, Focal, LogitAdjusted, Loss
 from prrfl.machine import best_device, gpu, multiplies_bfloat16
 from prrfl.models import NETWORKS, Init, network_settings
-from prrfl.parts import Parts, Search, complete_settings, construct, declared_searches, placed
+from prrfl.parts import PartError, Parts, Search, complete_settings, construct, declared_searches, placed
 from prrfl.storage.reading import read_text
 from prrfl.training import Augment, Weighting
 
@@ -504,6 +504,9 @@ class TrainConfig(BaseModel):
     def loss_function(self) -> Loss:
         """Return the loss with its settings."""
         loss: Loss = self._made(LOSSES, self.loss, "loss")
+        if loss.counts not in get_args(Counts):
+            known = ", ".join(get_args(Counts))
+            raise PartError(f"loss {self.loss}: its counts are {loss.counts!r}; expected one of {known}")
         return loss
 
     def augmentation(self) -> Augment[Any] | None:
@@ -567,7 +570,9 @@ class TrainConfig(BaseModel):
         tables = settings.pop("set")
         lines = [f"{key} = {_toml(value)}" for key, value in settings.items()]
         for kind, table in tables.items():  # last, because what follows a table's head belongs to it
-            lines += [f"[set.{kind}]", *(f"{key} = {_toml(value)}" for key, value in table.items())]
+            # Keys in quotes, because TOML's bare keys are ASCII and Python's names need not be.
+            own = (f"{key if key.isascii() else _toml(key)} = {_toml(value)}" for key, value in table.items())
+            lines += [f"[set.{kind}]", *own]
         return "\n".join([*lines, ""])
 
 

@@ -1,15 +1,19 @@
 """Ways in for data sets as people have them: folders, tables with other columns, partitions, DICOM."""
 
 import csv
+import struct
+import zlib
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
+from prrfl.data.images import read_image
 from prrfl.data.partition import Skew, by_skew
 from prrfl.data.sources import load_sites
+from prrfl.errors import DataError
 
 
 def picture(path, colour=90):
@@ -235,17 +239,39 @@ def test_sixteen_bits_and_floats_need_a_window(here, prrfl):
     Image.fromarray(ramp.astype(np.uint16)).save(here / "in" / "a.png")
     Image.fromarray(ramp.astype(np.float32)).save(here / "in" / "b.tif")
     Image.new("RGB", (8, 8), (1, 2, 3)).save(here / "in" / "c.png")
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    Image.fromarray(np.uint8(np.arange(8 * 16).reshape(8, 16))).save(here / "in" / "d.jpg", exif=turned)
     code, _, err = prrfl("data", "convert", "in", "--out", "out")
     assert (code, "a.png has intensities from 0 to 1000" in err) == (2, True)
     assert not (here / "out").exists()
     code, out, _ = prrfl("data", "convert", "in", "--out", "out", "--window", "0,500")
-    assert (code, "2 images: 0 to 500" in out, "1 images: 8 bits already" in out) == (0, True, True)
+    assert (code, "2 images: 0 to 500" in out, "2 images: 8 bits already" in out) == (0, True, True)
     expected = np.rint(255 * (ramp / 500).clip(0, 1))
     for name in ("a.png.png", "b.tif.png"):
         assert np.abs(np.array(Image.open(here / "out" / name)) - expected).max() <= 1
     assert Image.open(here / "out" / "c.png.png").getpixel((0, 0)) == (1, 2, 3)
+    assert (
+        np.abs(np.array(Image.open(here / "out" / "d.jpg.png")) - read_image(here / "in" / "d.jpg")).max()
+        == 0
+    )
     code, _, err = prrfl("data", "convert", "in", "--out", "x", "--window", "5,5")
     assert (code, "--window 5,5: expected two numbers, the lower one first" in err) == (2, True)
+
+
+def test_colours_of_sixteen_bits_are_not_cut_to_eight(here, prrfl):
+    """Pillow reads the upper 8 bits, which may be all black."""
+    head, rows = struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0), zlib.compress((b"\0" + b"\0\xff" * 24) * 8)
+    chunks = ((b"IHDR", head), (b"IDAT", rows), (b"IEND", b""))
+    whole = b"".join(
+        struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c)) for k, c in chunks
+    )
+    (here / "in").mkdir()
+    (here / "in" / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + whole)
+    code, _, err = prrfl("data", "convert", "in", "--out", "out", "--window", "0,500")
+    assert (code, "a.png is a colour image of 16 bits per channel" in err) == (2, True)
+    with pytest.raises(DataError, match="colour image of 16 bits per channel, which is not read"):
+        read_image(here / "in" / "a.png")
 
 
 def dicom(path: Path, values, **tags):
@@ -281,9 +307,22 @@ def test_dicom_is_shown_with_its_window_or_the_given_one(here, prrfl):
     assert (a.astype(int) + b == 255).all()
     code, out, _ = prrfl("data", "convert", "in", "--out", "out2", "--window", "-1000,0")
     assert (code, "2 images: -1000 to 0" in out) == (0, True)
+    dicom(here / "narrow" / "a.dcm", stored, WindowCenter=100, WindowWidth=1)
+    code, _, err = prrfl("data", "convert", "narrow", "--out", "out3")
+    assert (code, "a.dcm holds a window of width 1, which shows no greys" in err) == (2, True)
     dicom(here / "bare" / "a.dcm", stored)
     code, _, err = prrfl("data", "convert", "bare", "--out", "out3")
     assert (code, "holds no window; its intensities run from 0 to 4095" in err) == (2, True)
     (here / "bare" / "a.dcm").write_bytes(b"not DICOM")
     code, _, err = prrfl("data", "convert", "bare", "--out", "out3")
     assert (code, "cannot be read as DICOM" in err, err.count("\n")) == (2, True, 1)
+
+
+def test_dicom_with_a_palette_is_shown_in_its_colours(here, prrfl):
+    tables = {f"{name}PaletteColorLookupTableDescriptor": [4, 0, 16] for name in ("Red", "Green", "Blue")}
+    for k, name in enumerate(("Red", "Green", "Blue")):
+        tables[f"{name}PaletteColorLookupTableData"] = np.array([0, 257 * (k + 1), 0, 65535], "<u2").tobytes()
+    dicom(here / "in" / "a.dcm", np.eye(8), PhotometricInterpretation="PALETTE COLOR", **tables)
+    assert prrfl("data", "convert", "in", "--out", "out")[0] == 0
+    shown = np.array(Image.open(here / "out" / "a.dcm.png"))
+    assert np.array_equal(shown, np.eye(8)[..., None] * [1, 2, 3])

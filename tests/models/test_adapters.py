@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from torch import nn
 
 from prrfl.config import load_config
 from prrfl.engine import InProcess, rounds_from
@@ -92,3 +93,13 @@ def test_a_target_that_matches_nothing(prrfl, data, tmp_path):
     code, _, err = prrfl("train", "--data", data, *FLAGS, *flags)
     assert code == 2
     assert re.search(r"lora_targets '0.weights' matches no weight .*did you mean '0.weight'", err)
+
+
+def test_weights_that_layers_share_get_no_adapter():
+    """Else the saved network had another weight in each layer, of which a new one has a single one."""
+    network = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+    network[1].weight = network[0].weight
+    add_adapters(network, ["*"], 1, 1.0, seed=0)
+    assert [key for key in network.state_dict() if key.endswith(".down")] == [
+        "2.parametrizations.weight.0.down"
+    ]

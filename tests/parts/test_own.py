@@ -1,5 +1,6 @@
 """Parts of the user's own, in a file or an installed package."""
 
+import errno
 import json
 import os
 import subprocess
@@ -11,16 +12,20 @@ import pytest
 import torch
 
 from prrfl.algorithms import ALGORITHMS
+from prrfl.config import load_config
 from prrfl.data.sources import load_site
 from prrfl.errors import DataError
 from prrfl.flower.messages import Order, OrderRefusedError
 from prrfl.flower.site.orders import SiteSettings, carry_out
+from prrfl.parts import blamed
 from prrfl.storage.tensor_files import read_tensors
 from tests.networks import tiny
 from tests.sites_on_disk import write_layout
 
 PARTS = '''
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar
 import torch
 from torch import nn
@@ -47,10 +52,29 @@ class PartWay(FedAvg):
 @dataclass(frozen=True)
 class Breaks(FedAvg):
     at: int = 1
+    how: str = "SystemExit"
 
     def receive(self, client, mean, ctx):
-        wrong = mean["no such tensor"] if ctx.round == self.at else None
+        how = self.how if ctx.round == self.at else None
+        ways = {"FileNotFoundError": partial(open, "none"), "SystemExit": sys.exit}
+        ways.get(how, bool)()  # raises here
         return super().receive(client, mean, ctx)
+
+
+@dataclass(frozen=True)
+class Listed(FedAvg):
+    steps: list[float] = field(default_factory=lambda: [0.5, 1.0])
+    größe: float = 1
+
+
+@dataclass(frozen=True)
+class Inner:
+    step: float = 0.5
+
+
+@dataclass(frozen=True)
+class Nested(FedAvg):
+    inner: Inner = Inner()
 
 
 @dataclass(frozen=True)
@@ -79,6 +103,31 @@ def nothing(num_classes: int) -> nn.Module:
     return num_classes
 
 
+def ten(num_classes: int) -> nn.Module:
+    return net(10)
+
+
+class Tied(nn.Module):
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.second.weight = self.first.weight
+        self.head = nn.Linear(4, num_classes)
+
+    def forward(self, images):
+        return self.head(self.second(self.first(self.features(images)).relu()))
+
+
+class Headless(nn.Module):
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.only = nn.Conv2d(3, num_classes, 3, stride=2)
+
+    def forward(self, images):
+        return self.only(images).mean((2, 3))
+
+
 @dataclass(frozen=True)
 class Scaled:
     scale: float = SCALE
@@ -89,6 +138,10 @@ class Scaled:
 
     def __call__(self, logits, labels, constants):
         return self.scale * functional.cross_entropy(logits, labels)
+
+
+class Miscounted(Scaled):
+    counts = "sites"
 
 
 @dataclass(frozen=True)
@@ -108,6 +161,11 @@ def load(image_size, classes, count: int = 2):
         return Examples(images, torch.arange(n) % len(classes))
     sizes = (18, 6, 9)
     return [SiteData(f"own{k}", *(examples(n, n + k) for n in sizes)) for k in range(count)]
+
+
+def outside(image_size, classes):
+    site, other = load(image_size, classes)
+    return [site, SiteData("../other", other.train, other.valid, other.test)]
 '''
 SMALL = ("--image-size", "32", "--rounds", "2", "--epochs", "1", "--batch", "8", "--precision", "float32")
 
@@ -207,6 +265,10 @@ def test_a_step_of_one_is_fedavg_in_a_comparison(own, prrfl, forked):
     assert all(torch.equal(all_the_way[key], tensor) for key, tensor in fedavg.items())
     assert not torch.equal(half["0.weight"], fedavg["0.weight"])
     assert prrfl("report", "c")[0] == 0
+    (own / "copy.py").write_text(PARTS)
+    code, _, err = prrfl("compare", "--methods", "./own.py:PartWay,./copy.py:PartWay", *where, "--out", "d")
+    assert (code, (own / "d").exists()) == (2, False)
+    assert "methods ./own.py:PartWay and ./copy.py:PartWay are both called PartWay" in err
 
 
 @pytest.mark.parametrize(
@@ -215,11 +277,24 @@ def test_a_step_of_one_is_fedavg_in_a_comparison(own, prrfl, forked):
         (("--method", "./own.py:PartWey"), r"own.py has no PartWey (did you mean 'PartWay'?)"),
         (("--method", "./none.py:PartWay"), "none.py does not exist; give the path of a Python file"),
         (("--method", "acme9.mod:PartWay"), "module acme9 is not installed; install the package that has it"),
-        (("--method", "./own.py:NoReceive"), "own.py:NoReceive has no train; a method needs start, train"),
+        (("--method", "./own.py:NoReceive"), "own.py:NoReceive has no train; it needs start, train"),
         (("--method", "./own.py:net"), "own.py:net: expected a class, got a function"),
         (("--method", "./wrong.py:A"), "wrong.py, line 2: ZeroDivisionError: division by zero"),
         (("--method", "./syntax.py:A"), "syntax.py, line 1: SyntaxError"),
+        (("--method", "./exits.py:A"), "exits.py, line 1: SystemExit: 0"),
+        (("--method", "./range.py:A"), "range.py, line 3: ConfigError: search 1..0: expected finite numbers"),
         (("--method", "./own.py:Tensorial"), "setting weight is a Tensor, which a settings file cannot hold"),
+        (("--method", "./own.py:Nested"), "setting inner is a Inner, which a settings file cannot hold"),
+        (
+            ("--method", "./own.py:Listed", "--set", "method.steps=1,x"),
+            "steps: Input should be a valid number",
+        ),
+        (("--loss", "./own.py:Miscounted"), "its counts are 'sites'; expected one of none, site, federation"),
+        (("--data", "./own.py:outside"), "own.py:outside: invalid name of a site '../other'"),
+        (
+            ("--network", "./own.py:ten"),
+            "own.py:ten: expected a tensor of logits (2, 3) for 2 images of 32 px and 3 classes, got (2, 10)",
+        ),
         (
             ("--network", "os:system"),
             "network os:system: expected a subclass of torch.nn.Module, or a function",
@@ -245,6 +320,8 @@ def test_a_step_of_one_is_fedavg_in_a_comparison(own, prrfl, forked):
 def test_what_cannot_be_used_is_one_line(own, prrfl, flags, error):
     (own / "wrong.py").write_text("def A(): ...\n1 / 0\n")
     (own / "syntax.py").write_text("def A(:\n")
+    (own / "exits.py").write_text("raise SystemExit(0)\n")
+    (own / "range.py").write_text("from prrfl import Search\n\nSearch(1, 0)\n")
     code, _, err = prrfl(
         "train", "--data", "./own.py:load", "--network", "tiny", *flags, *SMALL, "--out", "r"
     )
@@ -253,22 +330,51 @@ def test_what_cannot_be_used_is_one_line(own, prrfl, flags, error):
     assert not (own / "r").exists()
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_what_raises_while_it_runs_names_the_line_and_loses_nothing(own, prrfl, caplog, workers):
+@pytest.mark.parametrize(("workers", "how"), [(1, "SystemExit"), (2, "FileNotFoundError")])
+def test_what_raises_while_it_runs_names_the_line_and_loses_nothing(own, prrfl, caplog, workers, how):
     where = ("--data", "./own.py:load", "--network", "tiny", *SMALL, "--workers", workers, "--out", "r")
-    code, _, err = prrfl("train", "--method", "./own.py:Breaks", *where)
-    line = 1 + next(k for k, text in enumerate(PARTS.splitlines()) if "no such tensor" in text)
-    assert code == 2
-    where_it_is = f"{own}/own.py, line {line}, in receive: KeyError: 'no such tensor'"
-    assert err.endswith(f"error: method {own}/own.py:Breaks: {where_it_is}\n")
+    code, _, err = prrfl("train", "--method", "./own.py:Breaks", "--set", f"method.how={how}", *where)
+    line = 1 + next(k for k, text in enumerate(PARTS.splitlines()) if "# raises here" in text)
+    assert (code, err.count("error: ")) == (2, 1)
+    assert f"error: method {own}/own.py:Breaks: {own}/own.py, line {line}, in receive: {how}" in err
     assert "Traceback" in (own / "r" / "log.txt").read_text()
-    (own / "own.py").write_text(PARTS.replace("ctx.round == self.at", "False"))
+    # The correction may bring a setting.
+    (own / "own.py").write_text(
+        PARTS.replace("ctx.round == self.at", "False").replace("at: int = 1", "at: int = 1\n    new: int = 2")
+    )
     for name in [name for name in sys.modules if name.startswith("prrfl_part_")]:
         del sys.modules[name]
     ALGORITHMS._found.clear()
     code, out, _ = prrfl("resume", "r")
     assert (code, "Resuming after round 1" in out) == (0, True)
     assert "the code of its method has changed since round 1" in caplog.text
+
+
+def test_a_full_disk_is_not_blamed_on_a_part(own, prrfl):
+    prrfl("train", "--method", "./own.py:NoReceive")  # in use now
+    assert blamed(OSError(errno.ENOSPC, "No space left on device")) is None
+
+
+def test_settings_that_are_lists_or_not_ascii_are_kept(own, tmp_path):
+    flags = {"method": "./own.py:Listed", "data": "./own.py:load"}
+    given = load_config(None, {**flags, "set": {"method": {"steps": "3, 4", "größe": "2"}}})
+    (tmp_path / "kept.toml").write_text(given.to_toml())
+    assert load_config(tmp_path / "kept.toml", {}) == given
+    assert given.algorithm().steps == [3.0, 4.0]
+    assert load_config(None, flags).algorithm().steps == [0.5, 1.0]
+
+
+def test_networks_with_tied_weights_train_and_are_saved(own, prrfl):
+    where = ("--data", "./own.py:load", "--network", "./own.py:Tied", *SMALL, "--workers", "1", "--out", "r")
+    assert prrfl("train", "--method", "moon", *where)[0] == 0
+    saved = read_tensors(own / "r" / "models" / "own0" / "last.safetensors")
+    assert torch.equal(saved["first.weight"], saved["second.weight"])
+
+
+def test_a_method_that_keeps_the_last_layer_needs_one(own, prrfl):
+    where = ("--data", "./own.py:load", "--network", "./own.py:Headless", *SMALL, "--out", "r")
+    code, _, err = prrfl("train", "--method", "fedper", *where)
+    assert (code, "the network has no linear layer" in err) == (2, True)
 
 
 def test_what_returns_something_else_is_named(own, prrfl):
@@ -354,8 +460,9 @@ def test_a_skeleton_passes_its_test_and_runs(own, prrfl, kind):
     flags = ("--network", "tiny") if kind == "method" else ("--method", "fedavg")
     where = ("--data", "./own.py:load", *SMALL, "--out", "r")
     assert prrfl("train", f"--{kind}", "slow_one.py:SlowOne", *flags, *where)[0] == 0
-    code, _, err = prrfl("new", kind, "slow-one")
-    assert (code, "slow_one.py exists already" in err) == (2, True)
+    for name, error in (("slow-one", "slow_one.py exists already"), ("torch", "a module torch is installed")):
+        code, _, err = prrfl("new", kind, name)
+        assert (code, error in err) == (2, True)
 
 
 def test_a_project_passes_its_tests_and_names_its_parts(own, prrfl):

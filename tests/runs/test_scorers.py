@@ -10,7 +10,19 @@ from prrfl.storage.records import read_predictions
 from tests.sites_on_disk import write_layout
 
 SMALL = ["--image-size", "32", "--rounds", "1", "--epochs", "1", "--batch", "8", "--network", "tiny"]
-OWN = "def nothing_missed(labels, probabilities):\n    return (probabilities.argmax(1) == labels).min()\n"
+OWN = """
+def nothing_missed(labels, probabilities):
+    return (probabilities.argmax(1) == labels).min()
+
+def auc(labels, probabilities):
+    return 1.0
+
+def words(labels, probabilities):
+    return "good"
+
+def fifth(labels, probabilities):
+    return probabilities[:, 4].mean()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +75,14 @@ def test_measures_are_those_of_scikit_learn(compared, prrfl, forked, undrawn):
         ("r2", "r2 cannot score a classifier"),
         ("roc_auc", "roc_auc cannot score a classifier of several classes"),
         ("./nowhere.py:f", "file nowhere.py does not exist"),
+        ("./own.py:auc", "every comparison has a measure auc; leave it out, or rename the function"),
+        ("./own.py:words,own.py:words", "two measures are called words"),
+        ("./own.py:words", "metric ./own.py:words: expected a number, got str"),
+        ("./own.py:fifth", "own.py, line 12, in fifth: IndexError"),
     ],
 )
-def test_a_measure_that_cannot_be_used_is_one_line(compared, tmp_path, prrfl, name, error):
+def test_a_measure_that_cannot_be_used_is_one_line(compared, tmp_path, prrfl, monkeypatch, name, error):
+    monkeypatch.chdir(compared[0])
     command = ("compare", "--data", compared[1], "--methods", "fedavg", "--seeds", "0", *SMALL)
     code, _, err = prrfl(*command, "--out", tmp_path / "c", "--scorers", name)
     assert code == 2

@@ -11,6 +11,7 @@ else is base, also normalisation layers with their statistics.
 from dataclasses import dataclass
 
 from prrfl.algorithms.fedavg import FedAvg
+from prrfl.errors import ConfigError
 from prrfl.types import RoundContext
 
 
@@ -20,4 +21,9 @@ class FedPer(FedAvg):
 
     def local_keys(self, ctx: RoundContext) -> frozenset[str]:
         """Return the names of the tensors of the last linear layer."""
+        if not ctx.head_keys:
+            raise ConfigError(
+                "the network has no linear layer, so methods fedper and fedrep have no last layer to keep at "
+                "the site; choose another network or method"
+            )
         return ctx.head_keys

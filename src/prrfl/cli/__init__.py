@@ -14,7 +14,7 @@ import typer
 import prrfl
 from prrfl.cli.commands import CommandGroup
 from prrfl.errors import PRRFLError, Stopped, one_line
-from prrfl.parts.blame import blamed
+from prrfl.parts.blame import blamed, raised_by_a_part
 
 __all__ = ["app", "guarded", "main"]
 
@@ -72,7 +72,9 @@ def guarded(command: Any) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {one_line(str(error))}; files written before are complete", file=sys.stderr)
+        part = raised_by_a_part(error)
+        said = str(part) if part else f"{one_line(str(error))}; files written before are complete"
+        print(f"error: {said}", file=sys.stderr)
         return 2
     except Stopped as stop:
         print("; ".join(["stopped", *getattr(stop, "__notes__", ())]), file=sys.stderr)

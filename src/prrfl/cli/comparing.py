@@ -120,10 +120,9 @@ def compare(methods: str, seeds: str, config: Path | None, out: Path | None, **f
     workers, margin, time_limit = flags.pop("workers"), flags.pop("margin"), flags.pop("time_limit")
     scorers = flags.pop("scorers")
     further = [] if scorers is None else [name.strip() for name in scorers.split(",")]
-    if further:
-        measures.scorers(further)  # unknown ones are an error before anything is trained
     tuned = read_tuned(source) if (source := flags.pop("tuned")) else None
     planned = plan(config, given_flags(flags), method_names(methods), numbers, folder, tuned)
+    measures.try_scorers(further, len(planned[0].config.classes))
     if margin is not None:
         keep_margin(folder, margin)
     if tuned:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -243,7 +244,7 @@ def import_(
         console.print(one_line(f"left out: {count} {reason}"), soft_wrap=True)
     sites = sorted({row["site"] for row in found.rows})
     console.print(f"{len(found.rows)} images at {', '.join(sites)}: {out}", soft_wrap=True)
-    console.print(f"Classes: --classes {','.join(found.classes)}", soft_wrap=True)
+    console.print(f"Classes: --classes {quote(','.join(found.classes))}", soft_wrap=True)
     if {row["split"] for row in found.rows} != {"train", "valid", "test"}:
         console.print("Some splits are missing; make them with `prrfl data split`", soft_wrap=True)
 

@@ -1,6 +1,7 @@
 """``prrfl new``: skeletons of parts of your own."""
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, cast
 
 import typer
@@ -25,8 +26,10 @@ def new(
     for path in files:
         console.print(f"{path}", soft_wrap=True, highlight=False)
     if kind == "project":
-        console.print(f"Try it: cd {out / name}; pip install -e .; python -m pytest", soft_wrap=True)
+        console.print(
+            f"Try it: cd {quote(str(out / name))}; pip install -e .; python -m pytest", soft_wrap=True
+        )
         return
-    part, test = files
+    part, test = (quote(str(path)) for path in files)
     command = f"prrfl train --{kind} {part}:{title_of(name)}"
     console.print(f"Try it: python -m pytest {test}; {command}", soft_wrap=True)

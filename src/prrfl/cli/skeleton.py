@@ -4,6 +4,7 @@ import keyword
 import re
 from collections.abc import Mapping
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +24,7 @@ def write_skeleton(kind: Kind, name: str, folder: Path) -> list[Path]:
         folder: where to write it; a project gets a folder of its own below.
 
     Raises:
-        ConfigError: if the name cannot be that of a module, or a file exists already.
+        ConfigError: if the name cannot be that of a module, or is that of one, or a file exists already.
     """
     words = _words(name)
     module = "_".join(word.lower() for word in words)
@@ -42,6 +43,11 @@ def write_skeleton(kind: Kind, name: str, folder: Path) -> list[Path]:
     for path in files:
         if path.exists():
             raise ConfigError(f"{path} exists already; choose another name, or remove it")
+    if find_spec(module) is not None:
+        raise ConfigError(
+            f"name '{name}': a module {module} is installed, which the new one would hide; choose "
+            "another name"
+        )
     for path, text in files.items():
         write_text(path, text)
     return list(files)

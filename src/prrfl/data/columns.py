@@ -75,7 +75,8 @@ def class_indices(cells: Sequence[tuple[str, str]], classes: Sequence[str]) -> l
     for (where, label), index in zip(cells, found, strict=True):
         if index is None:
             raise DataError(
-                f"{where}: unknown label '{label}'; expected one of {_choices(classes)}"
+                f"{where}: unknown label '{label}'; expected one of {_choices(classes)}, or other classes by "
+                "--classes"
                 f"{nearest(label, classes)}{_range([text for _, text in cells], len(classes))}"
             )
     return [index for index in found if index is not None]

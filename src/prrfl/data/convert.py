@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from prrfl.data.files import IMAGE_SUFFIXES, walk
-from prrfl.data.images import MAX_PIXELS
+from prrfl.data.images import MAX_PIXELS, has_deep_colours, upright
 from prrfl.errors import DataError
 from prrfl.storage.atomic import replace_folder
 from prrfl.storage.reading import opened
@@ -96,8 +96,13 @@ def _image(path: Path, window: Window | None) -> tuple[NDArray[np.uint8], str]:
     try:
         with opened(path) as file, Image.open(file) as image:
             _check_size(path, image.width * image.height)
+            if has_deep_colours(image):
+                raise DataError(
+                    f"image {path} is a colour image of 16 bits per channel; only grey images of more than 8 "
+                    "bits are converted; save it with 8"
+                )
             if not image.mode.startswith(("I", "F")):
-                return np.array(image.convert("RGB")), "8 bits already"
+                return np.array(upright(image).convert("RGB")), "8 bits already"
             values = np.array(image)
     except DataError:
         raise
@@ -122,7 +127,7 @@ def _shown(values: NDArray[Any], path: Path, window: Window | None) -> tuple[NDA
 def _dicom(path: Path, window: Window | None) -> tuple[NDArray[np.uint8], str]:
     try:
         import pydicom
-        from pydicom.pixels.processing import apply_modality_lut, convert_color_space
+        from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, convert_color_space
     except ImportError:
         raise DataError("DICOM needs the package pydicom; pip install 'prrfl[dicom]'") from None
     try:
@@ -134,6 +139,10 @@ def _dicom(path: Path, window: Window | None) -> tuple[NDArray[np.uint8], str]:
             )
         values = data.pixel_array
         colour = str(data.PhotometricInterpretation)
+        if colour == "PALETTE COLOR":
+            rgb = apply_color_lut(values, data)
+            # Of 16 bits, the upper 8: they are colours for the screen, not intensities.
+            return (rgb if rgb.dtype == np.uint8 else (rgb >> 8).astype(np.uint8)), "8 bits already"
         if values.ndim == 3:
             rgb = values if colour == "RGB" else convert_color_space(values, colour, "RGB")
             if rgb.dtype == np.uint8:
@@ -159,6 +168,11 @@ def _own_window(data: Any, path: Path, values: NDArray[np.float64]) -> Window:
             "which are shown as black and white with --window LOW,HIGH"
         )
     first = [float(value if isinstance(value, str | int | float) else value[0]) for value in (centre, width)]
+    if not first[1] > 1:
+        raise DataError(
+            f"{path} holds a window of width {first[1]:g}, which shows no greys; give one with "
+            "--window LOW,HIGH"
+        )
     # PS3.3 C.11.2.1.2: of a linear window, the lowest and highest intensity.
     return Window(first[0] - 0.5 - (first[1] - 1) / 2, first[0] - 0.5 + (first[1] - 1) / 2)
 

@@ -252,13 +252,17 @@ def read_image(path: Path, size: int | None = None, file: BinaryIO | None = None
                 raise DataError(
                     f"image {path} has {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are read"
                 )
+            if has_deep_colours(image):
+                raise DataError(
+                    f"image {path} is a colour image of 16 bits per channel, which is not read; use 8"
+                )
             if image.mode.startswith(("I", "F")):
                 raise DataError(
                     f"image {path} has pixels of mode {image.mode}; expected 8 bits per channel; convert it "
                     "with `prrfl data convert`, with a suitable intensity window"
                 )
             with _one_large if image.width * image.height > LARGE else nullcontext():
-                rgb = _upright(image).convert("RGB")
+                rgb = upright(image).convert("RGB")
                 if size is not None and rgb.size != (size, size):
                     rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)
                 return np.array(rgb)
@@ -274,7 +278,14 @@ def read_image(path: Path, size: int | None = None, file: BinaryIO | None = None
         raise DataError(f"image {path} cannot be decoded ({reason}); replace it, or remove its row") from None
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def has_deep_colours(image: Image.Image) -> bool:
+    """Return whether an opened image has colours of 16 bits, of which Pillow would read the upper 8 only."""
+    return not image.mode.startswith("I") and any(
+        ";16" in str(tile[3]) for tile in getattr(image, "tile", ())
+    )
+
+
+def upright(image: Image.Image) -> Image.Image:
     """Return an image as viewers show it, turned and mirrored as its EXIF orientation says."""
     image.load()
     try:

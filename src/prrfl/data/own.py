@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from prrfl.data.tables import is_plain_name
 from prrfl.errors import DataError
 from prrfl.parts import PartError, Parts, construct, placed
 from prrfl.types import Examples, SiteData
@@ -50,6 +51,11 @@ def load_own(
     if twice := [name for name in names if names.count(name) > 1]:
         raise DataError(f"{whole}: it returned site {twice[0]} twice; give each site once")
     for site in sites:
+        if not is_plain_name(site.name):
+            raise DataError(
+                f"{whole}: invalid name of a site '{site.name}'; expected a name such as hospital-3, because "
+                "files get it"
+            )
         for split in ("train", "valid", "test"):
             _check(site.split(split), f"{whole}: site {site.name}, split {split}", image_size, len(classes))
     return list(sites)

@@ -284,14 +284,13 @@ def _answers(engine: InProcess, order: _Order) -> Iterator[object]:
         yield _Done()
     except PRRFLError as error:
         yield _Failed(type(error).__name__, str(error))
-    except OSError as error:
-        yield _Failed("OSError", str(error))
-    except Exception as cause:
-        part = blamed(cause)
-        if part is None:
-            yield _Failed("", traceback.format_exc())
-        else:
+    except (Exception, SystemExit) as cause:
+        if part := blamed(cause):
             yield _Failed(type(part).__name__, str(part), traceback.format_exc())
+        elif isinstance(cause, OSError):
+            yield _Failed("OSError", str(cause))
+        else:
+            yield _Failed("", traceback.format_exc())
 
 
 def _events(engine: InProcess, order: _Order) -> Iterator[_Event]:

@@ -71,6 +71,7 @@ def export(saved: SavedNetwork, run_folder: Path, which: Which, out: Path, table
     final = {saved.site: calibrated or as_it_is}
     subgroups = by_subgroup(final, tables.divide(final))
     curves = [("as it is", as_it_is), *([("calibrated", calibrated)] if calibrated else [])]
+    scope = traits_of(ALGORITHMS.get(saved.about.method)).scope  # the method may be missing: before the work
     with replace_folder(out) as temporary:
         difference = write_onnx(saved, temporary / "model.onnx")
         title = f"{saved.site}, {len(as_it_is.labels)} test images"
@@ -78,7 +79,7 @@ def export(saved: SavedNetwork, run_folder: Path, which: Which, out: Path, table
             picture.write_bytes(draw_reliability(curves, title))
         facts = {
             "about": saved.about,
-            "scope": traits_of(ALGORITHMS.get(saved.about.method)).scope,
+            "scope": scope,
             "site": saved.site,
             "which": which,
             "temperature": saved.temperature,

@@ -3,17 +3,20 @@
 import inspect
 import os
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from types import MappingProxyType
 from typing import Any, Literal, get_type_hints
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from prrfl.errors import ConfigError, nearest
 from prrfl.models.swin import swin
 from prrfl.models.vgg16_slim import VGG16Slim, vgg16_slim
 from prrfl.models.vit import vit
 from prrfl.parts import PartError, Parts, complete_settings, construct
+from prrfl.parts.blame import class_and_message, raised_by_a_part
 
 __all__ = ["NETWORKS", "Init", "VGG16Slim", "build_network", "vgg16_slim"]
 
@@ -105,6 +108,29 @@ def build_network(
         return network
 
 
+def check_outputs(network: nn.Module, name: str, num_classes: int, image_size: int) -> None:
+    """Check, before a run, that a network of the user's own maps images to logits. It is not changed.
+
+    Raises:
+        PartError: if it raises, or returns something else.
+    """
+    whole = f"network {name}"
+    if any(map(is_lazy, network.parameters())):
+        raise PartError(f"{whole}: a lazy layer has no size before its first batch; give the size")
+    images = torch.zeros(2, 3, image_size, image_size)
+    try:
+        with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+            logits = deepcopy(network).eval()(images)
+    except Exception as cause:
+        raise raised_by_a_part(cause) or PartError(f"{whole}: {class_and_message(cause)}") from cause
+    found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if found != (2, num_classes):
+        raise PartError(
+            f"{whole}: expected a tensor of logits (2, {num_classes}) for 2 images of {image_size} px and "
+            f"{num_classes} classes, got {found}"
+        )
+
+
 def network_settings(name: str, given: Mapping[str, object]) -> dict[str, object]:
     """Return all settings of a network that is not the package's.
 
@@ -133,7 +159,10 @@ def _makes_network(name: str) -> Callable[..., nn.Module]:
         PartError: if the part is neither.
     """
     part: Any = NETWORKS[name]
-    made = part if inspect.isclass(part) else get_type_hints(part).get("return")
+    try:
+        made = part if inspect.isclass(part) else get_type_hints(part).get("return")
+    except (NameError, AttributeError, TypeError) as cause:  # a misspelt annotation, or no function
+        raise PartError(f"network {name}: its annotations cannot be read: {cause}") from None
     if not (inspect.isclass(made) and issubclass(made, nn.Module)):
         raise PartError(
             f"network {name}: expected a subclass of torch.nn.Module, or a function with the annotation "

@@ -7,6 +7,7 @@ adapts, which saved and published weights must not depend on, and needs transfor
 """
 
 import math
+from collections import Counter
 from collections.abc import Collection
 from fnmatch import fnmatchcase
 from typing import ClassVar
@@ -51,8 +52,8 @@ def add_adapters(network: nn.Module, targets: Collection[str], rank: int, alpha:
 
     Args:
         network: is changed.
-        targets: patterns of full names of weights. Those that match the last layer, norm layers or tensors
-            that are not of rank 2 or 4 are passed over.
+        targets: patterns of full names of weights. Those that match the last layer, norm layers, weights
+            that several layers share, or tensors that are not of rank 2 or 4 are passed over.
         rank: of each adapter.
         alpha: strength of each adapter, together with the rank.
         seed: of the adapters' weights.
@@ -61,10 +62,12 @@ def add_adapters(network: nn.Module, targets: Collection[str], rank: int, alpha:
         ConfigError: if a pattern matches no weight.
     """
     head, kept = head_keys(network), head_keys(network) | norm_keys(network)
+    everywhere = Counter(id(p) for _, p in network.named_parameters(remove_duplicate=False))
     weights = {
         key: p
         for key, p in network.named_parameters()
-        if p.ndim in (2, 4) and key not in kept and ".parametrizations." not in key
+        # An adapter changes the weight of one layer. Networks that are saved have no place for a second one.
+        if p.ndim in (2, 4) and key not in kept and ".parametrizations." not in key and everywhere[id(p)] == 1
     }
     chosen: set[str] = set()
     for pattern in targets:

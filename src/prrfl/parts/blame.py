@@ -28,17 +28,12 @@ def blamed(cause: BaseException) -> PartError | None:
     """Return a one-line error if a part raised an exception; ``None`` if no part is in use.
 
     The line tells the innermost place in the part's own files. Without one, the package could not use
-    what a part returned. Errors of the package have their own messages, and are not blamed on anyone.
+    what a part returned; but a file that cannot be read or written, as on a full disk, is nobody's fault.
+    Errors of the package have their own messages, and are not blamed on anyone.
     """
-    if isinstance(cause, PRRFLError) or not isinstance(cause, Exception):
-        return None
-    for frame in reversed(traceback.extract_tb(cause.__traceback__)):
-        path = Path(frame.filename)
-        for place in (path, *path.parents):
-            if place in _FOREIGN:
-                where = f"{frame.filename}, line {frame.lineno}, in {frame.name}"
-                return PartError(f"{_FOREIGN[place]}: {where}: {class_and_message(cause)}")
-    if not _FOREIGN:
+    if found := raised_by_a_part(cause):
+        return found
+    if not _FOREIGN or isinstance(cause, PRRFLError | OSError) or not isinstance(cause, Exception):
         return None
     last = traceback.extract_tb(cause.__traceback__)[-1]
     return PartError(
@@ -46,6 +41,22 @@ def blamed(cause: BaseException) -> PartError | None:
         f"{class_and_message(cause)} in {last.filename}, line {last.lineno}; the checks in prrfl.testing "
         "tell what is expected"
     )
+
+
+def raised_by_a_part(cause: BaseException) -> PartError | None:
+    """Return a one-line error, with the innermost place in a part's own files, if there is one.
+
+    A part that calls ``sys.exit`` raises, too.
+    """
+    if isinstance(cause, PRRFLError) or not isinstance(cause, Exception | SystemExit):
+        return None
+    for frame in reversed(traceback.extract_tb(cause.__traceback__)):
+        path = Path(frame.filename)
+        for place in (path, *path.parents):
+            if place in _FOREIGN:
+                where = f"{frame.filename}, line {frame.lineno}, in {frame.name}"
+                return PartError(f"{_FOREIGN[place]}: {where}: {class_and_message(cause)}")
+    return None
 
 
 def class_and_message(cause: BaseException) -> str:

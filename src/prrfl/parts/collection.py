@@ -3,7 +3,7 @@
 import importlib.util
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from hashlib import blake2b, sha256
 from importlib import import_module
@@ -154,8 +154,7 @@ class Parts(Mapping[str, T]):
         defined = {word for kind in found.__mro__[:-1] for word in (*vars(kind), *_annotated(kind))}
         if missing := [word for word in self._needs if word not in defined]:
             raise PartError(
-                f"{whole} has no {missing[0]}; a {self.kind} needs {', '.join(self._needs)}, "
-                "see docs/extending.md"
+                f"{whole} has no {missing[0]}; it needs {', '.join(self._needs)}, see docs/extending.md"
             )
 
 
@@ -171,6 +170,7 @@ def _module(place: str, whole: str) -> ModuleType:
     """
     if place.endswith(".py"):
         return _from_file(Path(place), whole)
+    top = place.partition(".")[0]
     try:
         module = import_module(place)
     except ModuleNotFoundError as cause:
@@ -180,11 +180,10 @@ def _module(place: str, whole: str) -> ModuleType:
                 f"{whole}: module {missing} is not installed; install the package that has it, or give a "
                 "file, such as ./file.py:Class"
             ) from None
-        raise _unusable(cause, whole) from cause
-    except Exception as cause:
-        raise _unusable(cause, whole) from cause
-    top = sys.modules[place.partition(".")[0]]
-    for folder in getattr(top, "__path__", (module.__file__ or place,)):
+        raise _unusable(cause, whole, lambda file: top in (*file.parts, file.stem)) from cause
+    except (Exception, SystemExit) as cause:
+        raise _unusable(cause, whole, lambda file: top in (*file.parts, file.stem)) from cause
+    for folder in getattr(sys.modules[top], "__path__", (module.__file__ or place,)):
         watch_for(Path(folder), whole)
     return module
 
@@ -205,19 +204,25 @@ def _from_file(path: Path, whole: str) -> ModuleType:
     sys.path.insert(0, str(path.parent))  # as in a script, the file can import its neighbours
     try:
         spec.loader.exec_module(module)
-    except Exception as cause:
+    except (Exception, SystemExit) as cause:  # a script may end by sys.exit
         del sys.modules[name]
-        raise _unusable(cause, whole) from cause
+        raise _unusable(cause, whole, lambda file: path.parent in file.parents) from cause
     finally:
         sys.path.remove(str(path.parent))
     watch_for(path, whole)
     return module
 
 
-def _unusable(cause: Exception, whole: str) -> PartError:
-    """Return the error of a part that cannot be imported, with the last line outside the import system."""
+def _unusable(cause: BaseException, whole: str, is_own: Callable[[Path], bool]) -> PartError:
+    """Return the error of a part that cannot be imported, with the last line of its own code.
+
+    Args:
+        cause: what was raised.
+        whole: the part's kind and name.
+        is_own: tells whether a file holds the part's own code. A library may have raised that it calls.
+    """
     if isinstance(cause, SyntaxError):
         return PartError(f"{whole}: {cause.filename}, line {cause.lineno}: {class_and_message(cause)}")
     frames = [f for f in traceback.extract_tb(cause.__traceback__) if "importlib" not in f.filename]
-    last = frames[-1]
+    last = ([f for f in frames if is_own(Path(f.filename))] or frames)[-1]
     return PartError(f"{whole}: {last.filename}, line {last.lineno}: {class_and_message(cause)}")

@@ -2,13 +2,14 @@
 
 import inspect
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from pydantic.errors import PydanticSchemaGenerationError, PydanticUndefinedAnnotation
+from pydantic.errors import PydanticUserError
 
 from prrfl.errors import ConfigError, nearest
-from prrfl.parts.blame import PartError, blamed
+from prrfl.parts.blame import PartError, class_and_message, raised_by_a_part
 from prrfl.parts.search import Search
 
 _FINITE = ConfigDict(allow_inf_nan=False)
@@ -21,7 +22,7 @@ def complete_settings(
 
     Args:
         part: a class or function with annotated parameters.
-        given: values by name; texts are converted to the parameters' types.
+        given: values by name; texts are converted to the parameters' types, for a tuple or list at commas.
         whole: the part's kind and name, for messages.
         positional: number of its first parameters that are no settings, because the package passes them.
 
@@ -65,8 +66,8 @@ def construct(
     }
     try:
         return part(*positional, **values)
-    except Exception as cause:
-        raise blamed(cause) or PartError(f"{whole}: {type(cause).__name__}: {cause}") from cause
+    except (Exception, SystemExit) as cause:
+        raise raised_by_a_part(cause) or PartError(f"{whole}: {class_and_message(cause)}") from cause
 
 
 def declared_searches(part: Callable[..., Any], whole: str) -> dict[str, Search]:
@@ -82,11 +83,17 @@ def declared_searches(part: Callable[..., Any], whole: str) -> dict[str, Search]
 def _parameters(part: Callable[..., Any], whole: str, positional: int) -> dict[str, inspect.Parameter]:
     try:
         signature = inspect.signature(part, eval_str=True)
-    except (NameError, TypeError, ValueError) as cause:
+    except (NameError, AttributeError, TypeError, ValueError) as cause:
         raise PartError(f"{whole}: its parameters cannot be read: {cause}") from cause
     kinds: Collection[Any] = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    # The signature of a dataclass has a placeholder where a field's default is made by a function.
+    made = {
+        field.name: field.default_factory()
+        for field in (fields(part) if is_dataclass(part) else ())
+        if field.default_factory is not MISSING
+    }
     return {
-        parameter.name: parameter
+        parameter.name: parameter.replace(default=made.get(parameter.name, parameter.default))
         for parameter in list(signature.parameters.values())[positional:]
         if parameter.kind in kinds
     }
@@ -96,7 +103,7 @@ def _adapter(parameter: inspect.Parameter, whole: str) -> TypeAdapter[Any]:
     annotation = Any if parameter.annotation is parameter.empty else parameter.annotation
     try:
         return TypeAdapter(annotation, config=_FINITE)
-    except (PydanticSchemaGenerationError, PydanticUndefinedAnnotation):
+    except PydanticUserError:  # among others, a dataclass or a class that is not a plain value
         raise PartError(
             f"{whole}: setting {parameter.name} is a {getattr(annotation, '__name__', annotation)}, which a "
             "settings file cannot hold; use numbers, texts, booleans, or tuples of them"
@@ -105,7 +112,7 @@ def _adapter(parameter: inspect.Parameter, whole: str) -> TypeAdapter[Any]:
 
 def _written(adapter: TypeAdapter[Any], value: object, where: str) -> object:
     try:
-        written = adapter.dump_python(adapter.validate_python(value), mode="json")
+        written = adapter.dump_python(_validated(adapter, value), mode="json")
     except ValidationError as cause:
         raise ConfigError(f"{where}: {cause.errors()[0]['msg']}, got {value!r}") from None
     except ValueError as cause:
@@ -116,6 +123,20 @@ def _written(adapter: TypeAdapter[Any], value: object, where: str) -> object:
             "booleans, or tuples of them"
         )
     return written
+
+
+def _validated(adapter: TypeAdapter[Any], value: object) -> object:
+    """Return a value in the setting's type; on the command line, commas separate the items of a tuple."""
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as as_it_is:
+        if not isinstance(value, str):
+            raise
+        try:
+            return adapter.validate_python([item.strip() for item in value.split(",") if item.strip()])
+        except ValidationError as of_items:
+            # Only the second names an item; if it names none, the type has no items.
+            raise (of_items if of_items.errors()[0]["loc"] else as_it_is) from None
 
 
 def _is_plain(value: object) -> bool:

@@ -182,15 +182,23 @@ def records_until(folder: RunFolder, progress: Progress) -> list[RoundRecord]:
 
 
 def _check_settings(folder: RunFolder, progress: Progress, settings: TrainConfig) -> None:
-    now = _determining(settings)
+    # A setting that a part of the user's own got since then has its default, as a new one of the package.
+    now, before = _by_name(_determining(settings)), _by_name(progress.settings)
     # The server of a federation trains nothing: what suits its hardware does not matter to the run.
     free = TrainConfig.where(of_hardware=True) if folder.is_federation else frozenset()
-    for key in sorted((now.keys() & progress.settings.keys()) - free):
-        if now[key] != as_written_now(key, progress.settings[key]):
+    for key in sorted((now.keys() & before.keys()) - free):
+        if now[key] != as_written_now(key, before[key]):
             raise ConfigError(
                 f"{folder.path / 'config.toml'}: key '{key}' is {now[key]!r}, but the run was started with "
-                f"{progress.settings[key]!r}; restore that value, or start another run"
+                f"{before[key]!r}; restore that value, or start another run"
             )
+
+
+def _by_name(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings by name, those of own parts as ``method.step``."""
+    own = settings.get("set", {})
+    single = {f"{kind}.{name}": value for kind, table in own.items() for name, value in table.items()}
+    return {**{key: value for key, value in settings.items() if key != "set"}, **single}
 
 
 def _determining(settings: TrainConfig) -> dict[str, Any]:

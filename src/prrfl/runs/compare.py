@@ -107,8 +107,14 @@ def plan(
             raise ConfigError(f"no {what} given; expected at least one")
         if twice := [item for item in listed if list(listed).count(item) > 1]:
             raise ConfigError(f"{what} {twice[0]} is given twice; give each once")
+    names = [_labelled(method) for method in methods]
+    if alike := [method for method, name in zip(methods, names, strict=True) if names.count(name) > 1]:
+        raise ConfigError(
+            f"methods {alike[0]} and {alike[1]} are both called {_labelled(alike[0])} in tables and folders; "
+            "rename the class of one"
+        )
     explicit = given if config else flags  # the quickstart's settings give way to tuned ones
-    best = _tuned_settings(tuned, [_labelled(method) for method in methods], explicit, seeds)
+    best = _tuned_settings(tuned, names, explicit, seeds)
     if tuned and (out / TUNED).exists() and read_tuned(out) != tuned:
         raise ConfigError(f"{out} holds a comparison with other tuned settings; choose another --out")
     planned = []

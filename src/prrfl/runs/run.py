@@ -226,7 +226,7 @@ def log_file(path: Path) -> Iterator[None]:
     log.setLevel(logging.INFO)
     try:
         yield
-    except Exception as cause:
+    except (Exception, SystemExit) as cause:
         error = blamed(cause)
         log.error("%s", error or cause, exc_info=error is not None or isinstance(cause, PartError))
         if error is not None:

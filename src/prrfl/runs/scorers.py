@@ -10,14 +10,17 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from prrfl.errors import ConfigError, nearest
-from prrfl.parts import Parts, label, placed
-from prrfl.reports.sampled import Scorer
+from prrfl.parts import PartError, Parts, label, placed
+from prrfl.reports.sampled import OF_CLASS, OVER_SITES, Scorer
 from prrfl.reports.statistics import Floats, Ints
 from prrfl.storage.atomic import write_json
 from prrfl.storage.reading import read_bytes
 
 METRICS: Parts[Callable[..., float]] = Parts("metric", "prrfl.metrics", {})
 """Functions of true classes (N,) and probabilities (N, C); higher is better."""
+
+_ALWAYS = {"f1", "macro_f1", "auc", "balanced_accuracy", "accuracy", *OVER_SITES}
+"""Measures that every comparison has, beside those of each class."""
 
 FILE = "scorers.json"
 """File of a comparison's further measures; absent if none were asked for."""
@@ -38,10 +41,17 @@ def scorers(names: Sequence[str]) -> dict[str, Scorer]:
 
     found: dict[str, Scorer] = {}
     for name in names:
+        shown = label(name)
+        if shown in found:
+            raise ConfigError(f"--scorers: two measures are called {shown}; give each once, or rename one")
+        if shown in _ALWAYS or shown.rpartition("_")[0] in OF_CLASS:
+            raise ConfigError(
+                f"--scorers: every comparison has a measure {shown}; leave it out, or rename the function"
+            )
         if name in get_scorer_names():
-            found[name] = _by_scikit_learn(name)
+            found[shown] = _by_scikit_learn(name)
         elif name in METRICS:
-            found[label(name)] = _own(METRICS[name])
+            found[shown] = _own(METRICS[name], name)
         else:
             known = [*get_scorer_names(), *METRICS]
             raise ConfigError(
@@ -51,13 +61,24 @@ def scorers(names: Sequence[str]) -> dict[str, Scorer]:
     return found
 
 
-def keep_scorers(folder: Path, names: Sequence[str]) -> None:
-    """Write the names of a comparison's further measures to its folder, those of files as absolute paths.
+def try_scorers(names: Sequence[str], classes: int) -> None:
+    """Try further measures, because a comparison needs them only after the training of all runs.
 
     Args:
-        folder: the comparison's folder.
-        names: that :func:`scorers` knows.
+        names: of the measures.
+        classes: number of classes.
+
+    Raises:
+        ConfigError: as :func:`scorers`.
+        PartError: if a function returns no number.
     """
+    labels = np.arange(4 * classes) % classes
+    for score in scorers(names).values():
+        score(labels, np.full((len(labels), classes), 1 / classes))
+
+
+def keep_scorers(folder: Path, names: Sequence[str]) -> None:
+    """Write the names of a comparison's further measures to its folder, those of files as absolute paths."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / FILE, [placed(name) for name in names])
 
@@ -110,12 +131,19 @@ def _by_scikit_learn(name: str) -> Scorer:
     return _or_nan(score)
 
 
-def _own(function: Callable[..., float]) -> Scorer:
+def _own(function: Callable[..., float], name: str) -> Scorer:
     if len(inspect.signature(function).parameters) < 2:
         raise ConfigError(
             f"--scorers: {function.__name__} must take the true classes (N,) and the probabilities (N, C)"
         )
-    return _or_nan(lambda labels, probabilities: float(function(labels, probabilities)))
+
+    def score(labels: Ints, probabilities: Floats) -> float:
+        value: Any = function(labels, probabilities)
+        if np.ndim(value) or isinstance(value, str) or not hasattr(value, "__float__"):
+            raise PartError(f"metric {name}: expected a number, got {type(value).__name__}")
+        return float(value)
+
+    return _or_nan(score)
 
 
 def _check_defined(score: Scorer, name: str) -> None:

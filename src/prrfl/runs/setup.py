@@ -18,7 +18,7 @@ from prrfl.data.sources import load_sites
 from prrfl.errors import ConfigError, ParticipationError, StateMismatchError
 from prrfl.losses import CPA
 from prrfl.machine import usable_cores
-from prrfl.models import build_network
+from prrfl.models import NETWORKS, build_network, check_outputs
 from prrfl.models.adapters import add_adapters
 from prrfl.models.freezing import frozen_keys
 from prrfl.models.weights import load_weights
@@ -164,6 +164,8 @@ def make_recipe(config: TrainConfig) -> Recipe:
     """
     own = config.set.get("network", {})
     network = build_network(config.network, len(config.classes), config.seed, config.init, own)
+    if NETWORKS.is_own(config.network):
+        check_outputs(network, config.network, len(config.classes), config.image_size)
     if config.precision == "float64":
         network.double()  # the initial weights get the type of all later ones
     if config.weights is not None:

@@ -124,7 +124,7 @@ def _serve(
         pass  # the parent has ended
     except NonFiniteShareError as cause:
         tell(kind="diverged", said=str(cause))
-    except Exception as cause:
+    except (Exception, SystemExit) as cause:
         if part := blamed(cause):
             tell(kind="failed", said=str(part), details=traceback.format_exc())
         else:

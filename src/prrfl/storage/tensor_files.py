@@ -30,7 +30,14 @@ def write_tensors(path: Path, tensors: Tensors, notes: Mapping[str, object] | No
 def _safetensors(tensors: Tensors, notes: Mapping[str, object] | None) -> bytes:
     # A single entry, because safetensors does not write several in a fixed order.
     header = {"prrfl": json.dumps(notes)} if notes else None
-    whole: bytes = save({key: tensor.contiguous() for key, tensor in tensors.items()}, metadata=header)
+    unshared: dict[int, Tensor] = {}  # safetensors refuses tensors in one memory, as tied weights are
+    separate = {}
+    for key, tensor in tensors.items():
+        whole_tensor = tensor.contiguous()
+        if unshared.setdefault(whole_tensor.untyped_storage().data_ptr(), whole_tensor) is not whole_tensor:
+            whole_tensor = whole_tensor.clone()
+        separate[key] = whole_tensor
+    whole: bytes = save(separate, metadata=header)
     return whole
 
 

@@ -260,7 +260,8 @@ def features_of(step: Step, weights: Tensors) -> Tensor:
     handle = head_of(network)[1].register_forward_pre_hook(partial(_note, seen))
     network.eval()
     with torch.no_grad():
-        forward([partial(functional_call, network, dict(weights))], step.inputs, step.recipe)
+        fixed = partial(functional_call, network, dict(weights), tie_weights=False)
+        forward([fixed], step.inputs, step.recipe)
     step.recipe.set_training(network)
     handle.remove()
     return seen[0]

@@ -8,7 +8,7 @@ import pytest
 from flwr.app import Message
 
 from prrfl.errors import ParticipationError
-from prrfl.flower.messages import Order, OrderRefusedError, to_records
+from prrfl.flower.messages import Answer, Order, OrderRefusedError, from_records, to_records
 from prrfl.flower.site import app as client_app
 from prrfl.flower.site.orders import SiteSettings, carry_out
 from tests.flower.grid import NAMES, SETTINGS, grid_of, run
@@ -50,6 +50,22 @@ def test_the_message_of_an_unexpected_error_stays_at_the_site(data, tmp_path, ca
     assert "site clientA: its process failed" in reply.error.reason
     assert "GEN_A" not in reply.error.reason
     assert "GEN_A_000009" in capfd.readouterr().err
+
+
+def test_a_part_that_raises_at_a_site_is_named_there(data, tmp_path, monkeypatch, capfd):
+    (tmp_path / "acme9.py").write_text(
+        "from prrfl.algorithms import FedAvg\n\nclass Fails(FedAvg):\n"
+        "    def train(self, client, site, ctx):\n        raise ValueError('GEN_A is in the way')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    grid = grid_of(data, tmp_path)
+    grid.configs["clientA"] = {**grid.configs["clientA"], "methods": "acme9:Fails"}
+    settings = json.dumps({**SETTINGS, "method": "acme9:Fails"}, sort_keys=True)
+    reply = asked(grid, Order("train", "e", "clientA", 0, settings, version("prrfl")))
+    assert "site clientA: its process failed" in from_records(Answer, reply.content).error
+    said = capfd.readouterr().err
+    place = f"{tmp_path}/acme9.py, line 5, in train: ValueError: GEN_A is in the way"
+    assert f"site clientA: method acme9:Fails: {place}\n" in said
 
 
 def asked(grid, order):

@@ -24,6 +24,7 @@ from prrfl.errors import (
 from prrfl.flower.consent import parse_methods
 from prrfl.flower.messages import STEPS, Answer, Order, OrderRefusedError, from_records, to_records
 from prrfl.flower.site.orders import DataChangedError, SiteSettings, carry_out
+from prrfl.parts.blame import raised_by_a_part
 from prrfl.storage.atomic import only_for_this_user
 from prrfl.types import ClientId
 
@@ -71,8 +72,13 @@ def _answer(message: Message, context: Context) -> Message:
         order = from_records(Order, message.content)
         try:
             done = carry_out(order, local)
-        except (PRRFLError, OSError) as cause:
-            _print_error(name, cause)
+        except Exception as cause:
+            known = raised_by_a_part(cause) or cause
+            if not isinstance(known, PRRFLError | OSError):
+                raise
+            if known is not cause:
+                traceback.print_exc()  # into the site's own log
+            _print_error(name, known)
             done = Answer(order.experiment, local.name, order.round, error=reason_for_server(cause, name))
         return Message(to_records(done), reply_to=message)
     except Exception as cause:
