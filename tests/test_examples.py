@@ -89,6 +89,7 @@ LESS = {
 LESS |= {"--rounds 3 --epochs 2": "--rounds 2 --epochs 1"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook(path, tmp_path):
     notebook = nbformat.read(path, as_version=4)

@@ -224,11 +224,11 @@ def test_arrays_that_cannot_be_divided_are_one_line(here, prrfl, given, error):
 
 def test_shares_of_sites_follow_the_dirichlet_distribution():
     """The variance of a site's share of a class is (1/K)(1 - 1/K) / (K alpha + 1)."""
-    labels, splits, groups = ["a", "b"] * 2000, ["train"] * 4000, [""] * 4000
+    labels, splits, groups = ["a", "b"] * 400, ["train"] * 800, [""] * 800
     shares = []
     for seed in range(200):
         placed = by_skew(labels, splits, groups, Skew(4, 0.5, least=1, seed=seed))
-        shares.append(sum(pair == ("site1", "a") for pair in zip(placed, labels, strict=True)) / 2000)
+        shares.append(sum(pair == ("site1", "a") for pair in zip(placed, labels, strict=True)) / 400)
     assert np.mean(shares) == pytest.approx(1 / 4, abs=0.06)
     assert np.var(shares) == pytest.approx(0.25 * 0.75 / 3, rel=0.35)
 

@@ -112,7 +112,7 @@ def quiet(monkeypatch):
     monkeypatch.setattr(report, "draw_retrogress", lambda records, path, epochs: None)
 
 
-@cases(45)
+@cases(30)
 @given(data=st.data(), mutation=files)
 def test_a_stopped_run_goes_on_or_says_why_not(data, mutation, half, finished, place, quiet, prrfl):
     folder = copied(half, place / "run")

@@ -17,8 +17,12 @@ from prrfl.data.sources import load_site
 from prrfl.errors import DataError
 from prrfl.flower.messages import Order, OrderRefusedError
 from prrfl.flower.site.orders import SiteSettings, carry_out
+from prrfl.models import NETWORKS
+from prrfl.models.vit import vit
 from prrfl.parts import blamed
+from prrfl.parts.blame import raised_by_a_part
 from prrfl.storage.tensor_files import read_tensors
+from prrfl.tensors import head_keys
 from tests.networks import tiny
 from tests.sites_on_disk import write_layout
 
@@ -350,6 +354,13 @@ def test_what_raises_while_it_runs_names_the_line_and_loses_nothing(own, prrfl, 
     assert "the code of its method has changed since round 1" in caplog.text
 
 
+def test_a_part_of_the_package_does_not_make_the_package_foreign():
+    assert NETWORKS["prrfl.models.vit:vit"] is vit
+    with pytest.raises(AttributeError) as raised:
+        head_keys(None)
+    assert raised_by_a_part(raised.value) is None
+
+
 def test_a_full_disk_is_not_blamed_on_a_part(own, prrfl):
     prrfl("train", "--method", "./own.py:NoReceive")  # in use now
     assert blamed(OSError(errno.ENOSPC, "No space left on device")) is None
@@ -451,6 +462,7 @@ def test_a_server_refuses_files(own, prrfl, tmp_path):
         assert "is a file of this machine" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["method", "network"])
 def test_a_skeleton_passes_its_test_and_runs(own, prrfl, kind):
     code, out, _ = prrfl("new", kind, "slow-one")
@@ -465,6 +477,7 @@ def test_a_skeleton_passes_its_test_and_runs(own, prrfl, kind):
         assert (code, error in err) == (2, True)
 
 
+@pytest.mark.slow
 def test_a_project_passes_its_tests_and_names_its_parts(own, prrfl):
     assert prrfl("new", "project", "slow-fl")[0] == 0
     done = subprocess.run([sys.executable, "-m", "pytest", "-q"], cwd=own / "slow-fl", check=False)

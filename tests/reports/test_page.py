@@ -230,6 +230,7 @@ def test_ten_methods_are_drawn_from_the_numbers_of_the_table(browser, many):
     page.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["run", "many"])
 def test_pages_are_accessible_in_light_and_dark_and_fit_a_phone(browser, folder, many, which):
     path = folder / "report.html" if which == "run" else many.path

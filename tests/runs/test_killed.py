@@ -168,6 +168,7 @@ def in_small_room(megabytes, script):
     )
 
 
+@pytest.mark.slow
 def test_a_full_disk_and_a_read_only_one_lose_nothing(data, tmp_path, prrfl, undrawn):
     flags = ["--data", data, *SMALL, "--rounds", 3, "--workers", 1]
     kept = tmp_path / "kept"

@@ -19,9 +19,10 @@ def watch_for(origin: Path, name: str) -> None:
 
     Args:
         origin: its file, or the folder of its package.
-        name: its kind and name, such as ``method PartWay``.
+        name: its kind and name, such as ``method PartWay``. A part of this package is nobody else's.
     """
-    _FOREIGN.setdefault(origin.resolve(), name)
+    if not origin.resolve().is_relative_to(Path(__file__).parents[1]):
+        _FOREIGN.setdefault(origin.resolve(), name)
 
 
 def blamed(cause: BaseException) -> PartError | None:
