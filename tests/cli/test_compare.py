@@ -191,6 +191,7 @@ def test_methods_are_ranked_over_five_data_sets_or_more(prrfl, done, tmp_path):
     assert f"only one of {folders[0]} and {folders[3]} has method local" in err
 
 
+@pytest.mark.slow
 def test_nothing_lives_on_when_the_command_is_terminated(data, tmp_path):
     out = tmp_path / "terminated"
     command = ["compare", "--methods", "fedavg", "--data", data, *SMALL, "--rounds", 999, "--out", out]

@@ -19,7 +19,7 @@ from prrfl.storage.tensor_files import StatesOnDisk, from_bytes, to_bytes
 from prrfl.testing.contract import moment, recipe_of
 from prrfl.training import predict
 from prrfl.types import ExchangeRecord, RoundContext, ScoreRecord, Share, SiteData
-from tests.contract.test_algorithms import every_method
+from tests.contract.test_algorithms import METHODS
 from tests.sites import tiny_examples, tiny_network, tiny_sites
 
 
@@ -34,7 +34,14 @@ def same_tensors(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
-@every_method
+KINDS = ("prrfl", "fedavg", "fml", "finetune", "ditto", "moon", "apfl", "fedrod", "fedala", "fenda")
+every_kind_of_state = pytest.mark.parametrize(
+    "method", [METHODS[name] for name in (*KINDS, "prototypes per-epoch", "prototypes per-round")], ids=repr
+)
+"""Methods that differ in what a site keeps, or in when it meets others."""
+
+
+@every_kind_of_state
 def test_processes_and_disk_give_the_bits_of_one_process_in_memory(method, tmp_path):
     make = partial(InProcess, method, recipe=recipe_of(method))
     expected = run(make(tiny_sites()), method, tmp_path / "memory")
@@ -52,7 +59,7 @@ def test_processes_and_disk_give_the_bits_of_one_process_in_memory(method, tmp_p
             assert same_tensors(weights, wanted[4])
 
 
-@every_method
+@every_kind_of_state
 def test_scores_are_those_of_the_networks_at_that_moment(method):
     recipe = recipe_of(method)
     engine = InProcess(method, tiny_sites(), recipe)

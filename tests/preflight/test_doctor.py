@@ -23,7 +23,7 @@ from prrfl.reports.formatting import counted
 from prrfl.runs.setup import load_data, make_recipe, resolved
 from tests.sites_on_disk import write_layout
 
-SMALL = "image_size = 32\nbatch = 8\nworkers = 1\nthreads = 1\n"
+SMALL = "network = 'tiny'\nimage_size = 32\nbatch = 8\nworkers = 1\nthreads = 1\n"
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_a_sound_machine_is_ready_and_says_what_training_picks(call, small):
         assert said in out
     picked = resolved(checked({"image_size": 32, "workers": 1, "threads": 1}, ""), 4)
     assert f"device {picked.device}, {picked.precision}, processes: 1, threads of each: 1" in out
-    assert re.search(r"one local epoch of 320 images: about [\d.]+ s \(prrfl, vgg16_slim, 32 px", out)
+    assert re.search(r"one local epoch of 320 images: about [\d.]+ s \(prrfl, tiny, 32 px", out)
     assert "measured now" in out
     assert out.splitlines()[-1].startswith("Ready to train: no problem")
     assert {path.name for path in small.iterdir()} == {"small.toml"}  # nothing is left behind
@@ -156,8 +156,7 @@ def test_data_may_be_named_by_the_settings(call, small):
 
 
 def test_a_network_whose_package_is_missing_is_a_problem(call, small, monkeypatch):
-    with (small / "small.toml").open("a") as file:
-        file.write("network = 'resnet18'\n")
+    (small / "small.toml").write_text(SMALL.replace("tiny", "resnet18"))
     monkeypatch.setitem(sys.modules, "monai.networks", None)
     code, out = call()
     assert code == 1
@@ -421,7 +420,7 @@ def test_a_step_that_fails_is_a_problem(call, monkeypatch):
     code, out = call()
     assert code == 1
     assert re.search(
-        r"✗ +training +a training step of vgg16_slim fails: no kernel image is available for exec", out
+        r"✗ +training +a training step of tiny fails: no kernel image is available for exec", out
     )
 
 
