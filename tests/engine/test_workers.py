@@ -15,6 +15,7 @@ from prrfl.engine import rounds_from, workers
 from prrfl.engine.workers import Workers, shared_out
 from prrfl.errors import StateMismatchError
 from prrfl.evaluation import score
+from prrfl.parts import blame
 from prrfl.storage.tensor_files import StatesOnDisk, from_bytes, to_bytes
 from prrfl.testing.contract import moment, recipe_of
 from prrfl.training import predict
@@ -135,7 +136,9 @@ def test_what_a_site_runs_into_is_said_as_in_one_process():
     assert str(apart.value) == str(alone.value)
 
 
-def test_a_process_that_dies_is_named_and_a_fault_of_ours_keeps_its_traceback():
+def test_a_process_that_dies_is_named_and_a_fault_of_ours_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(blame, "_FOREIGN", {})  # otherwise a part that another test loaded is blamed
+
     class Deadly(FedAvg):
         def train(self, client, site, ctx):
             if site.name == "s1":
