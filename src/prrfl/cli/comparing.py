@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from prrfl.cli.flags import described, given_flags, with_flags
-from prrfl.cli.options import TimeLimit
+from prrfl.cli.options import TimeLimit, names_in
 from prrfl.cli.screen import (
     PositionProgress,
     Shown,
@@ -32,11 +32,6 @@ if TYPE_CHECKING:
 
 DEFAULT_METHODS = ",".join(described().published)
 """The methods of a comparison or search that names none: those of the paper."""
-
-
-def method_names(text: str) -> list[str]:
-    """Return the methods in a list that is separated by commas."""
-    return [name.strip() for name in text.split(",")]
 
 
 @with_flags(
@@ -104,7 +99,7 @@ def compare(methods: str, seeds: str, config: Path | None, out: Path | None, **f
         if idle := [name for name, value in given.items() if value is not None]:
             flag = idle[0].replace("_", "-")
             raise ConfigError(f"--across reads finished comparisons and trains nothing; leave out --{flag}")
-        _print_standings([Path(folder.strip()) for folder in across.split(",")])
+        _print_standings([Path(folder) for folder in names_in(across)])
         return
     from prrfl.runs import scorers as measures
     from prrfl.runs.afterwards import after_comparison
@@ -119,9 +114,9 @@ def compare(methods: str, seeds: str, config: Path | None, out: Path | None, **f
     folder = out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-compare"
     workers, margin, time_limit = flags.pop("workers"), flags.pop("margin"), flags.pop("time_limit")
     scorers = flags.pop("scorers")
-    further = [] if scorers is None else [name.strip() for name in scorers.split(",")]
+    further = [] if scorers is None else names_in(scorers)
     tuned = read_tuned(source) if (source := flags.pop("tuned")) else None
-    planned = plan(config, given_flags(flags), method_names(methods), numbers, folder, tuned)
+    planned = plan(config, given_flags(flags), names_in(methods), numbers, folder, tuned)
     measures.try_scorers(further, len(planned[0].config.classes))
     if margin is not None:
         keep_margin(folder, margin)

@@ -15,7 +15,7 @@ from prrfl.cli.screen import console, print_table
 from prrfl.data.files import told
 from prrfl.errors import DataError, one_line
 from prrfl.reports.formatting import counted
-from prrfl.storage.atomic import write_json, write_text
+from prrfl.storage.atomic import is_free, write_json, write_text
 
 if TYPE_CHECKING:
     from prrfl.data.check import Findings
@@ -286,6 +286,7 @@ def partition(
 
     Splits stay as they are, and images of one group stay together.
     """
+    from prrfl.data.importing import in_order
     from prrfl.data.partition import Skew
 
     if (by is None) == (sites is None):
@@ -293,8 +294,7 @@ def partition(
     skew = Skew(sites or 0, dirichlet, least, seed)
     divide = _divided_arrays if source.suffix.lower() == ".npz" else _divided_manifest
     labels, placed = divide(source, out, by, skew)
-    # Numbers in their order, then names in theirs.
-    classes = sorted(set(labels), key=lambda label: (int(label) if label.isdigit() else 0, label))
+    classes = sorted(set(labels), key=in_order)
     table = Table(title="Images")
     for name in ("site", *classes, "all"):
         table.add_column(name, justify="left" if name == "site" else "right")
@@ -345,7 +345,7 @@ def _divided_arrays(
         raise DataError(f"{source} holds arrays, which have no columns; give --sites K instead of --by")
     if out.suffix.lower() in (".csv", ".npz"):
         raise DataError(f"--out is {out}; expected a folder, for one .npz file per site of {source}")
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    if not is_free(out):
         raise DataError(f"--out {out} exists already; choose another folder, or remove it")
     return divide_arrays(source, out, skew)
 

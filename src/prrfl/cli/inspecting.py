@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from prrfl.cli.options import names_in
 from prrfl.cli.screen import console, print_table
 
 
@@ -44,7 +45,7 @@ def inspect(
 
     module = build_network(network, classes)
     state, local = module.state_dict(), norm_keys(module)
-    frozen = frozen_keys(module, [one.strip() for one in freeze.split(",")] if freeze else ())
+    frozen = frozen_keys(module, names_in(freeze) if freeze else ())
     sent = low_band_amplitudes({key: state[key] for key in state if key not in frozen}, ratio, local)
     table = Table(title=f"{network} at low-frequency ratio {ratio}")
     for name in ("tensor", "shape", "treatment", "sent (values)"):

@@ -5,6 +5,12 @@ from typing import Annotated
 
 import typer
 
+
+def names_in(text: str) -> list[str]:
+    """Return the names in a list that is separated by commas."""
+    return [name.strip() for name in text.split(",")]
+
+
 TimeLimit = Annotated[
     float | None,
     typer.Option(

@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from prrfl.cli.comparing import print_comparison
 from prrfl.cli.flags import given_flags, with_flags
-from prrfl.cli.options import MovedData, Subgroups, TimeLimit
+from prrfl.cli.options import MovedData, Subgroups, TimeLimit, names_in
 from prrfl.cli.screen import (
     console,
     going_on,
@@ -244,17 +244,12 @@ def _print_page(folder: Path) -> None:
 def _write_for_paper(folder: Path, metrics: str | None, methods: str | None, out: Path | None) -> None:
     from prrfl.runs.paper import write_comparison, write_run
 
-    place, chosen = out or folder / "paper", _listed(metrics) or ["f1", "auc"]
+    place, chosen = out or folder / "paper", names_in(metrics) if metrics else ["f1", "auc"]
     if (folder / "runs").is_dir():
-        written = write_comparison(folder, place, chosen, _listed(methods))
+        written = write_comparison(folder, place, chosen, names_in(methods) if methods else [])
     else:
         written = write_run(folder, place, chosen)
     console.print(
         f"For the paper: {', '.join(path.name for path in written)} (figures also as SVG and PNG) in {place}",
         soft_wrap=True,
     )
-
-
-def _listed(text: str | None) -> list[str]:
-    """Return the names in a list that is separated by commas."""
-    return [name.strip() for name in text.split(",")] if text else []

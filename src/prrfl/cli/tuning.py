@@ -12,8 +12,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from prrfl.cli.comparing import DEFAULT_METHODS, method_names
+from prrfl.cli.comparing import DEFAULT_METHODS
 from prrfl.cli.flags import described, given_flags, with_flags
+from prrfl.cli.options import names_in
 from prrfl.cli.screen import console, going_on, print_table
 from prrfl.errors import ConfigError
 from prrfl.reports.formatting import percent
@@ -71,7 +72,7 @@ def tune(methods: str, trials: int, seed: int, config: Path | None, out: Path | 
     search, workers = flags.pop("search"), flags.pop("workers")
     given = {} if search is None else parse_searches(search)
     folder = out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-tune"
-    planned = plan(config, given_flags(flags), method_names(methods), [seed], folder)
+    planned = plan(config, given_flags(flags), names_in(methods), [seed], folder)
     searches = plan_searches(planned, given, trials)
     with open_search(folder, searches) as sites:
         for one in searches:

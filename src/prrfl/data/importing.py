@@ -124,7 +124,7 @@ def from_table(
             )
     files = _Files.below(images or table.parent)
     labels = {row[given["label"]] for _, row in numbered}
-    names = tuple(classes) or tuple(sorted(labels, key=_in_order))
+    names = tuple(classes) or tuple(sorted(labels, key=in_order))
     missing = [name for name in names if name not in labels]
     by_index = bool(missing) and all(whole_number(label) is not None for label in labels)
     passed_over = Counter[str]()
@@ -151,7 +151,7 @@ def from_table(
     return Imported(rows, names, passed_over)
 
 
-def _in_order(label: str) -> tuple[int, str]:
+def in_order(label: str) -> tuple[int, str]:
     """Return a key that sorts numbers by their value."""
     number = whole_number(label)
     return (-1 if number is None else number, label)

@@ -32,7 +32,7 @@ from prrfl.config import READING, TrainConfig, checked, given_settings, renamed
 from prrfl.data.fingerprint import Fingerprint, Fingerprints, difference, to_json
 from prrfl.data.own import absolute, is_own_data
 from prrfl.errors import ConfigError, DataError
-from prrfl.storage.atomic import write_json, write_text
+from prrfl.storage.atomic import is_free, write_json, write_text
 from prrfl.storage.reading import parse_json, read_bytes
 from prrfl.storage.records import parse_summary
 from prrfl.types import ClientId, Split
@@ -102,7 +102,7 @@ class RunFolder:
         Raises:
             ConfigError: if it holds anything.
         """
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        if not is_free(self.path):
             raise ConfigError(f"run folder {self.path} exists already; choose another folder, or remove it")
 
     @contextmanager

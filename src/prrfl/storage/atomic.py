@@ -89,6 +89,11 @@ def replacing(path: Path, mode: int = 0o644) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def is_free(path: Path) -> bool:
+    """Return whether a folder can be written there: nothing is, or an empty folder."""
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+
+
 @contextmanager
 def replace_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder beside ``path`` that takes its place when the block ends without an exception.
@@ -100,7 +105,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
         OSError: if ``path`` exists and is not an empty folder, or cannot be written.
     """
     path = Path(os.path.abspath(path))  # noqa: PTH100 - "." needs a name, and a parent to write in
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if not is_free(path):
         raise FileExistsError(errno.EEXIST, "Exists and is not an empty folder", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f"{PARTIAL}{path.name}-", dir=path.parent))
