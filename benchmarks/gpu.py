@@ -74,7 +74,7 @@ def measure_gpu(settings: Settings) -> Iterator[Figure]:
     with Workers(partial(InProcess, PRRFL(), recipe=recipe), sites, workers=4) as workers:
         in_processes = seconds_of_round(workers, recipe, epochs)
     yield from checks(small, recipe, spread)
-    yield from checks_of_methods(settings.pick(99, 2), recipe.device)
+    yield from checks_of_methods(settings.pick(None, 2), recipe.device)
     yield from trajectory(recipe.device, settings.pick(3, 1))
     yield from timings(sites, recipe, settings.pick(30, 1))
     taken = dict(ways_to_run(sites, recipe, epochs))
@@ -166,7 +166,7 @@ def variants(recipe: Recipe) -> dict[str, Recipe]:
     }
 
 
-def checks_of_methods(most: int, device: str) -> Iterator[Figure]:
+def checks_of_methods(most: int | None, device: str) -> Iterator[Figure]:
     """Compare launched and replayed steps of methods, bit for bit, on two tiny sites."""
     for name, method in islice(methods().items(), most):
         replayed = run(method, tiny_sites(2), device=device)

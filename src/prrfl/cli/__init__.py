@@ -14,7 +14,7 @@ import typer
 import prrfl
 from prrfl.cli.commands import CommandGroup
 from prrfl.errors import PRRFLError, Stopped, one_line
-from prrfl.parts.blame import blamed, raised_by_a_part
+from prrfl.parts.blame import blamed
 
 __all__ = ["app", "guarded", "main"]
 
@@ -71,11 +71,6 @@ def guarded(command: Any) -> int:
     except PRRFLError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except OSError as error:
-        part = raised_by_a_part(error)
-        said = str(part) if part else f"{one_line(str(error))}; files written before are complete"
-        print(f"error: {said}", file=sys.stderr)
-        return 2
     except Stopped as stop:
         print("; ".join(["stopped", *getattr(stop, "__notes__", ())]), file=sys.stderr)
         return 128 + stop.signal
@@ -83,9 +78,10 @@ def guarded(command: Any) -> int:
         return end.code if isinstance(end.code, int) else 1
     except Exception as cause:
         part = blamed(cause)
-        if part is None:
+        if part is None and not isinstance(cause, OSError):
             raise
-        print(f"error: {part}", file=sys.stderr)
+        said = part or f"{one_line(str(cause))}; files written before are complete"
+        print(f"error: {said}", file=sys.stderr)
         return 2
     finally:
         for number, handler in before.items():

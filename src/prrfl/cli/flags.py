@@ -177,7 +177,7 @@ def _parameter(name: str, kind: Any, **option: Any) -> signatures.Parameter:
 
 
 def _flag(setting: Setting) -> signatures.Parameter:
-    installed = sorted(entry.name for entry in entry_points(group=setting.group)) if setting.group else []
+    installed = sorted(_entry_points().select(group=setting.group).names) if setting.group else []
     more = f"; installed: {', '.join(installed)}" if installed else ""
     text = escape(setting.text + more)  # brackets are no markup of rich's
     shown = {"help": text, "rich_help_panel": setting.panel}
@@ -187,6 +187,12 @@ def _flag(setting: Setting) -> signatures.Parameter:
     if number is None:
         return _parameter(setting.name, str, metavar=setting.kind, **shown)
     return _parameter(setting.name, number, metavar=setting.kind, parser=_if_possible(number), **shown)
+
+
+@cache
+def _entry_points() -> Any:  # the type depends on the version of Python
+    """Return those of all installed packages, whose files are read once for all flags."""
+    return entry_points()
 
 
 def _if_possible(number: type) -> Callable[[str], Any]:

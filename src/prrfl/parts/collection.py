@@ -173,15 +173,13 @@ def _module(place: str, whole: str) -> ModuleType:
     top = place.partition(".")[0]
     try:
         module = import_module(place)
-    except ModuleNotFoundError as cause:
-        missing = str(cause.name)
-        if f"{place}.".startswith(f"{missing}."):
+    except (Exception, SystemExit) as cause:
+        missing = cause.name if isinstance(cause, ModuleNotFoundError) else None
+        if missing and f"{place}.".startswith(f"{missing}."):
             raise PartError(
                 f"{whole}: module {missing} is not installed; install the package that has it, or give a "
                 "file, such as ./file.py:Class"
             ) from None
-        raise _unusable(cause, whole, lambda file: top in (*file.parts, file.stem)) from cause
-    except (Exception, SystemExit) as cause:
         raise _unusable(cause, whole, lambda file: top in (*file.parts, file.stem)) from cause
     for folder in getattr(sys.modules[top], "__path__", (module.__file__ or place,)):
         watch_for(Path(folder), whole)

@@ -194,9 +194,8 @@ def _check_data_of_search(tuned: Tuned, planned: Sequence[Planned]) -> None:
         return
     config = planned[0].config
     # Pixels are compared at the size of the search, which may be another one.
-    for started in _searched_from(tuned, planned).values():
-        config = config.model_copy(update={"image_size": started.image_size})
-    now = fingerprints(load_data(config))
+    started = next(iter(_searched_from(tuned, planned).values()), config)
+    now = fingerprints(load_data(config.model_copy(update={"image_size": started.image_size})))
     if changed := difference(_without_test(before), _without_test(now)):
         raise DataError(
             f"{config.data} is not the data of the search in {tuned.source}: {changed}; search again on "

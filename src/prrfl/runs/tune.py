@@ -314,7 +314,7 @@ class _Progress:
             return []
         trials = propose(self.search, self.study.trials)
         self.proposed += len(trials)
-        return [_Running(self, trial, self.out) for trial in trials]
+        return [_Running(self, trial) for trial in trials]
 
     def end(self, number: int, trial: "FrozenTrial") -> None:
         self.ended[number] = trial
@@ -329,7 +329,6 @@ class _Running:
 
     of: _Progress
     trial: "Trial"
-    out: Path
     scores: list[float] = field(default_factory=list)
     process: TrialProcess | None = None
 
@@ -341,7 +340,7 @@ class _Running:
         except ConfigError as cause:
             self._end("invalid", str(cause))
             return None
-        self.process = TrialProcess(config, sites, self.out)
+        self.process = TrialProcess(config, sites, self.of.out)
         return self.process
 
     def goes_on(self) -> bool:
@@ -353,7 +352,7 @@ class _Running:
         except PRRFLError as cause:
             raise PRRFLError(f"{whose}: {cause}") from None
         if message.details:
-            error = PartError(f"{whose}: {message.said}; the traceback is in {self.out / LOG}")
+            error = PartError(f"{whose}: {message.said}; the traceback is in {self.of.out / LOG}")
             error.add_note(message.details)
             raise error
         if message.kind == "failed":
