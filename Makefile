@@ -50,7 +50,7 @@ check: $(READY)
 audit: $(READY)
 	$(BIN)/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip --progress-spinner off
 
-# What the help shows of the settings; it must not import them. After a change of config.py or of the methods.
+# What the help shows of the settings; it must not import them. After a change of config/settings.py or of the methods.
 flags: $(READY)
 	$(BIN)/python -m prrfl.cli.flags
 

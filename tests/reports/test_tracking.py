@@ -281,7 +281,9 @@ def test_a_tracker_that_cannot_be_opened_costs_a_warning(data, tmp_path, undrawn
 
 
 def lacking(monkeypatch, package):
-    monkeypatch.setattr("prrfl.config.find_spec", lambda name: None if name == package else find_spec(name))
+    monkeypatch.setattr(
+        "prrfl.config.settings.find_spec", lambda name: None if name == package else find_spec(name)
+    )
 
 
 def test_a_missing_package_is_named_before_anything_is_written(data, tmp_path, prrfl, monkeypatch):

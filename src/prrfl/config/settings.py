@@ -1,21 +1,17 @@
 """All settings of a run: name, type, default, bounds, help and scope, for TOML files and flags alike."""
 
 import json
-import tomllib
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
-from importlib import resources
+from collections.abc import Collection, Mapping
+from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
-from types import MappingProxyType
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -37,14 +33,14 @@ from prrfl.algorithms import (
     traits_of,
 )
 from prrfl.algorithms.prrfl import Aggregation, TransferMode
+from prrfl.config.scope import ARITHMETIC, DATA, GENERATOR, MACHINE, METHOD, OUTPUT, TASK, Scope
 from prrfl.data.augment import AUGMENTATIONS
 from prrfl.data.own import DATA_SETS
-from prrfl.errors import ConfigError, nearest
+from prrfl.errors import nearest
 from prrfl.losses import CPA, LOSSES, Counts, Focal, LogitAdjusted, Loss
 from prrfl.machine import best_device, gpu, multiplies_bfloat16
 from prrfl.models import NETWORKS, Init, network_settings
 from prrfl.parts import PartError, Parts, Search, complete_settings, construct, declared_searches, placed
-from prrfl.storage.reading import read_text
 from prrfl.training import Augment, Weighting
 
 LARGEST_FILE = 2**14
@@ -64,37 +60,6 @@ READING = "reading"
 
 Ratio = Annotated[float, Field(ge=0, le=1)]
 Factor = Annotated[float, Field(ge=0, le=LARGEST)]
-
-
-@dataclass(frozen=True)
-class Scope:
-    """Who chooses a setting, and when it may change. A field of :class:`TrainConfig` without one has METHOD.
-
-    Attributes:
-        resumable: it may change when a run is resumed: it says where a run is computed, not what.
-        comparison: in a comparison it is ``same`` for all runs, ``free`` for each run, or part of the
-            ``method``, such as ``prrfl:transfer=off``.
-        of_site: in a federation over real sites, each site sets it for itself.
-        of_server: in a federation over real sites, it concerns only the server and is not sent to sites.
-        of_hardware: its default depends on the machine.
-        of_generator: it describes generated data, and has no effect on other data.
-    """
-
-    resumable: bool = False
-    comparison: Literal["same", "free", "method"] = "method"
-    of_site: bool = False
-    of_server: bool = False
-    of_hardware: bool = False
-    of_generator: bool = False
-
-
-TASK = Scope(comparison="same")
-METHOD = Scope()
-DATA = Scope(resumable=True, comparison="same", of_site=True)
-GENERATOR = Scope(comparison="same", of_site=True, of_generator=True)
-ARITHMETIC = Scope(of_hardware=True)
-MACHINE = Scope(resumable=True, comparison="free", of_site=True)
-OUTPUT = Scope(resumable=True, comparison="free", of_server=True)
 
 
 class TrainConfig(BaseModel):
@@ -617,154 +582,6 @@ SEARCHES: Mapping[str, Search] = {
     if isinstance(item, Search)
 }
 """Which values of a setting ``prrfl tune`` tries, for settings that declare it."""
-
-
-def load_config(path: Path | None, overrides: Mapping[str, object]) -> TrainConfig:
-    """Return the settings of a TOML file, overridden by flags.
-
-    Without a file and without ``data``, the base is the quickstart in the package.
-
-    Raises:
-        ConfigError: with the key and what was expected; for an unknown key, with the nearest known one.
-    """
-    source, settings = given_settings(path, overrides)
-    return checked(settings, source, overrides)
-
-
-def given_settings(path: Path | None, overrides: Mapping[str, object]) -> tuple[str, dict[str, Any]]:
-    """Return the settings that are given, by key, before defaults and checks; see :func:`load_config`.
-
-    Returns:
-        The name of their source, for messages, and the settings.
-    """
-    if path is not None:
-        source, text = str(path), _read_text(path)
-    elif overrides.get("data") is None:
-        source, text = "quickstart", resources.files("prrfl").joinpath("quickstart.toml").read_text("utf-8")
-    else:
-        source, text = "flags", ""
-    return source, merged(parse_toml(text, source), overrides)
-
-
-def merged(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings with some overridden; settings of own parts are overridden one by one."""
-    whole = {**settings, **overrides}
-    if "set" not in settings or "set" not in overrides or not isinstance(settings["set"], dict):
-        return whole
-    before, after = settings["set"], overrides["set"]
-    tables = {kind: {**before.get(kind, {}), **after.get(kind, {})} for kind in {**before, **after}}
-    return {**whole, "set": tables}
-
-
-def checked(
-    settings: Mapping[str, object],
-    source: str,
-    overrides: Mapping[str, object] = MappingProxyType({}),
-    context: str | None = None,
-) -> TrainConfig:
-    """Return valid settings.
-
-    Args:
-        settings: values by key; other settings get their defaults.
-        source: name of the source of the settings, for messages.
-        overrides: the settings that come from flags instead.
-        context: ``READING`` for the settings of a run that was started already.
-
-    Raises:
-        ConfigError: as :func:`load_config`.
-    """
-    try:
-        return TrainConfig.model_validate(renamed(settings), context=context)
-    except ValidationError as cause:
-        raise ConfigError(_one_line(cause, source, overrides)) from None
-
-
-def renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings of version 0.1.0, which had ``tensorboard = true``, by their present names."""
-    now = dict(settings)
-    if "track" not in now and isinstance(now.get("tensorboard"), bool):
-        now["track"] = ("tensorboard",) if now.pop("tensorboard") else ()
-    return now
-
-
-def parse_toml(text: str, source: str) -> dict[str, Any]:
-    """Return the keys and values of a TOML text.
-
-    Args:
-        text: the TOML.
-        source: name of its source, for messages.
-
-    Raises:
-        ConfigError: if the text is not TOML, or exceeds the limits of Python's parser.
-    """
-    try:
-        return tomllib.loads(text)
-    # TOML errors are ValueErrors. So is an integer with more digits than Python converts.
-    except ValueError as cause:
-        raise ConfigError(f"{source} is not TOML: {' '.join(str(cause).split())}") from None
-    except RecursionError:
-        raise ConfigError(
-            f"{source} is nested too deeply; expected one line per setting, key = value"
-        ) from None
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return read_text(path, LARGEST_FILE)
-    except FileNotFoundError:
-        raise ConfigError(f"config file {path} does not exist; give the path of a TOML file") from None
-    except (OSError, UnicodeDecodeError) as cause:
-        raise ConfigError(f"config file {path} cannot be read: {cause}") from None
-
-
-def _one_line(cause: ValidationError, source: str, overrides: Mapping[str, object]) -> str:
-    first = cause.errors()[0]
-    key = str(first["loc"][0])
-    where = f"--{key.replace('_', '-')}" if key in overrides else f"{source}: key '{key}'"
-    if first["type"] == "extra_forbidden":
-        known = TrainConfig.model_fields
-        return f"{source}: unknown key '{key}'{nearest(key, known)}"
-    return f"{where}: {_expected(key, first['type'], first)}, got {_shown(first['input'])}"
-
-
-def choices(annotation: Any) -> tuple[Any, ...]:
-    """Return the values of a setting that is one of a few; nothing for other settings."""
-    return get_args(annotation) if get_origin(annotation) is Literal else ()
-
-
-def _expected(key: str, fault: str, error: Mapping[str, Any]) -> str:
-    """Return what a setting must be, for the kinds of faults that pydantic finds; else what a check said."""
-    field = TrainConfig.model_fields[key]
-    if fault == "literal_error":
-        known = [str(choice) for choice in choices(field.annotation)]
-        given = error["input"] if isinstance(error["input"], str) else ""
-        return f"expected one of {', '.join(known)}{nearest(given, known)}"
-    if fault.startswith(("greater_than", "less_than")):
-        return f"expected {_bounds(field.metadata)}"
-    kinds = {"int": "a whole number", "float": "a number", "finite": "a finite number"}
-    kinds |= {"bool": "true or false", "path": "a path", "string": "text", "tuple": "a list of names"}
-    kinds |= {"dict": "a table of settings"}
-    kind = kinds.get(fault.partition("_")[0])
-    return f"expected {kind}" if kind else error["msg"].removeprefix("Value error, ")
-
-
-def _bounds(metadata: Sequence[object]) -> str:
-    """Return the bounds of a number in words. Those of a setting come before those of its type."""
-    words = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
-    found: dict[str, str] = {}
-    for item in metadata:
-        for name, word in words.items():
-            if (bound := getattr(item, name, None)) is not None:
-                found.setdefault(name[0], f"{word} {bound}")
-    return " and ".join(found[side] for side in sorted(found))
-
-
-def _shown(value: object) -> str:
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # Python does not print integers of more than 4,300 digits
-        return "a value that is too long to print"
-    return text if len(text) <= 200 else f"{text[:200]} ..."
 
 
 def _toml(value: object) -> str:
