@@ -73,7 +73,7 @@ def macro_auc(probabilities: Tensor, labels: Tensor) -> float | None:
     classes = np.unique(truth)
     if len(classes) < 2 or not np.isfinite(values).all():
         return None
-    # AUC is the fraction of pairs of images, one of the class and one not, in the right order (Mann, Whitney).
+    # AUC is the fraction of pairs, an image of the class and another, in the right order (Mann and Whitney).
     positive = truth[:, None] == classes
     n = positive.sum(0)
     below = (rankdata(values[:, classes], axis=0) * positive).sum(0) - n * (n + 1) / 2

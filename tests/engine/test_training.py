@@ -78,6 +78,42 @@ def test_adam_remembers_within_a_round_and_forgets_between_rounds():
     assert torch.equal(kept, lost)
 
 
+class Either(nn.Module):
+    """A network that uses one of two layers, depending on the images; Adam remembers only that one."""
+
+    def __init__(self):
+        super().__init__()
+        self.dark, self.bright = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x):
+        return (self.bright if x.mean() > 0 else self.dark)(x.mean((2, 3)))
+
+
+def test_what_one_site_trained_leaves_nothing_for_the_next():
+    torch.manual_seed(0)
+    network = Either()
+    images = tiny_examples(8, 1)
+    dark = replace(images, inputs=images.inputs // 4)
+    bright = replace(dark, inputs=255 - dark.inputs)
+    sites = {name: SiteData(name, data, data, data) for name, data in (("d", dark), ("b", bright))}
+
+    def trained(recipes):
+        learners = dict.fromkeys(sites, Learner(network.state_dict()))
+        for epoch in range(3):  # in turns, so that each site continues after the other
+            for name, data in sites.items():
+                ctx = RoundContext(0, 1, epoch, 3, 0)
+                done = train_epoch([learners[name]], Site(data, recipes[name]), ctx)
+                (learners[name],) = done.learners
+        return {name: learner.weights for name, learner in learners.items()}
+
+    recipe = Recipe(network, optimizer="adam")
+    shared, apart = trained(dict.fromkeys(sites, recipe)), trained({name: replace(recipe) for name in sites})
+    for name in sites:
+        assert all(torch.equal(shared[name][key], apart[name][key]) for key in network.state_dict())
+    assert not torch.equal(shared["d"]["dark.weight"], network.dark.weight)
+    assert torch.equal(shared["d"]["bright.weight"], network.bright.weight)
+
+
 def test_precisions_agree_about_as_far_as_they_can():
     data = tiny_examples(30, 1)
     network = tiny_network()

@@ -155,14 +155,15 @@ def _constants(site: Site, ctx: RoundContext) -> Tensors:
 def _trainer(
     recipe: Recipe, networks: int, objective: Objective | None, watched: bool, frozen: frozenset[str]
 ) -> tuple["_Trainer", Captured]:
-    """Return networks to train and their step: new ones, or on a GPU those of this thread with recordings."""
+    """Return this thread's networks to train, and their step with what was recorded of it."""
 
     def make() -> tuple[_Trainer, Captured]:
         trainer = _Trainer(recipe, networks, objective, watched, frozen)
         return trainer, Captured(trainer.step, recipe.device)
 
     key = (networks, objective, watched, frozen)
-    return recipe._trainers.get(key, make) if on_gpu(recipe.device) else make()
+    trainer, step = recipe._trainers.get(key, make)
+    return trainer, step
 
 
 class _Trainer:
@@ -203,7 +204,7 @@ class _Trainer:
         fits = True
         for network, optimiser, learner in zip(self._networks, self._optimisers, learners, strict=True):
             self._recipe.refill(network, learner.weights)
-            _recall(optimiser, learner.memory if ctx.epoch > 0 else {})
+            fits &= _recall(optimiser, learner.memory if ctx.epoch > 0 else {})
         lr = self._recipe.learning_rate(ctx.round)
         if any(group["lr"] != lr for optimiser in self._optimisers for group in optimiser.param_groups):
             fits = False  # a recording contains the old number
@@ -291,26 +292,35 @@ def _optimiser(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def _memory(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return an optimiser's state as named tensors: ``<parameter index>.<name>``."""
-    return {
-        f"{index}.{name}": value.detach().to("cpu").contiguous()
-        for index, state in optimiser.state_dict()["state"].items()
-        for name, value in state.items()
-        if isinstance(value, Tensor)
-    }
+    """Return a copy of an optimiser's state on the CPU, as :func:`_held` names it."""
+    return {key: value.detach().to("cpu", copy=True).contiguous() for key, value in _held(optimiser).items()}
 
 
-def _recall(optimiser: torch.optim.Optimizer, memory: Tensors) -> None:
-    """Set an optimiser to the memory that :func:`_memory` returned, or to its initial state without one."""
-    held = optimiser.state_dict()["state"]
-    if not held and memory:
+def _recall(optimiser: torch.optim.Optimizer, memory: Tensors) -> bool:
+    """Set an optimiser to the memory that :func:`_memory` returned, or to its initial state without one.
+
+    Returns:
+        Whether the state stayed in its place, where a recorded step reads and writes it.
+    """
+    held = _held(optimiser)
+    in_place = not memory or memory.keys() == held.keys()
+    if not in_place:
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in memory.items():
             index, name = key.split(".", 1)
             state.setdefault(int(index), {})[name] = value.clone()
         optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
-    # In place, because a recorded step reads and writes this memory. SGD and Adam start with zeros.
-    for index, values in held.items():
-        for name, value in values.items():
-            if isinstance(value, Tensor):
-                value.copy_(memory[f"{index}.{name}"]) if memory else value.zero_()
+    else:
+        for key, value in held.items():
+            value.copy_(memory[key]) if memory else value.zero_()  # SGD and Adam start with zeros
+    return in_place
+
+
+def _held(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the tensors of an optimiser's state, by ``<parameter index>.<name>``."""
+    return {
+        f"{index}.{name}": value
+        for index, state in optimiser.state_dict()["state"].items()
+        for name, value in state.items()
+        if isinstance(value, Tensor)
+    }

@@ -31,9 +31,13 @@ def site_generator(site: Site, ctx: RoundContext, purpose: str) -> torch.Generat
 @contextmanager
 def global_seed(*labels: object, device: str) -> Iterator[None]:
     """Within the block, seed PyTorch's global generators, which dropout uses; then restore them."""
-    devices = [device] if device.startswith("cuda") else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(generator(*labels).initial_seed())  # type: ignore[arg-type]
+    seed = generator(*labels).initial_seed()  # type: ignore[arg-type]
+    with torch.random.fork_rng(devices=[device] if on_gpu(device) else []):
+        # Not torch.manual_seed, which also looks for every other kind of device.
+        torch.default_generator.manual_seed(seed)
+        if on_gpu(device):
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         yield
 
 

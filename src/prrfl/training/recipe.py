@@ -166,9 +166,9 @@ class Recipe:
                 buffer.copy_(self.network.get_buffer(name))
 
     def weights_of(self, network: nn.Module) -> dict[str, Tensor]:
-        """Return a network's weights as a method holds them: on the CPU, without frozen tensors."""
+        """Return a copy of a network's weights as a method holds them: on the CPU, without frozen tensors."""
         return {
-            key: tensor.detach().to("cpu").contiguous()
+            key: tensor.detach().to("cpu", copy=True).contiguous()
             for key, tensor in network.state_dict().items()
             if key not in self.frozen
         }
@@ -221,7 +221,7 @@ class Recipe:
     def _foldable(self) -> Pairs:
         return foldable(self.network)
 
-    # What the two loops keep on a GPU from epoch to epoch: networks in memory that recorded steps read.
+    # What the two loops keep from epoch to epoch: networks in memory that steps recorded for a GPU read.
 
     @cached_property
     def _trainers(self) -> ThreadCache[object, Any]:
