@@ -9,6 +9,8 @@ from torch.func import functional_call
 from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from prrfl.errors import StateMismatchError
+
 Pairs = tuple[tuple[str, str], ...]
 """Names of convolutions, each with the batch norm that is the only reader of its outputs."""
 
@@ -58,14 +60,39 @@ def _is_hooked(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
-def fold(network: nn.Module, pairs: Pairs) -> nn.Module:
-    """Fold each pair of a network in place, for use in evaluation mode; return the network."""
+def without_norms(network: nn.Module, pairs: Pairs) -> nn.Module:
+    """Remove the batch norm of each pair from a network, in place; return the network, for folded weights."""
     for conv_name, norm_name in pairs:
-        conv, norm = network.get_submodule(conv_name), network.get_submodule(norm_name)
-        statistics = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
-        conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics)  # type: ignore[arg-type]
+        conv = network.get_submodule(conv_name)
+        if conv.bias is None:
+            conv.bias = nn.Parameter(conv.weight.new_zeros(len(conv.weight)))
         network.set_submodule(norm_name, nn.Identity())
     return network
+
+
+def folded(weights: Mapping[str, Tensor], network: nn.Module, pairs: Pairs) -> dict[str, Tensor]:
+    """Return the weights of :func:`without_norms` that give the same outputs in evaluation mode.
+
+    Args:
+        weights: state_dict of the whole network.
+        network: the architecture.
+        pairs: what to fold.
+
+    Raises:
+        StateMismatchError: naming a tensor that is missing.
+    """
+    left = dict(weights)
+    for conv, norm_name in pairs:
+        norm = network.get_submodule(norm_name)
+        try:
+            own = {key: left.pop(f"{norm_name}.{key}") for key in norm.state_dict()}
+            weight = left[f"{conv}.weight"]
+        except KeyError as cause:
+            raise StateMismatchError(f"the weights do not fit the network: {cause}") from None
+        statistics = (own["running_mean"], own["running_var"], norm.eps, own.get("weight"), own.get("bias"))
+        fused = fuse_conv_bn_weights(weight, left.get(f"{conv}.bias"), *statistics)  # type: ignore[arg-type]
+        left[f"{conv}.weight"], left[f"{conv}.bias"] = (parameter.data for parameter in fused)
+    return left
 
 
 def without_adapters(network: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -88,7 +88,7 @@ def recorded(monkeypatch):
     monkeypatch.setattr("prrfl.training.epoch.used_here", lambda tensor, _: tensor)
     monkeypatch.setattr(Recording, "replayed", 0)
     monkeypatch.setattr(capture, "_broken", type(capture._broken)())
-    for module in ("capture", *(f"training.{name}" for name in ("batching", "epoch", "scoring"))):
+    for module in ("capture", *(f"training.{name}" for name in ("batching", "epoch", "recipe"))):
         monkeypatch.setattr(f"prrfl.{module}.on_gpu", lambda _: True)
     return lambda on: monkeypatch.setattr(capture, "MOST", 16 if on else 0)
 

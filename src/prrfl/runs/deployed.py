@@ -292,7 +292,8 @@ def classify(network: SavedNetwork, images: Sequence[Path]) -> Iterator[tuple[Pa
         DataError: naming the image that cannot be decoded.
     """
     size = network.about.image_size
-    module = network.recipe.build_for_scoring(network.weights)
+    module = network.recipe.make_for_scoring()
+    network.recipe.load(module, network.recipe.for_scoring(network.weights))
     remaining = iter(images)
     with ThreadPoolExecutor() as pool:
 

@@ -57,7 +57,7 @@ def batches(
 
 def prepare(inputs: Tensor, recipe: Recipe) -> Tensor:
     """Return raw inputs as a network takes them: normalised, in its type, images channels-last."""
-    inputs = recipe.normalise(inputs).to(torch.float64 if recipe.precision == "float64" else torch.float32)
+    inputs = recipe.normalise(inputs).to(recipe.dtype)
     return inputs.contiguous(memory_format=torch.channels_last) if inputs.ndim == 4 else inputs
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from prrfl.capture import Captured, on_gpu
+from prrfl.capture import Captured
 from prrfl.machine import arithmetic
 from prrfl.training.batching import batches, scoring_batch
 from prrfl.training.recipe import Recipe, forward
@@ -32,15 +32,12 @@ def predict(
 
 
 def _scorer(recipe: Recipe, models: Sequence[Tensors]) -> "_Scorer":
-    """Return networks in evaluation mode: new ones, or on a GPU those of this thread with new weights."""
-    if not on_gpu(recipe.device):
-        return _Scorer(recipe, [recipe.build_for_scoring(weights) for weights in models])
-    # Not folded: on a GPU that is hardly faster, and folding takes longer than copying weights.
+    """Return this thread's networks in evaluation mode, with new weights."""
     scorer: _Scorer = recipe._scorers.get(
-        len(models), lambda: _Scorer(recipe, [recipe.make_network().eval() for _ in models])
+        len(models), lambda: _Scorer(recipe, [recipe.make_for_scoring() for _ in models])
     )
     for network, weights in zip(scorer.networks, models, strict=True):
-        recipe.refill(network, weights)
+        recipe.refill(network, recipe.for_scoring(weights))
     return scorer
 
 
