@@ -35,14 +35,15 @@ def clean_up(request, tmp_path_factory):
     """Remove a module's temporary folders when its tests have passed, so that a run fills no disk.
 
     pytest removes each test's own ``tmp_path`` after it passed (see ``tmp_path_retention_policy``), but until
-    the session ends it keeps what fixtures of a wider scope make.
+    the session ends it keeps what fixtures of a wider scope make. What several modules use is called
+    ``shared ...`` and stays.
     """
     base = tmp_path_factory.getbasetemp()
     before = set(base.iterdir())
     failed = request.session.testsfailed
     yield
     if request.session.testsfailed == failed:
-        for path in set(base.iterdir()) - before:
+        for path in {path for path in base.iterdir() if not path.name.startswith("shared ")} - before:
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -1,15 +1,32 @@
 """Commands in forked processes: a new Python would import PyTorch, which takes longer than a small run."""
 
+import io
 import multiprocessing
 import os
 import signal
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from subprocess import DEVNULL
 
+import pytest
 import torch
 
 from prrfl import cli
 from prrfl.runs import compare
+
+
+def called(*arguments):
+    """Call the command line in this process, which must succeed; return what it printed.
+
+    For fixtures of a wider scope than a test; tests have the fixture ``prrfl``.
+    """
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        fork_runs(patch)
+        patch.setattr(sys, "argv", ["prrfl", *map(str, arguments)])
+        code = cli.guarded(cli.app)
+    assert code == 0, err.getvalue()
+    return out.getvalue()
 
 
 def fork_runs(patch):

@@ -15,11 +15,13 @@ import torch
 from PIL import Image
 from typer.main import get_command
 
-from prrfl import InProcess, Recipe, build_network, cli, config, run_rounds
+from prrfl import InProcess, Recipe, build_network, cli, run_rounds
 from prrfl.algorithms import FedBN, Local
+from prrfl.config import settings
 from prrfl.data.images import SPLITS
 from prrfl.errors import Stopped
 from prrfl.models.vit import vit
+from prrfl.reports import sampled
 from prrfl.runs.compare import plan
 from tests.forked import fork_runs
 from tests.sites_on_disk import write_layout
@@ -82,7 +84,8 @@ def test_data(call, tmp_path):
     assert (tmp_path / "split.csv").is_file()
 
 
-def test_comparing(call, tmp_path, forked):
+def test_comparing(call, tmp_path, forked, monkeypatch):
+    monkeypatch.setattr(sampled, "FURTHER_DRAWS", 10)
     write_layout(tmp_path / "DIR")
     write_layout(tmp_path / "NEW", sites=1)
     # The last but two, --across, needs five data sets.
@@ -239,11 +242,11 @@ def test_extending():
 
 def test_extending_declares_a_setting():
     (line,) = re.findall(r"`(step: .*?)`", (DOCS / "extending.md").read_text("utf-8"))
-    names = {**vars(config), "PartWay": SimpleNamespace(step=0.5)}
+    names = {**vars(settings), "PartWay": SimpleNamespace(step=0.5)}
     exec(f"class Extended(TrainConfig):\n    {line}", names)
     field = names["Extended"].model_fields["step"]
     assert field.default == 0.5
-    assert config.METHOD in field.metadata
+    assert settings.METHOD in field.metadata
 
 
 def records_of(method, names):

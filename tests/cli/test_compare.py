@@ -14,11 +14,12 @@ import pytest
 from prrfl.config import TrainConfig
 from prrfl.errors import ConfigError
 from prrfl.runs import compare
+from tests.forked import called
 from tests.sites_on_disk import write_layout
 
 pytestmark = pytest.mark.usefixtures("forked", "undrawn")
 
-SMALL = ["--image-size", 32, "--rounds", 1, "--epochs", 1, "--batch", 8, "--seeds", 0]
+SMALL = ["--image-size", 32, "--rounds", 1, "--epochs", 1, "--batch", 8, "--seeds", 0, "--network", "tiny"]
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +31,7 @@ def data(tmp_path_factory):
 def done(data, tmp_path_factory):
     """Make a comparison of one run."""
     out = tmp_path_factory.mktemp("compare") / "c"
-    command = [sys.executable, "-m", "prrfl", "compare", "--methods", "fedavg", "--data", data, *SMALL]
-    subprocess.run([*map(str, command), "--out", out], check=True, capture_output=True)
+    called("compare", "--methods", "fedavg", "--data", data, *SMALL, "--out", out)
     return out
 
 
@@ -228,8 +228,6 @@ def test_a_time_limit_ends_after_a_complete_round_and_the_same_command_continues
         out,
         "--workers",
         1,
-        "--network",
-        "tiny",
     ]
     code, said, _ = prrfl("compare", *common, "--time-limit", 0.001)
     assert code == 0

@@ -5,7 +5,6 @@ import json
 import re
 import resource
 import runpy
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -20,7 +19,7 @@ from prrfl.errors import ConfigError
 from prrfl.runs import deployed
 from prrfl.storage.records import read_records
 from prrfl.storage.tensor_files import read_tensors
-from tests.forked import ForkedCommands
+from tests.forked import ForkedCommands, called
 from tests.sites_on_disk import write_layout
 
 SMALL = ["--image-size", "32", "--rounds", "2", "--epochs", "2", "--batch", "8", "--precision", "float32"]
@@ -58,14 +57,7 @@ def refused(capsys, *arguments):
 @pytest.fixture(scope="module")
 def finished(folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "one"
-    process = subprocess.run(
-        [sys.executable, "-m", "prrfl", "train", "--data", folder, "--out", out, *SMALL],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr
-    return out, process.stdout
+    return out, called("train", "--data", folder, "--out", out, *TINY)
 
 
 def test_a_run_leaves_everything_that_was_promised(finished):
@@ -86,7 +78,7 @@ def test_a_run_leaves_everything_that_was_promised(finished):
     for site in ("clientA", "clientB"):
         assert site in printed
         for name in ("best", "last"):
-            assert "fc2.linear.weight" in read_tensors(out / "models" / site / f"{name}.safetensors")
+            assert "5.weight" in read_tensors(out / "models" / site / f"{name}.safetensors")
     summary = json.loads((out / "summary.json").read_text())
     assert set(summary["last"]["sites"]) == {"clientA", "clientB"}
     assert summary["retrogress"]["personalised"] == {"macro_f1": 0.0, "auc": 0.0}
@@ -369,8 +361,8 @@ def test_a_time_limit_leaves_a_run_that_can_be_resumed(prrfl, tmp_path):
 )
 def test_a_run_says_its_loss_and_what_has_no_effect(prrfl, tmp_path, caplog, flags, said, warned):
     write_layout(tmp_path / "data")
-    small = ("--image-size", "32", "--rounds", "1", "--epochs", "1", "--data", tmp_path / "data")
-    code, out, _ = prrfl("train", *flags, *small, "--workers", "1", "--out", tmp_path / "run")
+    small = (*TINY, "--rounds", "1", "--epochs", "1", "--data", tmp_path / "data")
+    code, out, _ = prrfl("train", *flags, *small, "--out", tmp_path / "run")
     assert code == 0
     assert said in out
     assert any(record.message.startswith(warned) for record in caplog.records)

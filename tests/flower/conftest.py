@@ -1,4 +1,4 @@
-"""What the tests of federations share: data, keys, and a network that fits into 50 kB."""
+"""What the tests of federations share: data, keys, and a network of 12 kB."""
 
 import pytest
 
@@ -22,18 +22,18 @@ def small_and_quick():
 
 @pytest.fixture(scope="package")
 def data(tmp_path_factory):
-    return write_layout(tmp_path_factory.mktemp("sites"), sites=3)
+    return write_layout(tmp_path_factory.mktemp("shared sites"), sites=3)
 
 
 @pytest.fixture(scope="package")
 def four(tmp_path_factory):
-    return write_layout(tmp_path_factory.mktemp("four sites"), sites=4)
+    return write_layout(tmp_path_factory.mktemp("shared four sites"), sites=4)
 
 
 @pytest.fixture(scope="package")
 def certs(tmp_path_factory):
     """The folders of each site's keys, with a fourth site that most tests leave out."""
-    folder = tmp_path_factory.mktemp("keys") / "certs"
+    folder = tmp_path_factory.mktemp("shared keys") / "certs"
     make_certs(folder, [*NAMES, "clientD"], ["localhost"])
     return folder / "sites"
 
@@ -41,6 +41,6 @@ def certs(tmp_path_factory):
 @pytest.fixture(scope="package")
 def undisturbed(data, tmp_path_factory):
     """The records and the networks of a run in which nothing goes wrong."""
-    home = tmp_path_factory.mktemp("undisturbed")
+    home = tmp_path_factory.mktemp("shared undisturbed")
     records = run(grid_of(data, home), home / "run")
     return records, networks(home)

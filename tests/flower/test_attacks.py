@@ -97,7 +97,8 @@ def test_whatever_a_site_answers_costs_only_that_site(data, tmp_path, step, what
             return reply
         return Raw(BAD_ANSWERS[what](reply.content), reply)
 
-    records = run(grid_of(data, tmp_path, spoil=spoil), tmp_path / "run", quorum=2, rounds=1)
+    grid = grid_of(data, tmp_path, methods="fedavg", spoil=spoil)
+    records = run(grid, tmp_path / "run", quorum=2, rounds=1, method="fedavg")
     missing = [(index, site) for index, site, _ in absences(records)]
     assert missing == ([(0, "clientB")] if step in ("train", "receive") else [])
     assert all(len(reason) <= 1000 and reason.isprintable() for *_, reason in absences(records))
@@ -114,8 +115,8 @@ def test_whatever_a_site_answers_under_masks_costs_only_that_site(four, certs, t
             return reply
         return Raw(BAD_ANSWERS[what](reply.content), reply)
 
-    grid = grid_of(four, tmp_path, certs, names=FOUR, spoil=spoil)
-    records = run(grid, tmp_path / "run", secure=True, quorum=3, rounds=1, names=FOUR)
+    grid = grid_of(four, tmp_path, certs, methods="fedavg", names=FOUR, spoil=spoil)
+    records = run(grid, tmp_path / "run", secure=True, quorum=3, rounds=1, names=FOUR, method="fedavg")
     assert [(index, site) for index, site, _ in absences(records)] == [(0, "clientB")]
 
 

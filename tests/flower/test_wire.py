@@ -10,6 +10,7 @@ from prrfl.models import build_network
 from prrfl.pfa import low_band_amplitudes
 from prrfl.tensors import norm_keys
 from tests.flower.grid import grid_of, run
+from tests.flower.tiny import FEATURES
 
 
 def test_only_the_documented_fields_leave_a_site(data, tmp_path):
@@ -76,4 +77,4 @@ def test_class_counts_and_prototypes_are_listed(secure):
     else:
         assert sent["count", "share.float64"] == 3 * 8
         # Means and squares of 48 features, and which classes there are.
-        assert sent["train", "share.float64"] == (2 * 3 * 48 + 3) * 8
+        assert sent["train", "share.float64"] == (2 * 3 * FEATURES + 3) * 8

@@ -25,7 +25,7 @@ SMALL = {
 
 @pytest.fixture(scope="package")
 def data(tmp_path_factory):
-    return write_layout(tmp_path_factory.mktemp("sites"))
+    return write_layout(tmp_path_factory.mktemp("shared sites"))
 
 
 @pytest.fixture

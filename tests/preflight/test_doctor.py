@@ -37,7 +37,13 @@ def small(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def call(prrfl, small):
+def unmeasured(monkeypatch):
+    """Measure no speed."""
+    monkeypatch.setattr(speed, "seconds_per_image", lambda *_: 0.01)
+
+
+@pytest.fixture
+def call(prrfl, small, unmeasured):
     """Call the command; return exit code and the findings' lines."""
 
     def run(*arguments):
@@ -52,8 +58,8 @@ def of(findings, level):
     return [finding for finding in findings if finding.level == level]
 
 
-def test_a_sound_machine_is_ready_and_says_what_training_picks(call, small):
-    code, out = call()
+def test_a_sound_machine_is_ready_and_says_what_training_picks(prrfl, small):
+    code, out, _ = prrfl("doctor", "--config", "small.toml")
     assert code == 0, out
     assert "✗" not in out
     for said in ("Python ", "extra flower ", "scikit-learn ", f"{small / 'runs'}:", "MiB needed"):
@@ -199,7 +205,7 @@ def test_arrays_are_looked_at(call, small):
         ("method = 'centralised'", "workers is 2, but centralised training has one network"),
     ],
 )
-def test_settings_that_do_not_hold_are_a_problem(prrfl, small, line, said):
+def test_settings_that_do_not_hold_are_a_problem(prrfl, small, unmeasured, line, said):
     (small / "small.toml").write_text(f"{line}\nworkers = 2\nthreads = 1\nimage_size = 32\n")
     code, out, err = prrfl("doctor", "--config", "small.toml")
     assert code == 1

@@ -6,6 +6,7 @@ import json
 import pytest
 from sklearn import metrics
 
+from prrfl.reports import sampled
 from prrfl.storage.records import read_predictions
 from tests.sites_on_disk import write_layout
 
@@ -32,7 +33,8 @@ def compared(tmp_path_factory):
     return folder, write_layout(folder / "data")
 
 
-def test_measures_are_those_of_scikit_learn(compared, prrfl, forked, undrawn):
+def test_measures_are_those_of_scikit_learn(compared, prrfl, forked, undrawn, monkeypatch):
+    monkeypatch.setattr(sampled, "FURTHER_DRAWS", 10)
     folder, data = compared
     out = folder / "c"
     names = f"matthews_corrcoef,neg_log_loss,{folder / 'own.py'}:nothing_missed"
