@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 import prrfl
+from benchmarks.compiled import measure_compiled
 from benchmarks.engine import measure_engine
 from benchmarks.epochs import measure_epoch
 from benchmarks.figures import Figure, Settings
@@ -34,6 +35,7 @@ BENCHMARKS: dict[str, Callable[[Settings], Iterator[Figure]]] = {
     "engine": measure_engine,
     "memory": measure_memory,
     "gpu": measure_gpu,
+    "compiled": measure_compiled,
 }
 
 

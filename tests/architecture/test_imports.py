@@ -46,8 +46,8 @@ def inner(module: str) -> set[str]:
 
 
 LAYERS = (
-    {"errors", "types", "folding", "machine", "capture"},
-    {"parts"},
+    {"errors", "types", "machine", "capture"},
+    {"parts", "folding"},
     {"tensors", "evaluation", "calibration", "storage", "losses"},
     {"reports", "pfa", "training", "models", "data"},
     {"det"},

@@ -69,6 +69,7 @@ class Breaks(FedAvg):
 class Listed(FedAvg):
     steps: list[float] = field(default_factory=lambda: [0.5, 1.0])
     größe: float = 1
+    most: float | None = None
 
 
 @dataclass(frozen=True)
@@ -372,7 +373,9 @@ def test_settings_that_are_lists_or_not_ascii_are_kept(own, tmp_path):
     (tmp_path / "kept.toml").write_text(given.to_toml())
     assert load_config(tmp_path / "kept.toml", {}) == given
     assert given.algorithm().steps == [3.0, 4.0]
-    assert load_config(None, flags).algorithm().steps == [0.5, 1.0]
+    unset, set_ = (load_config(None, {**flags, **more}) for more in ({}, {"set": {"method": {"most": "2"}}}))
+    assert (unset.algorithm().steps, unset.algorithm().most) == ([0.5, 1.0], None)
+    assert (set_.algorithm().most, set_.set["method"]["most"]) == (2.0, 2.0)
 
 
 def test_networks_with_tied_weights_train_and_are_saved(own, prrfl):

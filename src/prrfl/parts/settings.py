@@ -20,6 +20,8 @@ def complete_settings(
 ) -> dict[str, object]:
     """Return all settings of a part as a settings file holds them: those given, checked, and the defaults.
 
+    A setting that is ``None``, as by default, is left out.
+
     Args:
         part: a class or function with annotated parameters.
         given: values by name; texts are converted to the parameters' types, for a tuple or list at commas.
@@ -40,6 +42,8 @@ def complete_settings(
         if name not in given and parameter.default is parameter.empty:
             raise ConfigError(f"{whole} needs a value for {name}; give it with --set")
         value = given.get(name, parameter.default)
+        if value is None and parameter.default is None:
+            continue  # TOML has no word for None, and a missing setting has its default
         settings[name] = _written(_adapter(parameter, whole), value, f"{whole}: {name}")
     return settings
 
