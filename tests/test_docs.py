@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from typer.main import get_command
 
-from prrfl import InProcess, Recipe, build_network, cli, run_rounds
+from prrfl import InProcess, Recipe, cli, run_rounds
 from prrfl.algorithms import FedBN, Local
 from prrfl.config import settings
 from prrfl.data.images import SPLITS
@@ -24,6 +24,7 @@ from prrfl.models.vit import vit
 from prrfl.reports import sampled
 from prrfl.runs.compare import plan
 from tests.forked import fork_runs
+from tests.networks import tiny
 from tests.sites_on_disk import write_layout
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -140,7 +141,7 @@ def not_there(arguments):
 def walk(tmp_path_factory):
     """Run the tutorial up to the use of the networks, with small settings."""
     folder = tmp_path_factory.mktemp("walk")
-    small = {"generate": ["--images", "40"], "train": SMALL, "compare": [*TINY, "--seeds", "0"]}
+    small = {"generate": ["--images", "40"], "train": TINY, "compare": [*TINY, "--seeds", "0"]}
     done = []
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -161,7 +162,7 @@ def walk(tmp_path_factory):
     (folder / "images").symlink_to(folder / "hospitals/data/clientA/img_resize64")
     (folder / "DIR").symlink_to(folder / "hospitals")
     (folder / "NEW").symlink_to(folder / "hospitals")
-    torch.save(build_network("vgg16_slim", 3, seed=1).state_dict(), folder / "FILE.pth")
+    torch.save(tiny(3).state_dict(), folder / "FILE.pth")
     return folder
 
 
@@ -201,7 +202,7 @@ def test_using(arguments, walk, prrfl, monkeypatch):
     monkeypatch.chdir(walk)
     if "--out" in arguments:
         assert not Path(arguments[arguments.index("--out") + 1]).exists()
-    code, _, err = prrfl(*arguments, *(SMALL if arguments[0] == "train" else []))
+    code, _, err = prrfl(*arguments, *(TINY if arguments[0] == "train" else []))
     assert code == 0, err
     if "--out" in arguments:
         assert Path(arguments[arguments.index("--out") + 1]).exists()

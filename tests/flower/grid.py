@@ -147,10 +147,10 @@ def absences(records):
     return [(r.round, r.client, r.reason) for r in records if isinstance(r, AbsenceRecord)]
 
 
-def networks(home, which="last"):
+def networks(home, which="last", names=NAMES):
     """Return each site's saved network."""
     return {
-        name: read_tensors(next((home / name).glob(f"*/models/{name}/{which}.safetensors"))) for name in NAMES
+        name: read_tensors(next((home / name).glob(f"*/models/{name}/{which}.safetensors"))) for name in names
     }
 
 

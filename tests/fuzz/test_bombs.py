@@ -9,6 +9,8 @@ import pytest
 from tests.fuzz import bombs
 from tests.fuzz.cases import SECONDS
 
+pytestmark = pytest.mark.slow
+
 FIT = {
     # What is read is bounded, not small: an image of the largest size in several forms, a member of a zip.
     "many_large_images_at_once": 1200,

@@ -23,6 +23,7 @@ from prrfl.runs.deployed import network_path, read_about
 from prrfl.storage.records import read_predictions
 from prrfl.storage.tensor_files import read_tensors
 from prrfl.types import Predictions
+from tests.forked import called
 from tests.sites_on_disk import write_layout
 
 SMALL = ["--image-size", 32, "--rounds", 2, "--epochs", 2, "--batch", 8, "--precision", "float32"]
@@ -37,18 +38,14 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(data, tmp_path_factory):
-    import sys
-
-    from prrfl import cli
-
     folder = tmp_path_factory.mktemp("runs") / "one"
-    before = sys.argv
-    sys.argv = ["prrfl", "train", "--data", str(data), "--out", str(folder), *map(str, SMALL)]
-    try:
-        assert cli.guarded(cli.app) == 0
-    finally:
-        sys.argv = before
+    called("train", "--data", data, "--out", folder, *SMALL)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def quick(undrawn):
+    """Draw no curves."""
 
 
 def rows_of(path):

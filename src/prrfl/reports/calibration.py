@@ -2,11 +2,12 @@
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from statistics import fmean
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from prrfl.reports.plotting import Figure, MultipleLocator, default_style, fit_fonts
 from prrfl.reports.retrogress import dress
@@ -37,7 +38,7 @@ def reliability(predictions: Predictions, bins: int = BINS) -> list[Bin]:
     """Return the bins, of equal width, that hold an image, in order of confidence."""
     confidence, predicted = (t.numpy() for t in predictions.probabilities.max(1))
     right = predicted == predictions.labels.numpy()
-    index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    index = _bin_of(confidence, bins)
     return [
         Bin(
             k / bins,
@@ -49,6 +50,10 @@ def reliability(predictions: Predictions, bins: int = BINS) -> list[Bin]:
         for k in range(bins)
         if (here := index == k).any()
     ]
+
+
+def _bin_of(confidence: NDArray[np.floating[Any]], bins: int) -> NDArray[np.int64]:
+    return np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
 
 
 def calibration_error(predictions: Predictions, bins: int = BINS) -> float:
@@ -65,8 +70,11 @@ def chance_error(predictions: Predictions, seed: int = 0, draws: int = 200) -> f
     """
     values = predictions.probabilities.double()
     draw = torch.Generator().manual_seed(seed)
-    labels = torch.multinomial(values, draws, replacement=True, generator=draw)
-    return fmean(calibration_error(replace(predictions, labels=column)) for column in labels.unbind(1))
+    labels = torch.multinomial(values, draws, replacement=True, generator=draw)  # (N, draws)
+    confidence, predicted = values.max(1)
+    in_bin = np.eye(BINS)[_bin_of(confidence.numpy(), BINS)]
+    gaps = in_bin.T @ ((labels == predicted[:, None]).double() - confidence[:, None]).numpy()
+    return float(np.abs(gaps).sum(0).mean() / len(values))
 
 
 @default_style()

@@ -22,6 +22,7 @@ from prrfl.storage.records import read_records
 from prrfl.storage.tensor_files import read_tensors
 from prrfl.types import ExchangeRecord
 from tests.flower.grid import NAMES, SETTINGS, grid_of, networks, run, same
+from tests.sites_on_disk import write_layout
 
 
 def die(grid, stop, order, reply):
@@ -65,16 +66,23 @@ def test_a_network_that_explodes_at_one_site_is_named(data, tmp_path):
         run(grid_of(data, tmp_path), tmp_path / "run", lr=1e30)
 
 
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    return write_layout(tmp_path_factory.mktemp("two sites"))
+
+
 # The follow-up is tested in test_class_counts.py: in one process, it exchanges prototypes more often.
 @pytest.mark.parametrize("method", [m for m in METHODS if m in ALGORITHMS and m != "prrfl-imbalance"])
-def test_every_method_runs_over_sites_as_it_does_in_one_process(data, tmp_path, method):
-    records = run(grid_of(data, tmp_path, methods=method), tmp_path / "run", method=method)
-    config = checked({**SETTINGS, "method": method, "data": data, "workers": 1, "threads": 1}, "here")
+def test_every_method_runs_over_sites_as_it_does_in_one_process(two, tmp_path, method):
+    names = NAMES[:2]
+    grid = grid_of(two, tmp_path, methods=method, names=names)
+    records = run(grid, tmp_path / "run", names=names, method=method)
+    config = checked({**SETTINGS, "method": method, "data": two, "workers": 1, "threads": 1}, "here")
     there = list(train(config, load_data(config), tmp_path / "simulated"))
     assert [r for r in records if isinstance(r, ExchangeRecord)] == [
         r for r in there if isinstance(r, ExchangeRecord)
     ]
-    for name, ours in networks(tmp_path).items():
+    for name, ours in networks(tmp_path, names=names).items():
         theirs = read_tensors(tmp_path / "simulated" / "models" / name / "last.safetensors")
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
