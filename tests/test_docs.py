@@ -85,7 +85,7 @@ def test_data(call, tmp_path):
     assert (tmp_path / "split.csv").is_file()
 
 
-def test_comparing(call, tmp_path, forked, monkeypatch):
+def test_comparing(call, tmp_path, forked, undrawn, monkeypatch):
     monkeypatch.setattr(sampled, "FURTHER_DRAWS", 10)
     write_layout(tmp_path / "DIR")
     write_layout(tmp_path / "NEW", sites=1)
@@ -290,7 +290,7 @@ def test_figures_name_files_that_pages_show():
         assert (DOCS / "images" / name).stat().st_size < 120_000
 
 
-def test_own_parts(call, tmp_path, monkeypatch, forked):
+def test_own_parts(call, tmp_path, monkeypatch, forked, undrawn):
     write_layout(tmp_path / "DIR")
     page = (DOCS / "own-parts.md").read_text("utf-8")
     for block in examples("own-parts.md"):
@@ -320,7 +320,7 @@ def test_own_parts(call, tmp_path, monkeypatch, forked):
     assert "[set.method]" in page
 
 
-def test_networks(call, tmp_path):
+def test_networks(call, tmp_path, undrawn):
     write_layout(tmp_path / "DIR")
     settings = {"width": 16, "depth": 1, "heads": 2}
     torch.save(vit(1000, **settings).state_dict(), tmp_path / "vit_b_16-c867db91.pth")
