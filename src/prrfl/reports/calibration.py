@@ -53,7 +53,8 @@ def reliability(predictions: Predictions, bins: int = BINS) -> list[Bin]:
 
 
 def _bin_of(confidence: NDArray[np.floating[Any]], bins: int) -> NDArray[np.int64]:
-    return np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+    index: NDArray[np.int64] = np.ceil(confidence * bins).astype(np.int64) - 1
+    return index.clip(0, bins - 1)
 
 
 def calibration_error(predictions: Predictions, bins: int = BINS) -> float:

@@ -78,7 +78,8 @@ Objective = Callable[[Step], Sequence[Tensor]]
 
 On a GPU a step is recorded once for each objective, then replayed. So a number that changes from epoch to
 epoch must be one of the ``given`` tensors; a number that the function looks up itself would never change. A
-new function in every epoch is correct too, but it is recorded every time, which is slow.
+new function in every epoch is correct too, but it is recorded every time, which is slow. It must be hashable,
+as functions and methods are.
 """
 
 
