@@ -36,7 +36,7 @@ def measure_compiled(settings: Settings) -> Iterator[Figure]:
     first, second = (digest_in_child(device, settings.size) for _ in range(2))
     yield right("compiled twice, the same bits", first == second)
     recipe = replace(paper_recipe("bfloat16"), device=device)
-    # Whole batches only: every further shape is compiled anew.
+    # Whole batches only: each further shape is compiled, too.
     images = settings.pick(2048, 16)
     sites = [noise_site(name, images, settings.size) for name in "ABCD"]
     for name in ("as it is", "compiled"):
