@@ -194,7 +194,9 @@ def test_methods_are_ranked_over_five_data_sets_or_more(prrfl, done, tmp_path):
 @pytest.mark.slow
 def test_nothing_lives_on_when_the_command_is_terminated(data, tmp_path):
     out = tmp_path / "terminated"
-    command = ["compare", "--methods", "fedavg", "--data", data, *SMALL, "--rounds", 999, "--out", out]
+    # A new process does not know the tests' network.
+    small = [*SMALL, "--network", "vgg16_slim", "--rounds", 999]
+    command = ["compare", "--methods", "fedavg", "--data", data, *small, "--out", out]
     process = subprocess.Popen(
         [sys.executable, "-m", "prrfl", *map(str, command)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
     )
