@@ -70,7 +70,7 @@ def test_federation(example, capfd, tmp_path):
     ports = ", ".join(str(free_port()) for _ in range(3))
     training = ("--image-size", "32", "--rounds", "1", "--epochs", "1")
     code = f"import federation as f; f.PORT, *f.SITE_PORTS = {ports}; f.TRAINING = {training}; f.main()"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=240, env=ENVIRONMENT)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=600, env=ENVIRONMENT)
     for site in script.SITES:
         assert list(Path("federation", site).rglob("best.safetensors"))
 
@@ -101,7 +101,7 @@ def test_notebook(path, tmp_path):
             replaced += cell.source.count(much)
             cell.source = cell.source.replace(much, little)
     assert replaced == 2
-    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
 
 
 def test_the_list_of_examples_is_complete():

@@ -84,7 +84,7 @@ def test_behind_the_proxy_strangers_are_refused_and_killed_sites_and_servers_res
         server = deployed.server(*training)
         outside = deployed.address = proxy(deployed)
         certs = deployed.folder / "certs" / "sites" / "clientA"
-        until(lambda: post(inside, "/", certs) == "404", 60, "the SuperLink listening")
+        until(lambda: post(inside, "/", certs) == "404", 300, "the SuperLink listening")
         assert post(inside, "/v1/control/list-runs", certs) != "404"
         # Anybody who reaches the SuperLink itself controls it, so the proxy forwards only the fleet's path.
         for path in (
@@ -125,22 +125,22 @@ def test_behind_the_proxy_strangers_are_refused_and_killed_sites_and_servers_res
         running = [deployed.site(who, certs=keys, known_as="clientA") for who, keys in strangers.items()]
         for flags in (["--root-certificates", certs / "ca.crt"], ["--insecure", "--max-retries", "1"]):
             node = deployed.start_flower("flower-supernode", "--superlink", outside, *flags)
-            assert node.wait(timeout=100) != 0, flags
+            assert node.wait(timeout=300) != 0, flags
 
         sites = {name: deployed.site(name) for name in names}
-        until(lambda: trains(deployed, "clientB", 1), 120, "round 1 at clientB")
+        until(lambda: trains(deployed, "clientB", 1), 300, "round 1 at clientB")
         deployed.kill(sites["clientB"])
         # A site reports that its key is unknown only after a minute, in which the others have begun to train.
         for name in strangers:
-            until(lambda name=name: "the node ended" in deployed.said(name), 150, f"{name} being refused")
+            until(lambda name=name: "the node ended" in deployed.said(name), 300, f"{name} being refused")
         for process in running:
             deployed.kill(process)
         sites["clientB"] = deployed.site("clientB")
-        until(lambda: trains(deployed, "clientA", 2), 240, "round 2 at clientA")
+        until(lambda: trains(deployed, "clientA", 2), 600, "round 2 at clientA")
         deployed.kill(server)
         deployed.address = inside
         server = deployed.server(*training)
-        assert server.wait(timeout=300) == 0, deployed.said()
+        assert server.wait(timeout=600) == 0, deployed.said()
 
         folder = tmp_path / "simulated"
         simulate(both, folder, *training)
