@@ -76,8 +76,9 @@ def prefixed(tensors: Tensors, prefix: str) -> dict[str, Tensor]:
 
 
 def detached(tensors: Tensors) -> dict[str, Tensor]:
-    """Return copies that share no memory with the given tensors, on the CPU, without a graph."""
-    return {key: tensor.detach().to("cpu", copy=True) for key, tensor in tensors.items()}
+    """Return contiguous copies that share no memory with the given tensors, on the CPU, without a graph."""
+    plain = torch.contiguous_format
+    return {key: t.detach().to("cpu", copy=True, memory_format=plain) for key, t in tensors.items()}
 
 
 def count_bytes(tensors: Tensors) -> int:

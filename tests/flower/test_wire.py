@@ -76,5 +76,5 @@ def test_class_counts_and_prototypes_are_listed(secure):
         assert ("count", "share.float64") not in sent
     else:
         assert sent["count", "share.float64"] == 3 * 8
-        # Means and squares of 48 features, and which classes there are.
+        # Means and squares of the features, and which classes there are.
         assert sent["train", "share.float64"] == (2 * 3 * FEATURES + 3) * 8

@@ -11,7 +11,7 @@ from torch.func import functional_call
 from prrfl.capture import Captured, on_gpu, used_here
 from prrfl.errors import ConfigError
 from prrfl.machine import arithmetic
-from prrfl.tensors import head_keys, head_of, under
+from prrfl.tensors import detached, head_keys, head_of, under
 from prrfl.training.batching import batches
 from prrfl.training.randomness import global_seed, site_generator
 from prrfl.training.recipe import Learner, Recipe, Site, forward
@@ -163,8 +163,8 @@ def _trainer(
         return trainer, Captured(trainer.step, recipe.device)
 
     key = (networks, objective, watched, frozen)
-    trainer, step = recipe._trainers.get(key, make)
-    return trainer, step
+    kept: tuple[_Trainer, Captured] = recipe._trainers.get(key, make)
+    return kept
 
 
 class _Trainer:
@@ -187,7 +187,6 @@ class _Trainer:
         for network in self._networks:
             if head_keys(network) or watched:
                 _, head = head_of(network)
-                # Not self: a cycle of references would keep the memory of every epoch for a while.
                 head.register_forward_pre_hook(partial(_note, self._features))
             for key, parameter in network.named_parameters():
                 if key in frozen:
@@ -294,7 +293,7 @@ def _optimiser(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 def _memory(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Return a copy of an optimiser's state on the CPU, as :func:`_held` names it."""
-    return {key: value.detach().to("cpu", copy=True).contiguous() for key, value in _held(optimiser).items()}
+    return detached(_held(optimiser))
 
 
 def _recall(optimiser: torch.optim.Optimizer, memory: Tensors) -> bool:
@@ -304,17 +303,16 @@ def _recall(optimiser: torch.optim.Optimizer, memory: Tensors) -> bool:
         Whether the state stayed in its place, where a recorded step reads and writes it.
     """
     held = _held(optimiser)
-    in_place = not memory or memory.keys() == held.keys()
-    if not in_place:
+    if memory and memory.keys() != held.keys():
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in memory.items():
             index, name = key.split(".", 1)
             state.setdefault(int(index), {})[name] = value.clone()
         optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
-    else:
-        for key, value in held.items():
-            value.copy_(memory[key]) if memory else value.zero_()  # SGD and Adam start with zeros
-    return in_place
+        return False
+    for key, value in held.items():
+        value.copy_(memory[key]) if memory else value.zero_()  # SGD and Adam start with zeros
+    return True
 
 
 def _held(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from prrfl.capture import ThreadCache, on_gpu, side_by_side
 from prrfl.errors import StateMismatchError
 from prrfl.folding import Pairs, foldable, folded, without_adapters, without_norms
 from prrfl.losses import CrossEntropy, Loss
-from prrfl.tensors import head_keys, name_of
+from prrfl.tensors import detached, head_keys, name_of
 from prrfl.training.counter import ImageCounter
 from prrfl.types import ClientId, SiteData, Tensors
 
@@ -172,11 +172,7 @@ class Recipe:
 
     def weights_of(self, network: nn.Module) -> dict[str, Tensor]:
         """Return a copy of a network's weights as a method holds them: on the CPU, without frozen tensors."""
-        return {
-            key: tensor.detach().to("cpu", copy=True).contiguous()
-            for key, tensor in network.state_dict().items()
-            if key not in self.frozen
-        }
+        return detached({key: t for key, t in network.state_dict().items() if key not in self.frozen})
 
     def make_network(self) -> nn.Module:
         """Return a new network on the device, in its type; its weights are still to be loaded."""
@@ -211,6 +207,8 @@ class Recipe:
 
     def for_scoring(self, weights: Tensors) -> Tensors:
         """Return weights for a network of :meth:`make_for_scoring`. The given ones need no frozen tensors."""
+        if not self._foldable:
+            return weights
         whole = {**self.frozen_tensors(), **weights} if self.frozen else weights
         exact = {key: t.to(self.dtype) if t.is_floating_point() else t for key, t in whole.items()}
         return folded(exact, self.network, self._foldable)
