@@ -332,11 +332,11 @@ def test_a_difference_is_claimed_only_where_images_and_trainings_say_so():
     assert rows[1].f1["mean"].interval is None
     assert rows[1].f1["mean"].images is not None
     said = tables.legend(rows)
-    assert "nothing about other trainings" in said
+    assert "nothing about other training runs" in said
     assert "best mean" not in said
     two = tables.legend(comparison.compare([*strong, *weak], "prrfl", draws=50))
     assert "nothing about other" not in two
-    assert "Two seeds: the spread of trainings is known from one difference" in two
+    assert "Two seeds: the spread of training runs is known from one difference" in two
 
 
 def test_the_best_is_sought_among_methods_with_all_seeds():

@@ -18,7 +18,7 @@ MIXES = {
     "one with the other": (0.0, 0.0, 1.0),
     "all": (0.1, 0.7, 0.7),
 }
-"""Standard deviations of trainings, of images, and of one with the other."""
+"""Standard deviations of training runs, of images, and of one with the other."""
 
 
 def trained(mix, seeds, rng, methods=1):

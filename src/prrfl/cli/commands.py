@@ -50,7 +50,7 @@ SUMMARIES = {
     "evaluate": "Score each site's network on the site's test images, or all networks on new sites.",
     "export": "Export a site's network as ONNX, with a model card and a calibration plot.",
     "onboard": "Train a network for a new site, starting from a finished run.",
-    "data": "Check, split and build data sets.",
+    "data": "Import, check, split, partition, convert and build data sets.",
     "generate": "Write a data set of generated, dermoscopy-like images.",
     "inspect": "List what PFA does with each tensor of a network, and how much leaves a site.",
     "doctor": "Check the installation, the machine and the data, and train a few batches.",

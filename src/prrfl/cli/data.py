@@ -21,7 +21,11 @@ if TYPE_CHECKING:
     from prrfl.data.check import Findings
     from prrfl.data.partition import Skew
 
-data = typer.Typer(help="Check, split and build data sets.", no_args_is_help=True, add_completion=False)
+data = typer.Typer(
+    help="Import, check, split, partition, convert and build data sets.",
+    no_args_is_help=True,
+    add_completion=False,
+)
 
 _Source = Annotated[
     Path, typer.Argument(metavar="DATA", help="folder in the published layout, or a manifest CSV")

@@ -163,7 +163,7 @@ def site(
 ) -> None:
     """Take part in a federation until stopped.
 
-    Images and the personalised model never leave the site.
+    Images never leave the site. With the default --methods, neither does the personalised network.
     """
     needs_flower()
     from prrfl.data.own import absolute, is_own_data

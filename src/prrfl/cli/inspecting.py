@@ -99,6 +99,4 @@ def show_wire(settings: Mapping[str, object], secure: bool) -> None:
     print_table(table, names=3)
     for to in ("server", "site"):
         console.print(f"Total to the {to}: {sum(i.bytes for i in items if i.to == to):,} bytes")
-    console.print(
-        "Images, their names, labels and predictions and the personalised network stay at the site."
-    )
+    console.print("Images, their names, labels and predictions stay at the site.")

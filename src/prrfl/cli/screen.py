@@ -192,7 +192,7 @@ def print_summary(folder: Path) -> None:
     from prrfl.runs.folder import RunFolder
 
     summary = RunFolder(folder).summary()
-    table = Table(title="Test scores of each site's own model (%)")
+    table = Table(title="Test scores of each site's own network (%)")
     table.add_column("site")
     for name in ("macro-F1, last", "AUC, last", "macro-F1, best on validation", "AUC, best on validation"):
         table.add_column(name, justify="right")

@@ -95,7 +95,10 @@ def federate(
     if not 0 <= deadline < math.inf:
         raise ConfigError(f"deadline is {deadline:g}; expected seconds, or 0 to wait without end")
     if own := sorted(TrainConfig.where(of_site=True) & settings.keys()):
-        raise ConfigError(f"the server cannot set '{own[0]}': each site sets its own with prrfl site")
+        raise ConfigError(
+            f"the server cannot set '{own[0]}': each site chooses its data and machine with prrfl site; "
+            "leave it out"
+        )
     path = folder / "federation.json"
     started = read_federation(folder) if path.is_file() else None
     if secure and "seed" not in settings:

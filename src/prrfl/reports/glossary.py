@@ -15,7 +15,7 @@ DIAGNOSES: Mapping[str, str] = {
 
 WORDS: Mapping[str, str] = {
     "95 %": "An interval that holds the true value in 95 of 100 studies like this one. A wide one means few "
-    "images, few trainings, or both.",
+    "images, few training runs, or both.",
     "always the most frequent class": "The answer that needs no network: every image gets the class that is "
     "most frequent in the site's training set. A useful score is higher.",
     "AUC": "Area under the ROC curve: how often an image of a class gets a higher probability of it than an "

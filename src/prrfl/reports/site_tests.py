@@ -27,7 +27,7 @@ class Against:
     Attributes:
         difference: own macro-F1 minus the other's, mean over the seeds of both.
         p: corrected; ``None`` without a test.
-        trainings: whether p covers other trainings, or only other test images.
+        trainings: whether p covers other training runs, or only other test images.
         reason: why there is no test; empty if there is one.
         interval: of the difference, if known.
         detectable: difference that the test would find with a probability of 80 %, if known.

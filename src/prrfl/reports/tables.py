@@ -108,7 +108,7 @@ VALIDATION = "F1 validation"
 """Heading of macro-F1 on validation, beside the scores on test images."""
 
 BOTH = "95 %"
-"""Heading of intervals over images and trainings."""
+"""Heading of intervals over images and training runs."""
 
 
 @dataclass(frozen=True)
@@ -367,21 +367,21 @@ def legend(rows: Sequence[Row]) -> str:
     seeds = max(row.seeds for row in rows)
     if seeds > 1:
         lines = [
-            f"Percent; mean over {seeds} seeds. 95 %: interval over other test images and other trainings. "
-            "Images are resampled by lesion or patient where known. "
+            f"Percent; mean over {seeds} seeds. 95 %: interval over other test images and other training "
+            "runs. Images are resampled by lesion or patient where known. "
             "(images): it covers test images only, as for a single seed and the last row. "
             "± is half the interval, for drops half the 95 % t-interval over seeds."
         ]
     else:
         lines = [
             "Percent; one seed. 95 % of images: interval over other test images, by lesion or patient where "
-            "known. It says nothing about other trainings, so methods are neither tested nor marked; train "
-            "at least three seeds for that."
+            "known. It says nothing about other training runs, so methods are neither tested nor marked; "
+            "train at least three seeds for that."
         ]
     if seeds == 2:
         lines.append(
-            "Two seeds: the spread of trainings is known from one difference, so intervals are very wide and "
-            "only very large differences are found; train at least three seeds, better five."
+            "Two seeds: the spread of training runs is known from one difference, so intervals are very wide "
+            "and only very large differences are found; train at least three seeds, better five."
         )
     lines += _legend_of_differences(rows)
     if seeds > 1:
@@ -418,7 +418,7 @@ def _legend_of_differences(rows: Sequence[Row]) -> list[str]:
     size = sum(test.interval is not None for test in tests)
     if size:
         lines.append(
-            "p: over other images and other trainings, Holm-corrected over methods and both measures "
+            "p: over other images and other training runs, Holm-corrected over methods and both measures "
             f"({size} tests). Together 95 %: intervals that cover all these differences at once. Detectable: "
             "the smallest difference that this comparison finds with a probability of 80 %."
         )
@@ -432,7 +432,7 @@ def _legend_of_differences(rows: Sequence[Row]) -> list[str]:
 
 
 def _with_error(e: Estimate) -> str:
-    """Return a mean ± half its interval over images and trainings."""
+    """Return a mean ± half its interval over images and training runs."""
     half = None if e.interval is None else (e.interval[1] - e.interval[0]) / 2
     return percent(e.mean) + (f" ± {percent(half)}" if half is not None else "")
 

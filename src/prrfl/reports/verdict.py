@@ -27,8 +27,8 @@ RULES = (
     "▼ Told apart and lower: the same, with a lower score.",
     "○ Not told apart: p is 0.05 or more. This is no proof that the two are equal.",
     f"– No test: {TOO_FEW}, differences that are {NO_SPREAD}, or one seed.",
-    "p covers other test images and other trainings, by lesion or patient where these are known. With one "
-    "seed, a network is only compared with always giving the most frequent class, and p covers other "
+    "p covers other test images and other training runs, by lesion or patient where these are known. With "
+    "one seed, a network is only compared with always giving the most frequent class, and p covers other "
     "test images for this very network. Methods are not tested then, because another training might turn "
     "the order round.",
     f"A class is hardly found if at most {100 * HARDLY:.0f} % of its test images are. Fewer than {FEW} test "
@@ -247,7 +247,7 @@ def _of_training(seeds: Sequence[int]) -> list[str]:
         return []
     if len(seeds) == 2:
         return [
-            "Two seeds: the spread of trainings is known from one difference, so only large "
+            "Two seeds: the spread of training runs is known from one difference, so only large "
             "differences are found."
         ]
     return [

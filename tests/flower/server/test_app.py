@@ -93,7 +93,7 @@ def test_every_method_runs_over_sites_as_it_does_in_one_process(two, tmp_path, m
         ({"method": "centralised"}, False, "pools the images"),
         ({"method": "local"}, False, "shares nothing"),
         ({"method": "ida"}, True, "every single share"),
-        ({"data": "somewhere"}, False, "each site sets its own"),
+        ({"data": "somewhere"}, False, "each site chooses its data and machine"),
         ({"round": 3}, False, "did you mean 'rounds'"),
     ],
 )

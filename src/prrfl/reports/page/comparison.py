@@ -137,7 +137,9 @@ def _forest(rows: Sequence[Row]) -> Picture:
     many = any(row.seeds > 1 for row in rows)
     note = "Thick: 95 % interval over other test images, for these very networks."
     if many:
-        note += " Thin: 95 % over other images and other trainings. * best mean; = not told apart from it."
+        note += (
+            " Thin: 95 % over other images and other training runs. * best mean; = not told apart from it."
+        )
     return intervals("Scores of all methods, mean of sites", panels, note)
 
 

@@ -33,7 +33,7 @@ def mark(row: Row, measure: str) -> str:
 
 
 def scored(e: Estimate, mark: str = "") -> Cell:
-    """Return a cell with a score, and its interval below: of images and trainings, or of images alone."""
+    """Return a cell with a score, and its interval below: of images and training runs, or of images alone."""
     detail = span(e.interval) if e.interval else f"{span(e.images)} (images)" if e.images else ""
     return Cell(percent(e.mean) + mark, detail, MARKS.get(mark, ""), best="*" in mark)
 

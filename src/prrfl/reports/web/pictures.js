@@ -60,7 +60,7 @@ const pictures = (() => {
 
   const number = value => value === null ? "" : value.toFixed(1);
 
-  /** Scores with intervals: thick over images, thin over images and trainings. Names stand above in narrow pictures. */
+  /** Scores with intervals: thick over images, thin over images and training runs. Names stand above in narrow pictures. */
   function intervals(data, width, dense) {
     const many = data.series.length > 1;
     const [, each] = columns(width, data.panels.length, 320);
