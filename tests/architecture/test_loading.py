@@ -45,4 +45,9 @@ def test_saving_does_not_draw():
 
 def test_training_does_not_wait_for_what_few_commands_need():
     loaded = loaded_by("prrfl.cli.training", "prrfl.runs.setup", "prrfl.runs.run")
-    assert not of(loaded, "monai", "torch._dynamo")
+    assert not of(loaded, "matplotlib", "jinja2", *SLOW)
+
+
+def test_a_server_loads_what_draws_only_at_the_end_of_a_run():
+    pytest.importorskip("flwr")
+    assert not of(loaded_by("prrfl.flower.server.app"), "matplotlib", "jinja2", *SLOW)

@@ -10,7 +10,8 @@ from scipy.stats import ttest_1samp
 from sklearn.metrics import balanced_accuracy_score, f1_score, recall_score, roc_auc_score
 
 from prrfl.reports import comparison, documents, overlay, scores, statistics, tables, uncertainty
-from prrfl.reports.meter import SiteDrop, by_site, measure, recovery
+from prrfl.reports.meter import measure
+from prrfl.reports.recovery import SiteDrop, by_site, recovery
 from prrfl.types import ExchangeRecord, Predictions, ScoreRecord, Scores
 from tests.reports.by_scikit_learn import sensitivity
 from tests.sites_on_disk import write_layout

@@ -2,7 +2,8 @@
 
 import pytest
 
-from prrfl.reports.meter import Drop, by_site, mean_drop, recovery
+from prrfl.reports.meter import Drop, mean_drop
+from prrfl.reports.recovery import by_site, recovery
 
 
 def drop(after=None, followed=20, outcome=None, client="a", fall=0.1):

@@ -1,7 +1,8 @@
 """``prrfl server``, ``site`` and ``certs``: a federation over real sites, on Flower."""
 
+import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -36,6 +37,12 @@ INCOMPLETE = 3
 
 FAILURES = 15
 """Times in a row that the SuperLink may fail to report the run's status."""
+
+CALM, BUSY = 30.0, 2.0
+"""Seconds between two questions for the run's status, while the server app writes its position and otherwise.
+
+Each question starts a process of Flower's, which takes two seconds of a core.
+"""
 
 OWN: dict[str, Any] = {
     "sites": Annotated[str, typer.Option(help="names of the sites, separated by commas")],
@@ -257,38 +264,48 @@ def _warn(warnings: Iterable[str], to: Console = console) -> None:
         to.print(f"warning: {warning}", soft_wrap=True)
 
 
-def _follow(folder: Path, rounds: int, outcome: Any) -> None:
+def _follow(folder: Path, rounds: int, outcome: Callable[[], tuple[bool, str]]) -> None:
     """Show progress and log lines until the run has ended.
 
     Raises:
-        ParticipationError: if it failed, with the error of the server app.
+        FlowerError: if the SuperLink repeatedly fails to report the run's status.
+        ParticipationError: if the run failed, with the error of the server app.
     """
+    from prrfl.live.tail import Tail
     from prrfl.runs.position import read_position
 
     def look() -> Shown | None:
         now = read_position(folder)
         return Shown(_answers(now, rounds), now.done, time_left(now.seconds_left)) if now else None
 
-    said = (folder / "log.txt").stat().st_size if (folder / "log.txt").is_file() else 0
+    path = folder / "log.txt"
+    log = Tail(path, most=0 if path.is_file() else None)  # a resumed run has lines of before
+
+    def show_log() -> None:
+        log.restarted()
+        for line in log.lines():
+            if b" ERROR " not in line:
+                text = line.decode("utf-8", "replace")
+                progress.console.print(text, soft_wrap=True, highlight=False)
+
     with PositionProgress(look) as progress:
-        ended, error, failures = False, "", 0
+        ended, error, failures, asked = False, "", 0, -math.inf
         while not ended:
-            time.sleep(2)
+            show_log()
+            time.sleep(1)
+            now = read_position(folder)
+            works = now is not None and now.is_current and not failures
+            if time.monotonic() - asked < (CALM if works else BUSY):
+                continue
             try:
                 ended, error = outcome()
+                failures = 0
             except PRRFLError:
                 failures += 1  # a busy machine, unless it continues
                 if failures > FAILURES:
                     raise
-                continue
-            failures = 0
-            if (folder / "log.txt").is_file():
-                with (folder / "log.txt").open("rb") as log:
-                    log.seek(said)
-                    for line in log.read().decode("utf-8", "replace").splitlines():
-                        if " ERROR " not in line:
-                            progress.console.print(line, soft_wrap=True, highlight=False)
-                    said = log.tell()
+            asked = time.monotonic()
+        show_log()
     if error:
         raise ParticipationError(error)
 

@@ -9,7 +9,8 @@ from types import MappingProxyType
 import numpy as np
 import torch
 
-from prrfl.reports.meter import Recovery, SiteDrop, by_site, mean_drop, measure, recovery
+from prrfl.reports.meter import mean_drop, measure
+from prrfl.reports.recovery import Recovery, SiteDrop, by_site, recovery
 from prrfl.reports.sampled import (
     OF_CLASS,
     OVER_SITES,

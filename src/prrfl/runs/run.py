@@ -32,7 +32,6 @@ from prrfl.runs.checkpoint import commit, records_until, restore
 from prrfl.runs.deployed import DeployedWriter, Which
 from prrfl.runs.folder import RunFolder, first_candidate
 from prrfl.runs.position import position_of, reporting
-from prrfl.runs.report import finish
 from prrfl.runs.setup import (
     Run,
     make_method,
@@ -206,6 +205,9 @@ def remaining_rounds(
                 trackers.add(unsaved)
                 unsaved = []
             yield record
+        # Here, so that training does not wait for what draws: Matplotlib, SciPy, scikit-learn.
+        from prrfl.runs.report import finish
+
         finish(history, config, folder, done.seconds + time.monotonic() - started)
         trackers.close(_results(folder.path))
 

@@ -10,7 +10,7 @@ from prrfl.flower.messages import Answer, from_records
 from prrfl.runs.folder import RunFolder
 from prrfl.storage.records import read_records
 from prrfl.types import ExchangeRecord
-from tests.flower.grid import NAMES, GridReply, absences, grid_of, run
+from tests.flower.grid import NAMES, SETTINGS, GridReply, absences, grid_of, run
 
 
 @pytest.mark.parametrize(
@@ -125,6 +125,22 @@ def test_the_run_continues_without_a_site_that_never_connects(data, tmp_path):
     grid.online["clientC"] = "away"
     records = run(grid, tmp_path / "run", deadline=0.5, quorum=2)
     assert absences(records) == [(k, "clientC", "no answer within 0.5 s") for k in (0, 1)]
+
+
+def test_the_exit_code_and_the_report_tell_of_a_site_that_was_absent(data, certs, tmp_path, prrfl):
+    grid, folder = grid_of(data, tmp_path), tmp_path / "run"
+    grid.online["clientC"] = "away"
+    run(grid, folder, deadline=0.5, quorum=2, rounds=1)
+    assert RunFolder(folder).summary()["absent"] == {"clientC": [0]}
+    settings = tmp_path / "federation.toml"
+    given = {**SETTINGS, "rounds": 1}
+    settings.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in given.items()))
+    terms = ("--sites", ",".join(NAMES), "--quorum", 2, "--deadline", 0.5, "--certs", certs.parent / "server")
+    code, out, err = prrfl("server", "--config", settings, *terms, "--out", folder)
+    assert code == 3, err
+    assert "round 1 continued without clientC: no answer within 0.5 s" in out
+    assert prrfl("report", folder)[0] == 0
+    assert "Without clientC in round(s) 1." in (folder / "report.html").read_text("utf-8")
 
 
 def test_scores_and_network_of_a_site_that_left_name_the_round_that_they_are_of(data, tmp_path, prrfl):
