@@ -138,7 +138,8 @@ def test_intervals_and_corrections_by_hand():
     # Two seeds: t(0.975, 1) = 12.7062; standard error of 0.1 and 0.3 is 0.1.
     assert uncertainty.seed_interval([0.1, 0.3]) == pytest.approx(1.27062, abs=1e-5)
     assert uncertainty.seed_interval([0.1]) is None
-    assert uncertainty.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    known = {"a": 0.04, "b": 0.01, "untested": None, "c": 0.03}
+    assert uncertainty.holm(known) == pytest.approx({"a": 0.06, "b": 0.03, "c": 0.06})
     assert uncertainty.paired_p(np.array([0.1] * 98 + [-0.1])) == pytest.approx(2 * 2 / 100)
     assert uncertainty.paired_p(np.array([0.1] * 98 + [-0.1] + [np.nan] * 9)) == pytest.approx(2 * 2 / 100)
     assert uncertainty.paired_p(np.zeros(10)) == 1.0

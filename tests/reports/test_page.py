@@ -12,6 +12,7 @@ import torch
 from sklearn.metrics import balanced_accuracy_score
 
 from prrfl.config import load_config
+from prrfl.reports.calibration import chance_error
 from prrfl.reports.comparison import FinishedRun, compare
 from prrfl.reports.page import ComparisonResults, Heading, RunResults, comparison_page, run_page
 from prrfl.reports.page.pictures import roc
@@ -170,6 +171,8 @@ def test_a_reader_of_a_run_finds_scores_sites_and_the_words_explained(browser, f
     ]
     assert [[int(cell) for cell in row] for row in cells(shown.locator(".confusion")).values()] == confusion
     shown.locator("svg").first.wait_for()
+    chance = f"would show about {100 * chance_error(predictions):.1f} on so many images"
+    assert chance in shown.inner_text()
 
     # Sorting by keyboard; the mean stays last.
     head = sheet(page, "Scores").locator("thead button").first

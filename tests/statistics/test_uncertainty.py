@@ -71,8 +71,8 @@ def test_ten_equal_methods_are_told_apart_in_at_most_one_comparison_of_twenty():
                 difference = (one - two)[:, 0].mean()
                 p.append(found.p(difference))
                 naive.append(2 * stats.t.sf(abs(difference) / found.total**0.5, found.df))
-            wrong += min(uncertainty.holm(p)) < 0.05
-            by_satterthwaite += min(uncertainty.holm(naive)) < 0.05
+            wrong += min(uncertainty.holm(dict(enumerate(p))).values()) < 0.05
+            by_satterthwaite += min(uncertainty.holm(dict(enumerate(naive))).values()) < 0.05
         assert within(wrong, 60, 0.05), name
         if seeds == 3:
             # This is why each variance has its own quantile.

@@ -247,7 +247,7 @@ def print_subgroups(rows: "Sequence[Subgroup]", classes: Sequence[str]) -> None:
     """Print the table of subgroups, and what it shows."""
     from prrfl.reports.subgroups import findings, subgroup_table
 
-    shown = subgroup_table(rows, classes, between="\n")
+    shown = subgroup_table(rows, classes)
     table = Table(title=f"{shown.title} (%, 95 % intervals over images)")
     for index, name in enumerate(shown.heads):
         table.add_column(name, justify="left" if index < 2 else "right")

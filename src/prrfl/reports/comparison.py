@@ -134,6 +134,11 @@ class PairedTest:
     margin: float | None = None
     equivalent: float | None = None
 
+    @property
+    def is_equivalent(self) -> bool:
+        """Whether the method equals the other one within the margin."""
+        return self.equivalent is not None and self.equivalent < LEVEL
+
 
 @dataclass(frozen=True)
 class Row:
@@ -186,6 +191,10 @@ class Row:
     def auc(self) -> Mapping[str, Estimate]:
         """AUC by site, and the mean of the sites that have more than one class."""
         return self.scores["auc"]
+
+    def mark(self, measure: str) -> str:
+        """Return the mark of a measure: * for the best mean, = for those not told apart from it."""
+        return "*" * (measure in self.best) + "=" * (measure in self.untold)
 
     @property
     def further(self) -> list[str]:
@@ -424,9 +433,9 @@ def _tested(
             if method != reference and alike and (total := support[name].get("mean")):
                 pair = scores[method], scores[reference]
                 found[method, name] = _paired(*pair, name, reference, total.rarest)
-    p = _corrected({key: test.p for key, test in found.items()})
+    p = holm({key: test.p for key, test in found.items()})
     family = {key: _in_family(test, len(p), margin) for key, test in found.items()}
-    equivalent = _corrected({key: test.equivalent for key, test in family.items()})
+    equivalent = holm({key: test.equivalent for key, test in family.items()})
     return [
         replace(
             row,
@@ -440,12 +449,6 @@ def _tested(
         )
         for row in rows
     ]
-
-
-def _corrected(p: Mapping[Key, float | None]) -> dict[Key, float]:
-    """Return the p-values of a family that are known, corrected."""
-    known = {key: value for key, value in p.items() if value is not None}
-    return dict(zip(known, holm(list(known.values())), strict=True))
 
 
 def _in_family(test: PairedTest, size: int, margin: float | None) -> PairedTest:
@@ -502,7 +505,7 @@ def _marked(
                 pairs = _pairs(scores[first], scores[second], name)
                 spread = variance(pairs, total.rarest)
                 found[first, second, name] = spread.p(float(pairs[:, 0].mean())) if spread else None
-    p = _corrected(found)
+    p = holm(found)
     for name in TESTED:
         means = {row.method: mean for row in complete if (mean := row.scores[name]["mean"].mean) is not None}
         best = [method for method, value in means.items() if value == max(means.values())]

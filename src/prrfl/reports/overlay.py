@@ -1,13 +1,13 @@
 """Retrogress curves of several methods, with bands over seeds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from prrfl.reports.comparison import FinishedRun
 from prrfl.reports.paper_figures import OTHER, Curves, curves_figure
-from prrfl.reports.plotting import Axes, Figure, default_style
-from prrfl.reports.retrogress import MEASURES, Band, band, curve, draw, dress, save
+from prrfl.reports.plotting import Figure, default_style
+from prrfl.reports.retrogress import MEASURES, Band, band, curve, save
 from prrfl.reports.styles import OURS, Style
 
 EPOCHS = "local epoch"
@@ -65,31 +65,3 @@ def comparison_figure(
     if len({run.seed for run in runs}) > 1:
         shown.append("range of seeds")
     return curves_figure(panels, styles, EPOCHS, shown)
-
-
-def draw_bands(
-    axis: Axes,
-    lines: Mapping[str, Band],
-    styles: Mapping[str, Style],
-    label: str,
-    along: str,
-    name: str | None = None,
-) -> None:
-    """Draw several curves of one measure.
-
-    Args:
-        axis: the axes to draw on.
-        lines: as :func:`bands` returns them.
-        styles: the style of each line.
-        label: name of the measure.
-        along: label of the horizontal axis.
-        name: identifies the lines in SVG: ``curve-0-macro_f1`` for ``macro_f1``.
-    """
-    shade = min(0.15, 0.4 / len(lines))  # many bands on top of each other would hide the lines
-    for index, (method, line) in enumerate(lines.items()):
-        style = replace(styles[method], shade=shade)
-        gid = name and f"curve-{index}-{name}"
-        draw(axis, line, style, style.width, label=method, name=gid)
-    axis.set_xlabel(along)
-    axis.set_ylabel(label)
-    dress(axis)

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from prrfl.reports.comparison import Estimate, Row
+from prrfl.reports.formatting import counted
 from prrfl.reports.latex import COLUMN_GAP, TEXT_WIDTH, escaped, floating, panels, row_names, tabular, width
-from prrfl.reports.sampled import OVER_SITES
-from prrfl.reports.tables import SENSITIVITY
+from prrfl.reports.sampled import OVER_SITES, SENSITIVE
+from prrfl.reports.tables import SENSITIVITY, reference_of
 from prrfl.reports.uncertainty import LEVEL
 from prrfl.types import ClientId
-
-SENSITIVITY_KEY = "sensitivity_at_90_specificity_"
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ def metrics_of(classes: Sequence[str], further: Iterable[str] = ()) -> dict[str,
     }
     found |= {f"recall_{name}": Metric(f"recall_{k}", f"Recall {name}") for k, name in enumerate(classes)}
     found |= {
-        f"sensitivity_{name}": Metric(f"{SENSITIVITY_KEY}{k}", f"Sensitivity {name}")
+        f"sensitivity_{name}": Metric(f"{SENSITIVE}_{k}", f"Sensitivity {name}")
         for k, name in enumerate(classes)
     }
     return found | {name: Metric(name, name, plain=True) for name in further if name not in found}
@@ -135,7 +134,7 @@ class Subject:
             f"{sum(self.images.values())} {'generated ' if self.generated else ''}test images of "
             f"{len(self.classes)} classes at {sites} site{'s' * (sites > 1)}"
             + (f" ({each})" if 1 < sites <= 6 else "")
-            + f", {_count(self.seeds, 'seed')}"
+            + f", {counted(self.seeds, 'seed')}"
         )
 
     @property
@@ -150,10 +149,6 @@ class Subject:
         return f"95% intervals over {self.resampled}{more}"
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
-
-
 def comparison_tables(rows: Sequence[Row], metrics: Sequence[Metric], subject: Subject) -> list[PaperTable]:
     """Return the table of means over sites, with differences to the reference, and that of each site.
 
@@ -162,7 +157,7 @@ def comparison_tables(rows: Sequence[Row], metrics: Sequence[Metric], subject: S
         metrics: the measures that are shown, in this order.
         subject: what was tested.
     """
-    reference = next((test.against for row in rows for test in row.tests.values()), "")
+    reference = reference_of(rows)
     names, foot = [row.method for row in rows], sum(row.seeds == 0 for row in rows)
     at_sites = [metric for metric in metrics if metric.by_site]
     columns = []
@@ -228,8 +223,7 @@ def _difference(row: Row, key: str) -> Number:
     test = row.tests.get(key)
     if test is None:
         return Number(None)
-    equal = test.equivalent is not None and test.equivalent < LEVEL
-    marks = "*" * (row.p.get(key, 1.0) < LEVEL) + "‡" * equal
+    marks = "*" * (row.p.get(key, 1.0) < LEVEL) + "‡" * test.is_equivalent
     return Number(test.difference.mean, test.interval or test.difference.images, marks=marks)
 
 
@@ -247,7 +241,7 @@ def _defined(metrics: Sequence[Metric]) -> str:
     """Return the sentences that define some of the measures."""
     over = {"worst_f1": "worst site: lowest score of a site", "spread_f1": "spread: highest less lowest"}
     text = _sentence([over[metric.key] for metric in metrics if metric.key in over])
-    if any(metric.key.startswith(SENSITIVITY_KEY) for metric in metrics):
+    if any(metric.key.startswith(SENSITIVE) for metric in metrics):
         text += f" {SENSITIVITY}"
     return f" {text.strip()}" if text else ""
 

@@ -16,6 +16,9 @@ from prrfl.types import RoundRecord, ScoreRecord
 
 MEASURES = (("macro_f1", "macro-F1 (%)"), ("auc", "AUC (%)"))
 
+IN_A_ROW = 5
+"""Largest number of panels in a row of a run's figure."""
+
 Curve = list[tuple[float, float]]
 """(communication round, percent) in order of time; NaN is a gap without scores."""
 
@@ -38,20 +41,19 @@ def band(curves: Sequence[Curve]) -> Band:
 
 
 @default_style()
-def draw_retrogress(records: Sequence[RoundRecord], path: Path, epochs: int, columns: int = 5) -> None:
+def draw_retrogress(records: Sequence[RoundRecord], path: Path, epochs: int) -> None:
     """Write the retrogress curves of a run as PNG: of the mean over sites, and of each site.
 
     Args:
         records: the run's records.
         path: the PNG to write.
         epochs: local epochs per round.
-        columns: largest number of panels in a row.
     """
     scores = [r for r in records if isinstance(r, ScoreRecord) and r.split == "test"]
     clients = sorted({r.client for r in scores})
     models = list(dict.fromkeys(r.model for r in scores))
     panels = [None, *clients]
-    columns = min(columns, len(panels))
+    columns = min(IN_A_ROW, len(panels))
     bands = -(-len(panels) // columns)
     figure = Figure(figsize=(2.0 + 2.6 * columns, 4.6 * bands), layout="constrained")
     axes = figure.subplots(2 * bands, columns, squeeze=False, sharex=True, sharey="row")
@@ -141,7 +143,6 @@ def draw(
     style: Style,
     width: float,
     label: str | None = None,
-    name: str | None = None,
 ) -> None:
     """Draw a line with its range. If it has gaps, a dot marks the end of each piece.
 
@@ -151,7 +152,6 @@ def draw(
         style: its style.
         width: in points.
         label: for the legend.
-        name: identifies it in SVG.
     """
     gaps = np.append(np.isnan(line.mean), True)
     ends = [k for k in range(len(line.mean)) if gaps[k + 1] and not gaps[k]]
@@ -159,14 +159,12 @@ def draw(
         line.at,
         line.mean,
         color=style.colour,
-        linestyle=(0, style.dashes) if style.dashes else "-",
         linewidth=width,
         zorder=2 + width / 10,  # bolder ones on top
         marker="o" if np.isnan(line.mean).any() or len(line.at) < 3 else None,
         markersize=2 * width,
         markevery=ends if len(ends) > 1 else None,
         label=label,
-        gid=name,
         solid_joinstyle="round",
     )
     if (line.high > line.low).any():
@@ -177,7 +175,6 @@ def draw(
             color=style.colour,
             alpha=style.shade,
             linewidth=0,
-            gid=name and f"{name}-range",
         )
 
 

@@ -26,7 +26,10 @@ from prrfl.reports.statistics import (
 )
 from prrfl.types import ClientId, Predictions
 
-OF_CLASS = ("recall", "sensitivity_at_90_specificity")
+SENSITIVE = "sensitivity_at_90_specificity"
+"""Measure of a class: largest recall of a threshold that 90 % of the other classes' images stay below."""
+
+OF_CLASS = ("recall", SENSITIVE)
 """Measures of one class, which are proportions of its images."""
 
 OVER_SITES = ("worst_f1", "spread_f1")
@@ -175,7 +178,7 @@ def supports(
         shown = [site for site, groups in of_class.items() if groups]
         both = [site for site in shown if others[site]]
         found[f"recall_{k}"] = _with_totals({s: Support(of_class[s], of_class[s]) for s in shown})
-        found[f"sensitivity_at_90_specificity_{k}"] = _with_totals(
+        found[f"{SENSITIVE}_{k}"] = _with_totals(
             {s: Support(min(of_class[s], others[s]), of_class[s]) for s in both}
         )
     return found
@@ -205,7 +208,7 @@ def _scores(counts: SampleCounts, labels: Ints, probabilities: Floats) -> dict[s
         "balanced_accuracy": mean_of_defined(recalls),
         "accuracy": np.einsum("ccb->b", confusions) / confusions.sum((0, 1)),
         **{f"recall_{k}": recalls[k] for k in range(classes)},
-        **{f"sensitivity_at_90_specificity_{k}": rankings[k].sensitivity() for k in range(classes)},
+        **{f"{SENSITIVE}_{k}": rankings[k].sensitivity() for k in range(classes)},
     }
 
 

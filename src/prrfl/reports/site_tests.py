@@ -83,7 +83,7 @@ def site_tests(
         pairs["mean"] = np.mean(list(pairs.values()), axis=0)
         rarest["mean"] = sum(rarest.values())
         for site, of_site in pairs.items():
-            found[name, site] = _against(name, of_site, rarest[site], single=name == ALWAYS)
+            found[name, site] = _against(name, of_site, rarest[site])
     return _corrected(found)
 
 
@@ -108,20 +108,19 @@ def _differences(
     return np.concatenate(parts, axis=1)
 
 
-def _against(name: str, pairs: Floats, rarest: int, single: bool) -> Against:
+def _against(name: str, pairs: Floats, rarest: int) -> Against:
     """Return a test, not yet corrected.
 
     Args:
         name: of the other answer.
         pairs: (S, 1 + B) differences of each seed.
         rarest: number of lesions or patients of the rarest class.
-        single: whether one seed is enough, for a test over images alone.
     """
     mean = float(pairs[:, 0].mean())
     if rarest < FEWEST_GROUPS:
         return Against(name, mean, None, reason=TOO_FEW)
     if len(pairs) == 1:
-        if not single:
+        if name != ALWAYS:  # which needs no training: for it a test over images alone is enough
             return Against(name, mean, None, reason=ONE_SEED)
         return Against(name, mean, paired_p(pairs[0, 1:]))
     spread = variance(pairs, rarest)
@@ -130,6 +129,5 @@ def _against(name: str, pairs: Floats, rarest: int, single: bool) -> Against:
 
 
 def _corrected(tests: Mapping[tuple[str, ClientId], Against]) -> dict[tuple[str, ClientId], Against]:
-    known = {key: test.p for key, test in tests.items() if test.p is not None}
-    p = dict(zip(known, holm(list(known.values())), strict=True))
+    p = holm({key: test.p for key, test in tests.items()})
     return {key: replace(test, p=p.get(key)) for key, test in tests.items()}

@@ -1,4 +1,4 @@
-"""Styles of lines: a method has the same colour and dashes in every figure of a comparison."""
+"""Colours, and styles of lines."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,45 +18,15 @@ class Style:
 
     Attributes:
         colour: in hexadecimal.
-        dashes: lengths of strokes and gaps, in line widths; empty for a solid line.
         width: in points.
         shade: opacity of the band.
     """
 
     colour: str
-    dashes: tuple[float, ...] = ()
     width: float = 1.3
     shade: float = 0.15
-
-
-def of_methods(methods: Sequence[str], reference: str) -> dict[str, Style]:
-    """Return a different style for each method. An ablation has the colour of its method, and dashes.
-
-    Args:
-        methods: names in the order of the table; ``prrfl:transfer=off`` is an ablation of ``prrfl``.
-        reference: the method that the others are compared with; only it is blue.
-    """
-    families = list(dict.fromkeys(name.partition(":")[0] for name in methods))
-    others = [family for family in families if family != reference]
-    rounds = max(1, -(-len(others) // len(OTHERS)))  # how often the colours repeat
-    variants = dict.fromkeys(families, 0)
-    styles = {}
-    for name in methods:
-        family, ablation, _ = name.partition(":")
-        variants[family] += bool(ablation)
-        place = 0 if family == reference else others.index(family)
-        colour = OURS if family == reference else OTHERS[place % len(OTHERS)]
-        kind = (variants[family] if ablation else 0) * rounds + place // len(OTHERS)
-        styles[name] = Style(colour, _dashes(kind), width=2.2 if name == reference else 1.3)
-    return styles
 
 
 def of_networks(models: Sequence[str]) -> dict[str, Style]:
     """Return a style for each network of a run."""
     return {model: Style(colour) for model, colour in zip(models, cycle(PALETTE), strict=False)}
-
-
-def _dashes(kind: int) -> tuple[float, ...]:
-    """Return solid, dashed, dotted, dash-dotted; then a long dash with more and more dots."""
-    first = ((), (4.0, 1.5), (1.0, 1.0), (4.0, 1.5, 1.0, 1.5))
-    return first[kind] if kind < len(first) else (8.0, 1.5, *(1.0, 1.5) * (kind - len(first)))

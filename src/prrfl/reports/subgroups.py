@@ -134,7 +134,7 @@ def _corrected(rows: Sequence[Subgroup]) -> list[Subgroup]:
     sizes = Counter((row.site, row.column) for row in rows)
     keys = [(row.site, row.column, "" if sizes[row.site, row.column] == 2 else row.name) for row in rows]
     tests = {key: row.gap.p for key, row in zip(keys, rows, strict=True) if row.gap}
-    p = dict(zip(tests, holm(list(tests.values())), strict=True))
+    p = holm(tests)
     return [
         replace(row, gap=row.gap and replace(row.gap, p=p[key], tests=len(tests)))
         for key, row in zip(keys, rows, strict=True)
@@ -152,20 +152,19 @@ def scores_of(row: Subgroup) -> tuple[Measured, ...]:
     return (balanced, macro_f1, row.scores.auc, *row.scores.recall)
 
 
-def subgroup_table(rows: Sequence[Subgroup], classes: Sequence[str], between: str = " ") -> Table:
+def subgroup_table(rows: Sequence[Subgroup], classes: Sequence[str]) -> Table:
     """Return the table of subgroups in percent, with 95 % intervals. The first two columns name a row.
 
     Args:
         rows: the subgroups.
         classes: names of the labels.
-        between: what stands between a score and its interval.
     """
     heads = ["site", "subgroup", "images", "lesions", *SCORES, *(f"recall {name}" for name in classes)]
     body = [
         [
             *(row.site, f"{row.column} {row.name}", str(row.scores.images), str(row.scores.groups)),
-            *(with_interval(score.value, score.interval, between) for score in scores_of(row)),
-            *gap_cells(row, between),
+            *(with_interval(score.value, score.interval, "\n") for score in scores_of(row)),
+            *gap_cells(row, "\n"),
         ]
         for row in rows
     ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from prrfl.reports.comparison import TESTED, Estimate, PairedTest, Row
 from prrfl.reports.formatting import p_value, percent
-from prrfl.reports.uncertainty import LEVEL
+from prrfl.reports.sampled import SENSITIVE
 from prrfl.types import ClientId
 
 
@@ -185,7 +185,7 @@ def _level(rows: Sequence[Row]) -> str:
 
 def _differences(rows: Sequence[Row], classes: Sequence[str]) -> list[Table]:
     """Return the tables of differences to the reference; none without it."""
-    reference = _reference(rows)
+    reference = reference_of(rows)
     if not reference:
         return []
     heads = ["method"]
@@ -231,8 +231,7 @@ def _class_names(classes: Sequence[str]) -> dict[str, str]:
     """Return the names of the measures of each class, by their keys."""
     recall = {f"recall_{k}": f"recall {name}" for k, name in enumerate(classes)}
     return recall | {
-        f"sensitivity_at_90_specificity_{k}": f"sensitivity {name} at 90 % specificity"
-        for k, name in enumerate(classes)
+        f"{SENSITIVE}_{k}": f"sensitivity {name} at 90 % specificity" for k, name in enumerate(classes)
     }
 
 
@@ -241,7 +240,7 @@ def _by_class(rows: Sequence[Row], classes: Sequence[str]) -> Table:
     measures = {"balanced_accuracy": "balanced accuracy"} | _class_names(classes)
     heads = ["method"]
     for key, name in measures.items():
-        heads += [name + _where_defined(rows[0].scores[key]), f"{name}, {_level(rows)}"]
+        heads += [name + where_defined(rows[0].scores[key]), f"{name}, {_level(rows)}"]
     return Table(
         "By class (mean of sites)", heads, [_class_cells(row, measures, "mean", _level(rows)) for row in rows]
     )
@@ -257,14 +256,14 @@ def _pooled(rows: Sequence[Row], classes: Sequence[str]) -> Table:
     return Table(title, heads, [_class_cells(row, measures, "pooled", _level(rows)) for row in rows])
 
 
-def _where_defined(estimates: Mapping[str, Estimate]) -> str:
+def where_defined(estimates: Mapping[str, Estimate]) -> str:
     """Return at how many sites a measure is defined, and thus averaged; empty for all of them."""
     sites = [estimate for site, estimate in estimates.items() if site not in ("mean", "pooled")]
     defined = sum(estimate.mean is not None for estimate in sites)
     return "" if defined == len(sites) else f" ({defined} of {len(sites)} sites)"
 
 
-def _reference(rows: Sequence[Row]) -> str:
+def reference_of(rows: Sequence[Row]) -> str:
     """Return the method that others were tested against; empty if none was."""
     return next((test.against for row in rows for test in row.tests.values()), "")
 
@@ -273,7 +272,7 @@ def brief(rows: Sequence[Row]) -> Table:
     """Return a table that fits a terminal: only the means, marked as in :func:`tables`."""
 
     def mean(row: Row, key: str, estimates: Mapping[ClientId, Estimate]) -> str:
-        return percent(estimates["mean"].mean) + _marks(row, key)
+        return percent(estimates["mean"].mean) + row.mark(key)
 
     return Table(
         "Mean of sites (%)",
@@ -298,7 +297,7 @@ def _score_cells(row: Row, level: str) -> list[str]:
     line = [row.method, str(row.seeds or "–")]
     for key, estimates in (("f1", row.f1), ("auc", row.auc)):
         mean, interval = _with_interval(estimates["mean"], level)
-        line += [mean + _marks(row, key), interval]
+        line += [mean + row.mark(key), interval]
     return [*line, percent(row.validation)]
 
 
@@ -314,7 +313,7 @@ def _difference_cells(row: Row, level: str) -> list[str]:
         if test is None:
             line += ["–"] * 4
             continue
-        equal = "≈" if test.equivalent is not None and test.equivalent < LEVEL else ""
+        equal = "≈" if test.is_equivalent else ""
         images = test.difference.images if test.common == 1 else None
         line += [
             percent(test.difference.mean) + equal,
@@ -333,10 +332,6 @@ def _with_interval(e: Estimate, level: str) -> tuple[str, str]:
 
 def _interval(ends: tuple[float, float] | None) -> str:
     return f"{percent(ends[0])} – {percent(ends[1])}" if ends else "–"
-
-
-def _marks(row: Row, key: str) -> str:
-    return "*" * (key in row.best) + "=" * (key in row.untold)
 
 
 def _cost_cells(row: Row) -> list[str]:
@@ -410,7 +405,7 @@ def legend(rows: Sequence[Row]) -> str:
 
 
 def _legend_of_differences(rows: Sequence[Row]) -> list[str]:
-    reference = _reference(rows)
+    reference = reference_of(rows)
     if not reference:
         return []
     tests = [test for row in rows for test in row.tests.values()]

@@ -6,8 +6,9 @@ Rockette (Communications in Statistics 1995; see also Hillis, Statistics in Medi
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from scipy import stats
@@ -15,6 +16,8 @@ from scipy.optimize import brentq
 from scipy.special import ndtr, ndtri, stdtrit
 
 from prrfl.reports.statistics import ROUNDING, Floats
+
+Key = TypeVar("Key", bound=Hashable)
 
 LEVEL = 0.05
 """Level of significance; intervals have the level 1 - LEVEL."""
@@ -267,11 +270,12 @@ def swapped_p(differences: Floats) -> float:
     return float(extreme.mean())
 
 
-def holm(values: Sequence[float]) -> list[float]:
-    """Return p-values corrected for multiple tests (Holm, 1979), in the given order."""
-    corrected = [0.0] * len(values)
+def holm(p: Mapping[Key, float | None]) -> dict[Key, float]:
+    """Return the p-values of a family of tests that are known, corrected for their number (Holm, 1979)."""
+    known = {key: value for key, value in p.items() if value is not None}
+    corrected = dict(known)
     highest = 0.0
-    for rank, index in enumerate(np.argsort(values)):
-        highest = max(highest, min(1.0, (len(values) - rank) * values[index]))
-        corrected[index] = highest
+    for rank, key in enumerate(sorted(known, key=known.__getitem__)):
+        highest = max(highest, min(1.0, (len(known) - rank) * known[key]))
+        corrected[key] = highest
     return corrected

@@ -5,23 +5,23 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from prrfl.reports.comparison import ALWAYS, FinishedRun, Row
+from prrfl.reports.formatting import counted
 from prrfl.reports.overlay import EPOCHS, bands
 from prrfl.reports.page.model import Heading, Picture, Section, SiteImages
 from prrfl.reports.page.panels import panel
 from prrfl.reports.page.pictures import Dot, Line, curves, intervals
-from prrfl.reports.page.render import Page, plural, render, verdict_picture
+from prrfl.reports.page.render import Page, render, verdict_picture
 from prrfl.reports.page.sheets import (
-    SENSITIVE,
     class_sheets,
     cost_sheet,
     difference_sheets,
     falls_sheet,
     main_sheet,
-    mark,
     other_sheets,
     site_sheets,
 )
 from prrfl.reports.retrogress import MEASURES
+from prrfl.reports.sampled import SENSITIVE
 from prrfl.reports.verdict import compared_verdict
 
 MANY = 4
@@ -75,7 +75,7 @@ def comparison_page(results: ComparisonResults) -> str:
     return render(
         Page(
             heading=results.heading,
-            title=f"{len(methods)} methods compared at {plural(len(found.sites), 'site')}",
+            title=f"{len(methods)} methods compared at {counted(len(found.sites), 'site')}",
             lead=f"{_lengths(first)}, {seeded} {', '.join(map(str, seeds))}. Scores are of the best round on "
             "validation, on test images.",
             banner=banner,
@@ -123,7 +123,7 @@ def _lengths(runs: Mapping[str, FinishedRun]) -> str:
     lengths = {method: (run.rounds, run.epochs) for method, run in runs.items()}
     if len(set(lengths.values())) == 1:
         rounds, epochs = next(iter(lengths.values()))
-        return f"{plural(rounds, 'communication round')} of {plural(epochs, 'local epoch')}"
+        return f"{counted(rounds, 'communication round')} of {counted(epochs, 'local epoch')}"
     listed = ", ".join(f"{method} {rounds} × {epochs}" for method, (rounds, epochs) in lengths.items())
     return f"Communication rounds × local epochs of {listed}"
 
@@ -133,7 +133,7 @@ def _forest(rows: Sequence[Row]) -> Picture:
     panels = {}
     for key, label in (("f1", "macro-F1 (%)"), ("auc", "AUC (%)")):
         ranked = sorted(rows, key=lambda row: (row.method == ALWAYS, -(row.f1["mean"].mean or 0.0)))
-        panels[label] = [Dot(row.method, row.scores[key]["mean"], note=mark(row, key)) for row in ranked]
+        panels[label] = [Dot(row.method, row.scores[key]["mean"], note=row.mark(key)) for row in ranked]
     many = any(row.seeds > 1 for row in rows)
     note = "Thick: 95 % interval over other test images, for these very networks."
     if many:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from prrfl.reports.comparison import Estimate, FinishedRun, Row
 from prrfl.reports.page.model import Panel, Picture, SiteImages
 from prrfl.reports.page.pictures import Dot, balance, calibration, intervals, roc
-from prrfl.reports.page.sheets import SENSITIVE
+from prrfl.reports.sampled import SENSITIVE
 from prrfl.reports.statistics import confusion
 from prrfl.types import ClientId, Predictions, RoundRecord, ScoreRecord, TrainRecord
 
@@ -37,7 +37,7 @@ def panel(run: FinishedRun, row: Row, site: ClientId, images: SiteImages, classe
             intervals("How much of each class is found", of_classes),
             calibration("Is it as often right as it is sure?", predictions),
             roc("ROC curves", predictions, classes),
-            balance("Class balance", counts, classes),
+            balance(counts, classes),
         ],
         confusion=confusion(
             predictions.labels.numpy(), predictions.probabilities.argmax(1).numpy(), len(classes)
@@ -73,7 +73,7 @@ def recorded_panel(
     counts = {"test": [sum(row) for row in found]}
     pictures: list[Picture] = [
         intervals("How much of each class is found", {"recall (%)": recalls}),
-        balance("Class balance", counts, classes),
+        balance(counts, classes),
     ]
     return Panel(site, method, pictures, found, stages(records, site, stage_names), stage_names)
 

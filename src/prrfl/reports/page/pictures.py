@@ -6,7 +6,7 @@ from math import isnan
 
 import numpy as np
 
-from prrfl.reports.calibration import Bin, calibration_error, reliability
+from prrfl.reports.calibration import Bin, calibration_error, chance_error, reliability
 from prrfl.reports.comparison import Estimate
 from prrfl.reports.formatting import percent
 from prrfl.reports.page.model import Cell, Picture, Sheet
@@ -38,7 +38,6 @@ def intervals(
     title: str,
     panels: Mapping[str, Sequence[Dot]],
     note: str = "",
-    folded: bool = False,
     zero: bool = False,
 ) -> Picture:
     """Return a picture of scores with their intervals (a forest plot), one panel beside the other.
@@ -47,7 +46,6 @@ def intervals(
         title: of the picture.
         panels: items by the label of their axis.
         note: text below.
-        folded: whether it is shown only on demand.
         zero: whether to draw a line at 0, for differences.
     """
     series = list(dict.fromkeys(item.series for items in panels.values() for item in items))
@@ -86,7 +84,7 @@ def intervals(
         for label, items in panels.items()
         for item in items
     ]
-    return Picture("intervals", title, data, Sheet(title, heads, body, sortable=False), note, folded)
+    return Picture("intervals", title, data, Sheet(title, heads, body, sortable=False), note)
 
 
 def span(ends: tuple[float, float] | None) -> str:
@@ -228,16 +226,15 @@ def _thinned(wrong: Floats, right: Floats, chosen: int) -> list[list[float | Non
     return [[_points(float(wrong[k])), _points(float(right[k]))] for k in kept]
 
 
-def calibration(title: str, predictions: Predictions, chance: float | None = None) -> Picture:
+def calibration(title: str, predictions: Predictions) -> Picture:
     """Return the reliability diagram: how often the network is right, by how sure it is.
 
     Args:
         title: of the picture.
         predictions: on test images.
-        chance: the calibration error of a perfectly calibrated network on as many images, if known.
     """
     bins: list[Bin] = reliability(predictions)
-    error = calibration_error(predictions)
+    error, chance = calibration_error(predictions), chance_error(predictions)
     data = {
         "bins": [
             {"confidence": _points(b.confidence), "accuracy": _points(b.accuracy), "images": b.images}
@@ -254,13 +251,16 @@ def calibration(title: str, predictions: Predictions, chance: float | None = Non
         for b in bins
     ]
     heads = ["probability of the predicted class", "images", "mean probability", "right"]
-    note = f"Below the diagonal the network is too sure. Calibration error {100 * error:.1f} points"
-    note += "." if chance is None else f"; a perfectly calibrated one would show about {100 * chance:.1f}."
+    note = (
+        f"Below the diagonal the network is too sure. Calibration error: {100 * error:.1f} points. A "
+        f"perfectly calibrated network would show about {100 * chance:.1f} on so many images, by chance."
+    )
     return Picture("reliability", title, data, Sheet(title, heads, body, sortable=False), note)
 
 
-def balance(title: str, splits: Mapping[str, Sequence[int]], classes: Sequence[str]) -> Picture:
+def balance(splits: Mapping[str, Sequence[int]], classes: Sequence[str]) -> Picture:
     """Return a picture of the number of images of each class, by split."""
+    title = "Class balance"
     data = {
         "classes": list(classes),
         "splits": [{"name": name, "counts": list(counts)} for name, counts in splits.items()],

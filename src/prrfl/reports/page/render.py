@@ -73,11 +73,6 @@ def render(page: Page) -> str:
     )
 
 
-def plural(number: int, thing: str) -> str:
-    """Return a number of things in words, as in "1 site" and "2 sites"."""
-    return f"{number} {thing}{'s' * (number != 1)}"
-
-
 def web(name: str) -> str:
     """Return the text of a file that pages embed."""
     return resources.files("prrfl.reports").joinpath("web", name).read_text("utf-8")

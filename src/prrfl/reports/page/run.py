@@ -5,12 +5,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from prrfl.reports.comparison import FinishedRun, Row, compare
+from prrfl.reports.formatting import counted
 from prrfl.reports.page.model import Heading, Panel, Picture, Section, SiteImages
 from prrfl.reports.page.panels import panel, recorded_confusions, recorded_panel
 from prrfl.reports.page.pictures import Line, curves
-from prrfl.reports.page.render import Page, plural, render, verdict_picture
-from prrfl.reports.page.sheets import SENSITIVE, drop_sheet, score_sheet
+from prrfl.reports.page.render import Page, render, verdict_picture
+from prrfl.reports.page.sheets import drop_sheet, score_sheet
 from prrfl.reports.retrogress import MEASURES, band, caption, curve
+from prrfl.reports.sampled import SENSITIVE
 from prrfl.reports.verdict import Recorded, Verdict, compared_verdict, recorded_verdict
 from prrfl.types import ClientId, ScoreRecord
 
@@ -66,8 +68,8 @@ def run_page(results: RunResults) -> str:
     return render(
         Page(
             heading=results.heading,
-            title=f"{run.method} at {plural(len(sites), 'site')}",
-            lead=f"{rounds} communication rounds of {plural(run.epochs, 'local epoch')}, "
+            title=f"{run.method} at {counted(len(sites), 'site')}",
+            lead=f"{rounds} communication rounds of {counted(run.epochs, 'local epoch')}, "
             f"seed {run.seed}. Scores are of {moment}, on test images.",
             banner=banner,
             verdict=verdict,

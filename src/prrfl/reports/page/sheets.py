@@ -10,9 +10,17 @@ from prrfl.reports.formatting import p_value, percent
 from prrfl.reports.meter import measure
 from prrfl.reports.page.model import Cell, Sheet
 from prrfl.reports.page.pictures import span
+from prrfl.reports.sampled import SENSITIVE
 from prrfl.reports.site_tests import SYMBOLS
-from prrfl.reports.tables import RECALL, SENSITIVITY, legend, other_tables, tables
-from prrfl.reports.uncertainty import LEVEL
+from prrfl.reports.tables import (
+    RECALL,
+    SENSITIVITY,
+    legend,
+    other_tables,
+    reference_of,
+    tables,
+    where_defined,
+)
 from prrfl.reports.verdict import Verdict
 from prrfl.reports.wording import p_in_text, signed
 from prrfl.types import ClientId, RoundRecord
@@ -23,13 +31,6 @@ MARKS = {
     "*=": "best mean; not told apart from those marked =",
     "≈": "equal within the margin",
 }
-
-SENSITIVE = "sensitivity_at_90_specificity"
-
-
-def mark(row: Row, measure: str) -> str:
-    """Return the mark of a method: * for the best mean, = for those not told apart from it."""
-    return "*" * (measure in row.best) + "=" * (measure in row.untold)
 
 
 def scored(e: Estimate, mark: str = "") -> Cell:
@@ -134,7 +135,7 @@ def drop_sheet(records: Sequence[RoundRecord]) -> Sheet:
 
 def main_sheet(rows: Sequence[Row]) -> Sheet:
     """Return the main table of a comparison: scores, differences to the reference, and drops."""
-    reference = next((test.against for row in rows for test in row.tests.values()), "")
+    reference = reference_of(rows)
     heads = ["method", "seeds", "macro-F1", "AUC"]
     groups = [("", 1), ("mean of sites", 2)]
     if reference:
@@ -146,7 +147,7 @@ def main_sheet(rows: Sequence[Row]) -> Sheet:
     for row in rows:
         line = [Cell(row.method), Cell(str(row.seeds or "–"))]
         for key in ("f1", "auc"):
-            line.append(scored(row.scores[key]["mean"], mark(row, key)))
+            line.append(scored(row.scores[key]["mean"], row.mark(key)))
         if reference:
             line += _difference_cells(row)
         line += [Cell(percent(row.drop[key].mean if key in row.drop else None)) for key in ("f1", "auc")]
@@ -161,7 +162,7 @@ def _difference_cells(row: Row) -> list[Cell]:
         if test is None:
             cells += [Cell("–")] * (3 if key == "f1" else 2)
             continue
-        equal = "≈" if test.equivalent is not None and test.equivalent < LEVEL else ""
+        equal = "≈" if test.is_equivalent else ""
         ends = test.interval or (test.difference.images if test.common == 1 else None)
         less = "" if test.interval or not ends else " (images)"
         detail = span(ends) + less if ends else ""
@@ -181,7 +182,7 @@ def class_sheets(rows: Sequence[Row], classes: Sequence[str]) -> list[Sheet]:
             heads = [
                 "method",
                 *(
-                    label + _where_defined(rows[0], key, site)
+                    label + (where_defined(rows[0].scores[key]) if site == "mean" else "")
                     for key, label in zip(keys, classes, strict=True)
                 ),
             ]
@@ -194,18 +195,9 @@ def class_sheets(rows: Sequence[Row], classes: Sequence[str]) -> list[Sheet]:
     return sheets
 
 
-def _where_defined(row: Row, key: str, site: str) -> str:
-    """Return at how many sites a mean is defined, and thus averaged; empty for all of them."""
-    if site != "mean":
-        return ""
-    sites = [e for name, e in row.scores[key].items() if name not in ("mean", "pooled")]
-    defined = sum(e.mean is not None for e in sites)
-    return "" if defined == len(sites) else f" ({defined} of {len(sites)} sites)"
-
-
 def difference_sheets(rows: Sequence[Row], classes: Sequence[str]) -> list[Sheet]:
     """Return the differences of each class's measures to the reference; none without it."""
-    reference = next((test.against for row in rows for test in row.tests.values()), "")
+    reference = reference_of(rows)
     sheets = []
     for site, where in (("pooled", "images of all sites pooled"), ("mean", "mean of sites")):
         for kind, name in (("recall", "recall"), (SENSITIVE, "sensitivity at 90 % specificity")):

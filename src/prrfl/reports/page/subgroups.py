@@ -28,7 +28,7 @@ def subgroup_section(rows: Sequence[Subgroup], classes: Sequence[str]) -> Sectio
         "The p-values in the table are corrected for the number of tests. Not told apart is not equal.",
         zero=True,
     )
-    shown = subgroup_table(rows, classes, between="\n")
+    shown = subgroup_table(rows, classes)
     body = [[Cell(f"{site}, {name}"), *map(_cell, cells)] for site, name, *cells in shown.body]
     sheet = Sheet(
         shown.title,
