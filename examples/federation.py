@@ -37,6 +37,7 @@ def main() -> None:
         command(
             *("site", "--name", name, "--data", data, "--home", FOLDER / name),
             *("--certs", certs / "sites" / name, "--superlink", f"127.0.0.1:{PORT}", "--port", port),
+            *("--threads", 1),  # here the sites share one machine
         )
         for name, port in zip(SITES, SITE_PORTS, strict=True)
     ]

@@ -1,10 +1,9 @@
-"""Every script and notebook of examples/ runs, with as little data and training as will do."""
+"""Every script and notebook of examples/ runs, with as little data and training as will do.
+
+federation.py is run by tests/flower/test_deployment.py.
+"""
 
 import importlib
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
@@ -17,13 +16,6 @@ from tests.sites_on_disk import write_layout
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
-ENVIRONMENT = {
-    **os.environ,
-    "PYTHONPATH": str(EXAMPLES),
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
-    "OMP_NUM_THREADS": "1",
-}
 SMALL = GeneratedData(sites=2, images=18, size=32, seed=0)
 
 
@@ -61,24 +53,6 @@ def test_own_method(example, capsys):
     fedavg, own = capsys.readouterr().out.splitlines()
     assert fedavg.startswith("FedAvg: ")
     assert own.startswith("OwnHead: ")
-
-
-@pytest.mark.slow
-def test_federation(example, capfd, tmp_path):
-    script = example("federation")
-    # In a process of its own, because Flower's programs must end with it. It uses ports that are free here.
-    ports = ", ".join(str(free_port()) for _ in range(3))
-    training = ("--image-size", "32", "--rounds", "1", "--epochs", "1")
-    code = f"import federation as f; f.PORT, *f.SITE_PORTS = {ports}; f.TRAINING = {training}; f.main()"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=600, env=ENVIRONMENT)
-    for site in script.SITES:
-        assert list(Path("federation", site).rglob("best.safetensors"))
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 LESS = {
