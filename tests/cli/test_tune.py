@@ -15,7 +15,8 @@ from prrfl.config import TrainConfig
 from prrfl.errors import ConfigError
 from prrfl.parts.search import parse_searches
 from prrfl.runs import tune
-from prrfl.runs.tuned import read_tuned
+from prrfl.runs.compare import plan
+from prrfl.runs.tuned import Tuned, TunedMethod, read_tuned
 from tests.forked import ForkedCommands
 from tests.sites_on_disk import write_layout
 
@@ -154,6 +155,14 @@ def test_a_comparison_uses_what_was_found(prrfl, searched, data, tmp_path):
     # The report reads the folder alone, and the same command finds nothing to do.
     assert prrfl("report", out)[0] == 0
     assert prrfl(*common, "--methods", "fedavg,fedprox", "--seeds", 0)[0] == 0
+
+
+def test_a_given_setting_may_equal_the_tuned_one_in_other_words(data, tmp_path):
+    (tmp_path / "c.toml").write_text("mu = 1\nadaptive = true\n")
+    found = {"fedprox": {"mu": 1.0}, "apfl": {"adaptive": "true"}}
+    tuned = Tuned(2, 2, 1000, {name: TunedMethod(0.5, 0, 0, values) for name, values in found.items()})
+    planned = plan(tmp_path / "c.toml", {"data": data}, list(found), [0], tmp_path / "c", tuned)
+    assert [(one.config.mu, one.config.adaptive) for one in planned] == [(1.0, True)] * 2
 
 
 def test_a_comparison_must_have_the_data_of_its_search(prrfl, searched, data, tmp_path):

@@ -26,7 +26,7 @@ from prrfl.data.own import absolute, is_own_data
 from prrfl.data.synthetic import GeneratedData, cached
 from prrfl.errors import ConfigError, DataError
 from prrfl.machine import usable_cores
-from prrfl.parts import is_reference, label
+from prrfl.parts import is_reference, label, placed
 from prrfl.reports import comparison, documents, scores, tables
 from prrfl.reports.meter import measure
 from prrfl.reports.overlay import draw_comparison
@@ -113,24 +113,22 @@ def plan(
             f"methods {alike[0]} and {alike[1]} are both called {_labelled(alike[0])} in tables and folders; "
             "rename the class of one"
         )
-    explicit = given if config else flags  # the quickstart's settings give way to tuned ones
-    best = _tuned_settings(tuned, names, explicit, seeds)
+    of_all = given if config else flags  # the quickstart's settings give way to tuned ones
+    explicit = {name: _explicit(method, of_all, base) for method, name in zip(methods, names, strict=True)}
+    best = _tuned_settings(tuned, explicit, seeds)
     if tuned and (out / TUNED).exists() and read_tuned(out) != tuned:
         raise ConfigError(f"{out} holds a comparison with other tuned settings; choose another --out")
     planned = []
     for seed in seeds:
         for method in methods:
-            settings = {**flags, **_settings(method), "seed": seed, "data": data}
-            # What the file or the quickstart gives applies to every run; other settings are its method's.
-            both = {
-                **given,
-                **settings,
-                "set": {**_shared(given), **_shared(flags), **settings.get("set", {})},
-            }
             name = _labelled(method)
-            resolved = checked(merged(both, best[name]), f"method '{method}'", flags)
+            settings = {**_settings_of_run(method, given, base), "seed": seed, "data": data}
+            resolved = checked(merged(settings, best[name]), f"method '{method}'", flags)
             planned.append(Planned(name, seed, resolved, _run_path(out, name, seed)))
     _warn_of_idle(planned, generated=base.data is None)
+    if not any(_is_that_of(base, method) for method in methods):
+        for name in given.get("set", {}).get("method", {}):
+            log.warning("method.%s: no effect on any run", name)
     before = {folder: RunFolder(folder).settings() for folder in _run_folders(out)}
     started = {folder: _at(folder, config, data) for folder, config in before.items()}
     _check_alike({one.folder: one.config for one in planned} | started, tuned)
@@ -159,16 +157,16 @@ def _warn_of_idle(planned: Sequence[Planned], generated: bool) -> None:
 
 
 def _tuned_settings(
-    tuned: Tuned | None, methods: Sequence[str], explicit: Mapping[str, object], seeds: Sequence[int]
+    tuned: Tuned | None, explicit: Mapping[str, Mapping[str, object]], seeds: Sequence[int]
 ) -> dict[str, dict[str, Any]]:
     if tuned is None:
-        return {method: {} for method in methods}
+        return {name: {} for name in explicit}
     if tuned.seed in seeds:
         raise ConfigError(
             f"seed {tuned.seed} is that of the search in {tuned.source}, whose settings may suit it by "
             "chance; choose other --seeds"
         )
-    return tuned.settings_of(methods, explicit)
+    return tuned.settings_of(explicit)
 
 
 def _run_path(out: Path, method: str, seed: int) -> Path:
@@ -281,6 +279,23 @@ def _settings(method: str) -> dict[str, Any]:
             raise ConfigError(f"method '{method}': {name} has no setting {key}; {known}")
         settings[key] = value
     return settings
+
+
+def _is_that_of(base: TrainConfig, method: str) -> bool:
+    """Return whether a method is the one whose settings a file holds, in ``[set.method]``."""
+    return placed(_split(method)[0]) == base.method
+
+
+def _settings_of_run(method: str, given: Mapping[str, Any], base: TrainConfig) -> dict[str, Any]:
+    """Return what is given for all runs, overridden by the settings in the method's name."""
+    parts = given.get("set", {}) if _is_that_of(base, method) else _shared(given)
+    return merged({**given, "set": parts}, _settings(method))
+
+
+def _explicit(method: str, given: Mapping[str, Any], base: TrainConfig) -> dict[str, object]:
+    """Return what is given for a method otherwise than in its name, by the keys of a search."""
+    own = given.get("set", {}).get("method", {}) if _is_that_of(base, method) else {}
+    return {**given, **{f"method.{name}": base.set["method"][name] for name in own}}
 
 
 def _run_folders(out: Path) -> list[Path]:

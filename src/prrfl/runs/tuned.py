@@ -1,7 +1,7 @@
 """``tuned.toml``: the settings that ``prrfl tune`` found for each method, and how."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from prrfl.config import LARGEST_FILE, parse_toml
 from prrfl.errors import ConfigError, nearest
+from prrfl.parts.search import as_choice
 from prrfl.storage.atomic import write_text
 from prrfl.storage.reading import read_text
 
@@ -75,31 +76,29 @@ class Tuned:
         """Return the settings that were searched for a method."""
         return set(self.methods[name].settings) if name in self.methods else set()
 
-    def settings_of(
-        self, methods: Sequence[str], explicit: Mapping[str, object]
-    ) -> dict[str, dict[str, Any]]:
+    def settings_of(self, explicit: Mapping[str, Mapping[str, object]]) -> dict[str, dict[str, Any]]:
         """Return the tuned settings of methods as a settings file would hold them.
 
         Args:
-            methods: names in the table.
-            explicit: settings that are given for all methods otherwise.
+            explicit: for each method, by its name in the table, the settings that are given otherwise.
 
         Raises:
             ConfigError: if a method was not tuned, or a given setting contradicts its tuned value.
         """
-        if missing := [name for name in methods if name not in self.methods]:
+        if missing := [name for name in explicit if name not in self.methods]:
             raise ConfigError(
                 f"{self.source} holds no settings for {', '.join(missing)}"
                 f"{nearest(missing[0], self.methods)}; run `prrfl tune` for all methods of the comparison"
             )
-        for name in methods:
+        for name, given in explicit.items():
             for key, value in self.methods[name].settings.items():
-                if key in explicit and str(explicit[key]) != str(value):
+                # 1 is 1.0, and true is the choice 'true'.
+                if key in given and given[key] != value and as_choice(given[key]) != as_choice(value):
                     raise ConfigError(
-                        f"{key} = {explicit[key]} is given, but {self.source} holds {value} for {name}; "
+                        f"{key} = {given[key]} is given, but {self.source} holds {value} for {name}; "
                         "leave it out, or compare without --tuned"
                     )
-        return {name: as_given(self.methods[name].settings) for name in methods}
+        return {name: as_given(self.methods[name].settings) for name in explicit}
 
 
 def as_given(settings: Settings) -> dict[str, Any]:
