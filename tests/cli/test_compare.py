@@ -143,6 +143,22 @@ def test_a_run_that_fails_is_named_and_the_others_are_in_the_table(prrfl, data, 
     assert "| fedavg |" in (tmp_path / "c/comparison.md").read_text()
 
 
+def test_a_path_among_the_settings_of_a_method_makes_no_folders(prrfl, data, done, tmp_path, monkeypatch):
+    shutil.copytree(done, tmp_path / "c")
+    (tmp_path / "pre").mkdir()
+    shutil.copy(done / "runs/fedavg-seed0/models/clientA/best.safetensors", tmp_path / "pre/w.safetensors")
+    monkeypatch.chdir(tmp_path)
+    methods = "fedavg,fedavg:weights=pre/w.safetensors"
+    code, _, err = prrfl("compare", "--methods", methods, "--data", data, *SMALL, "--out", "c")
+    assert (code, err) == (0, "")
+    assert (tmp_path / "c/runs/fedavg-weights-pre-w.safetensors-seed0/config.toml").is_file()
+    assert "| fedavg:weights=pre-w.safetensors |" in (tmp_path / "c/comparison.md").read_text()
+    methods = "fedavg:weights=pre/w.safetensors,fedavg:weights=pre-w.safetensors"
+    code, _, err = prrfl("compare", "--methods", methods, "--data", data, *SMALL, "--out", "c")
+    assert code == 2
+    assert "are both called fedavg:weights=pre-w.safetensors in tables and folders" in err
+
+
 def test_a_margin_is_kept_for_the_report(prrfl, data, done, tmp_path):
     shutil.copytree(done, tmp_path / "c")
     common = ["compare", "--methods", "fedavg", "--data", data, *SMALL, "--out", tmp_path / "c"]

@@ -111,7 +111,7 @@ def plan(
     if alike := [method for method, name in zip(methods, names, strict=True) if names.count(name) > 1]:
         raise ConfigError(
             f"methods {alike[0]} and {alike[1]} are both called {_labelled(alike[0])} in tables and folders; "
-            "rename the class of one"
+            "rename the class or file of one"
         )
     of_all = given if config else flags  # the quickstart's settings give way to tuned ones
     explicit = {name: _explicit(method, of_all, base) for method, name in zip(methods, names, strict=True)}
@@ -247,6 +247,7 @@ def _split(method: str) -> tuple[str, str]:
 def _labelled(method: str) -> str:
     """Return a method as the table shows it: a reference without its module or file."""
     name, rest = _split(method)
+    rest = rest.replace("/", "-")  # it is also the name of a folder
     return f"{label(name)}:{rest}" if rest else label(name)
 
 
