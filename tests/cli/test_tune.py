@@ -14,7 +14,7 @@ from prrfl.algorithms import ALGORITHMS
 from prrfl.config import TrainConfig
 from prrfl.errors import ConfigError
 from prrfl.parts.search import parse_searches
-from prrfl.runs import tune
+from prrfl.runs import run, tune
 from prrfl.runs.compare import plan
 from prrfl.runs.tuned import Tuned, TunedMethod, read_tuned
 from tests.forked import ForkedCommands
@@ -107,8 +107,10 @@ def test_a_killed_search_continues_with_the_trials_that_it_would_have_had(prrfl,
     assert not (out / "tuned.toml").exists()
     with (out / "trials.log").open("ab") as journal:
         journal.write(b'{"op_code":4,"wor')  # it may be killed while it writes
+    (out / ".rest-1").mkdir()  # states of a trial that was killed, too
     assert prrfl(*arguments)[0] == 0
     assert (out / "tuning.csv").read_text() == (searched / "tuning.csv").read_text()
+    assert not (out / ".rest-1").exists()
 
 
 def stored(out):
@@ -116,7 +118,8 @@ def stored(out):
     return journal.read_text().count('"intermediate_values"') if journal.exists() else 0
 
 
-def test_trials_behind_the_median_stop_early(prrfl, data, tmp_path):
+def test_trials_behind_the_median_stop_early(prrfl, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "STATES_IN_MEMORY", 0)
     ranges = "lr=1e-9..0.1"
     small = [*SMALL[:-1], 5, "--lr", 0.05]
     common = ["--methods", "local", "--data", data, *small, "--trials", 8, "--search", ranges]
@@ -124,6 +127,7 @@ def test_trials_behind_the_median_stop_early(prrfl, data, tmp_path):
     rows = trials(tmp_path / "t")
     pruned = [row for row in rows if row["outcome"] == "pruned"]
     assert pruned
+    assert not list((tmp_path / "t").glob(".rest-*"))
     assert all(1 < int(row["rounds"]) < 5 and row["validation_macro_f1"] == "" for row in pruned)
     assert all(row["outcome"] == "complete" for row in rows[: tune.BATCH])
     assert read_tuned(tmp_path / "t").methods["local"].pruned == len(pruned)
