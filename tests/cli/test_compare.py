@@ -189,6 +189,10 @@ def test_methods_are_ranked_over_five_data_sets_or_more(prrfl, done, tmp_path):
     code, _, err = prrfl("compare", "--across", given, "--image-size", 32)
     assert code == 2
     assert "leave out --image-size" in err
+    for flag, value in (("--methods", "fedavg"), ("--seeds", "0,1")):
+        code, _, err = prrfl("compare", "--across", given, flag, value)
+        assert code == 2
+        assert f"leave out {flag}" in err
     code, _, err = prrfl("compare", "--across", given)
     assert code == 2
     assert "has a single method" in err
@@ -197,10 +201,13 @@ def test_methods_are_ranked_over_five_data_sets_or_more(prrfl, done, tmp_path):
         shutil.copytree(folder / "runs/fedavg-seed0", run)
         config = run / "config.toml"
         config.write_text(config.read_text().replace('"fedavg"', '"local"'))
-    code, out, err = prrfl("compare", "--across", given)
+    code, ranks, err = prrfl("compare", "--across", given)
     assert (code, err) == (0, "")
-    assert "Mean ranks over 5 data sets" in out
-    assert out.count("1.50*") == 4  # the same networks, in F1 and AUC
+    assert "Mean ranks over 5 data sets" in ranks
+    assert ranks.count("1.50*") == 4  # the same networks, in F1 and AUC
+    # One comparison under two names counts once.
+    (tmp_path / "link").symlink_to(folders[0])
+    assert prrfl("compare", "--across", f"{given},{tmp_path / 'link'}")[1] == ranks
     shutil.rmtree(folders[3] / "runs/local-seed0")
     code, _, err = prrfl("compare", "--across", given)
     assert code == 2
