@@ -16,7 +16,7 @@ from prrfl.errors import ConfigError
 from prrfl.parts.search import parse_searches
 from prrfl.runs import run, tune
 from prrfl.runs.compare import plan
-from prrfl.runs.tuned import Tuned, TunedMethod, read_tuned
+from prrfl.runs.tuned import Tuned, TunedMethod, read_tuned, write_tuned
 from tests.forked import ForkedCommands
 from tests.sites_on_disk import write_layout
 
@@ -167,6 +167,13 @@ def test_a_given_setting_may_equal_the_tuned_one_in_other_words(data, tmp_path):
     tuned = Tuned(2, 2, 1000, {name: TunedMethod(0.5, 0, 0, values) for name, values in found.items()})
     planned = plan(tmp_path / "c.toml", {"data": data}, list(found), [0], tmp_path / "c", tuned)
     assert [(one.config.mu, one.config.adaptive) for one in planned] == [(1.0, True)] * 2
+
+
+def test_what_was_found_can_be_read_whatever_its_characters(tmp_path):
+    values = {"method.größe": "\x7f", "method.𝑥𠀀": "😀|\\", "lr": 1e-5, "method.wide": True}
+    tuned = Tuned(2, 2, 1000, {"Ü:a=😀": TunedMethod(0.5, 0, 0, values)}, source=str(tmp_path / "😀\x7f"))
+    write_tuned(tmp_path, tuned)
+    assert read_tuned(tmp_path) == tuned
 
 
 def test_a_comparison_must_have_the_data_of_its_search(prrfl, searched, data, tmp_path):

@@ -1,6 +1,5 @@
 """``tuned.toml``: the settings that ``prrfl tune`` found for each method, and how."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from prrfl.config import LARGEST_FILE, parse_toml
+from prrfl.config import LARGEST_FILE, parse_toml, toml_value
 from prrfl.errors import ConfigError, nearest
 from prrfl.parts.search import as_choice
 from prrfl.storage.atomic import write_text
@@ -63,13 +62,13 @@ class Tuned:
         """Return it as TOML, which :func:`read_tuned` reads back."""
         lines = ["# Written by `prrfl tune`. Scores are macro-F1 on validation, as fractions."]
         lines += [f"{key} = {getattr(self, key)}" for key in ("trials", "rounds", "seed")]
-        lines += [f"source = {json.dumps(self.source, ensure_ascii=False)}"] if self.source else []
+        lines += [f"source = {toml_value(self.source)}"] if self.source else []
         for name, method in self.methods.items():
-            head = f"methods.{json.dumps(name, ensure_ascii=False)}"
+            head = f"methods.{toml_value(name)}"
             lines += ["", f"[{head}]", f"score = {method.score!r}"]
             lines += [] if method.default_score is None else [f"default_score = {method.default_score!r}"]
             lines += [f"trial = {method.trial}", f"pruned = {method.pruned}", f"[{head}.settings]"]
-            lines += [f"{json.dumps(key)} = {json.dumps(value)}" for key, value in method.settings.items()]
+            lines += [f"{toml_value(key)} = {toml_value(value)}" for key, value in method.settings.items()]
         return "\n".join([*lines, ""])
 
     def searched(self, name: str) -> set[str]:
