@@ -31,16 +31,13 @@ from prrfl.reports import comparison, documents, scores, tables
 from prrfl.reports.meter import measure
 from prrfl.reports.overlay import draw_comparison
 from prrfl.reports.page import ComparisonResults, comparison_page
-from prrfl.reports.summary import validation_f1
-from prrfl.runs.deployed import predictions_path, training_counts
 from prrfl.runs.folder import RunFolder
-from prrfl.runs.report import heading
+from prrfl.runs.report import heading, read_run
 from prrfl.runs.scorers import read_scorers
 from prrfl.runs.setup import load_data
 from prrfl.runs.tuned import TUNED, Tuned, read_tuned
 from prrfl.storage.atomic import write_json, write_text
 from prrfl.storage.reading import parse_json, read_text
-from prrfl.storage.records import read_predictions, read_records
 from prrfl.types import ClientId, Predictions
 
 log = logging.getLogger("prrfl")
@@ -447,37 +444,6 @@ def _read_run(folder: Path, config: TrainConfig) -> comparison.FinishedRun:
     if label(config.method) != _method(folder).partition(":")[0]:
         raise ConfigError(f"{folder} holds a run of method {config.method}; rename the folder, or remove it")
     return read_run(folder, config, _method(folder))
-
-
-def read_run(folder: Path, config: TrainConfig, method: str) -> comparison.FinishedRun:
-    """Return a finished run.
-
-    Args:
-        folder: its folder.
-        config: its settings.
-        method: its name in tables.
-
-    Raises:
-        DataError: if its records or predictions are damaged.
-    """
-    summary = RunFolder(folder).summary()
-    sites = summary["best"]["sites"]
-    records = read_records(folder / "metrics.jsonl", classes=len(config.classes))
-    return comparison.FinishedRun(
-        method=method,
-        seed=config.seed,
-        records=records,
-        predictions={
-            site: read_predictions(predictions_path(folder, site, "best", "test"), config.classes)
-            for site in sites
-        },
-        seconds=summary["seconds"],
-        rounds=config.rounds,
-        epochs=config.epochs,
-        training={site: counts for site in sites if (counts := training_counts(folder, site, "best"))},
-        stages=traits_of(ALGORITHMS[config.method]).stages,
-        validation=validation_f1(record for record in records if record.round == summary["best_round"]),
-    )
 
 
 def _check_data_unchanged(folders: Sequence[Path], config: TrainConfig) -> None:
