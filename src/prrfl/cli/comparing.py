@@ -17,7 +17,7 @@ from prrfl.cli.screen import (
     PositionProgress,
     Shown,
     console,
-    going_on,
+    noting_how_to_resume,
     print_next,
     print_table,
     print_watch,
@@ -182,7 +182,7 @@ def _show(
     with (
         reporting(RunFolder(folder), lambda: _position(planned)),
         PositionProgress(look),
-        going_on(lambda: "complete rounds are saved; repeat the command to continue"),
+        noting_how_to_resume(lambda: "complete rounds are saved; repeat the command to continue"),
     ):
         for now in run_all(planned, workers, time_limit):
             failed = now
