@@ -1,7 +1,8 @@
 """Methods × seeds on the same data: plan the runs, do those that are missing, and tabulate the results.
 
 A comparison folder holds ``runs/<method>-seed<n>/`` (run folders), ``comparison.{csv,md,tex,png}``,
-``retrogress.csv``, ``scores.csv`` and ``report.html``.
+``retrogress.csv``, ``scores.csv`` and ``report.html``; ``position.json``, for those who follow it; and what
+the command was given for later reports: ``margin.json``, ``scorers.json`` and ``tuned.toml``.
 """
 
 import csv
@@ -90,42 +91,58 @@ def plan(
     """
     source, given = given_settings(config, {**flags, "workers": 1})
     base = checked(given, source, flags)
-    if (
-        base.data and not base.data.exists() and not is_own_data(base.data)
-    ):  # reported once, instead of by every run
-        raise DataError(f"--data {base.data} does not exist; expected a folder, a manifest .csv or an .npz")
-    data = (
-        absolute(base.data)
-        if base.data
-        else cached(GeneratedData(base.sites, base.images, base.image_size, base.seed))
-    )
-    for what, listed in (("method", methods), ("seed", seeds)):
-        if not listed:
-            raise ConfigError(f"no {what} given; expected at least one")
-        if twice := [item for item in listed if list(listed).count(item) > 1]:
-            raise ConfigError(f"{what} {twice[0]} is given twice; give each once")
-    names = [_labelled(method) for method in methods]
-    if alike := [method for method, name in zip(methods, names, strict=True) if names.count(name) > 1]:
-        raise ConfigError(
-            f"methods {alike[0]} and {alike[1]} are both called {_labelled(alike[0])} in tables and folders; "
-            "rename the class or file of one"
-        )
+    named = _by_name(methods, seeds)
+    data = _data_of(base)
     of_all = given if config else flags  # the quickstart's settings give way to tuned ones
-    explicit = {name: _explicit(method, of_all, base) for method, name in zip(methods, names, strict=True)}
+    explicit = {name: _explicit(method, of_all, base) for name, method in named.items()}
     best = _tuned_settings(tuned, explicit, seeds)
-    if tuned and (out / TUNED).exists() and read_tuned(out) != tuned:
-        raise ConfigError(f"{out} holds a comparison with other tuned settings; choose another --out")
     planned = []
     for seed in seeds:
-        for method in methods:
-            name = _labelled(method)
+        for name, method in named.items():
             settings = {**_settings_of_run(method, given, base), "seed": seed, "data": data}
             resolved = checked(merged(settings, best[name]), f"method '{method}'", flags)
             planned.append(Planned(name, seed, resolved, _run_path(out, name, seed)))
     _warn_of_idle(planned, generated=base.data is None)
     if not any(_is_that_of(base, method) for method in methods):
-        for name in given.get("set", {}).get("method", {}):
-            log.warning("method.%s: no effect on any run", name)
+        for setting in given.get("set", {}).get("method", {}):
+            log.warning("method.%s: no effect on any run", setting)
+    _check_folder(out, planned, tuned)
+    return planned
+
+
+def _by_name(methods: Sequence[str], seeds: Sequence[int]) -> dict[str, str]:
+    """Return the methods by their names in tables; raise unless there are some, and seeds, each once."""
+    for what, listed in (("method", methods), ("seed", seeds)):
+        if not listed:
+            raise ConfigError(f"no {what} given; expected at least one")
+        if twice := [item for item in listed if list(listed).count(item) > 1]:
+            raise ConfigError(f"{what} {twice[0]} is given twice; give each once")
+    named: dict[str, str] = {}
+    for method in methods:
+        name = _labelled(method)
+        if name in named:
+            raise ConfigError(
+                f"methods {named[name]} and {method} are both called {name} in tables and folders; rename "
+                "the class or file of one"
+            )
+        named[name] = method
+    return named
+
+
+def _data_of(base: TrainConfig) -> Path:
+    """Return where the data of all runs is; raise if it is missing, once instead of in every run."""
+    if base.data is None:
+        return cached(GeneratedData(base.sites, base.images, base.image_size, base.seed))
+    if not base.data.exists() and not is_own_data(base.data):
+        raise DataError(f"--data {base.data} does not exist; expected a folder, a manifest .csv or an .npz")
+    return absolute(base.data)
+
+
+def _check_folder(out: Path, planned: Sequence[Planned], tuned: Tuned | None) -> None:
+    """Raise unless the runs in a comparison's folder, if any, can be compared with the planned ones."""
+    if tuned and (out / TUNED).exists() and read_tuned(out) != tuned:
+        raise ConfigError(f"{out} holds a comparison with other tuned settings; choose another --out")
+    data = planned[0].config.data
     before = {folder: RunFolder(folder).settings() for folder in _run_folders(out)}
     started = {folder: _at(folder, config, data) for folder, config in before.items()}
     _check_alike({one.folder: one.config for one in planned} | started, tuned)
@@ -137,7 +154,6 @@ def plan(
     moved = any(_place(config.data) != _place(data) for config in before.values())
     if moved or any(not RunFolder(one.folder).is_finished for one in planned):
         _check_data_unchanged(list(started), planned[0].config)
-    return planned
 
 
 def _warn_of_idle(planned: Sequence[Planned], generated: bool) -> None:
