@@ -143,6 +143,22 @@ def test_a_run_that_fails_is_named_and_the_others_are_in_the_table(prrfl, data, 
     assert "| fedavg |" in (tmp_path / "c/comparison.md").read_text()
 
 
+def test_a_path_among_the_settings_of_a_method_makes_no_folders(prrfl, data, done, tmp_path, monkeypatch):
+    shutil.copytree(done, tmp_path / "c")
+    (tmp_path / "pre").mkdir()
+    shutil.copy(done / "runs/fedavg-seed0/models/clientA/best.safetensors", tmp_path / "pre/w.safetensors")
+    monkeypatch.chdir(tmp_path)
+    methods = "fedavg,fedavg:weights=pre/w.safetensors"
+    code, _, err = prrfl("compare", "--methods", methods, "--data", data, *SMALL, "--out", "c")
+    assert (code, err) == (0, "")
+    assert (tmp_path / "c/runs/fedavg-weights-pre-w.safetensors-seed0/config.toml").is_file()
+    assert "| fedavg:weights=pre-w.safetensors |" in (tmp_path / "c/comparison.md").read_text()
+    methods = "fedavg:weights=pre/w.safetensors,fedavg:weights=pre-w.safetensors"
+    code, _, err = prrfl("compare", "--methods", methods, "--data", data, *SMALL, "--out", "c")
+    assert code == 2
+    assert "are both called fedavg:weights=pre-w.safetensors in tables and folders" in err
+
+
 def test_a_margin_is_kept_for_the_report(prrfl, data, done, tmp_path):
     shutil.copytree(done, tmp_path / "c")
     common = ["compare", "--methods", "fedavg", "--data", data, *SMALL, "--out", tmp_path / "c"]
@@ -173,6 +189,10 @@ def test_methods_are_ranked_over_five_data_sets_or_more(prrfl, done, tmp_path):
     code, _, err = prrfl("compare", "--across", given, "--image-size", 32)
     assert code == 2
     assert "leave out --image-size" in err
+    for flag, value in (("--methods", "fedavg"), ("--seeds", "0,1")):
+        code, _, err = prrfl("compare", "--across", given, flag, value)
+        assert code == 2
+        assert f"leave out {flag}" in err
     code, _, err = prrfl("compare", "--across", given)
     assert code == 2
     assert "has a single method" in err
@@ -181,10 +201,13 @@ def test_methods_are_ranked_over_five_data_sets_or_more(prrfl, done, tmp_path):
         shutil.copytree(folder / "runs/fedavg-seed0", run)
         config = run / "config.toml"
         config.write_text(config.read_text().replace('"fedavg"', '"local"'))
-    code, out, err = prrfl("compare", "--across", given)
+    code, ranks, err = prrfl("compare", "--across", given)
     assert (code, err) == (0, "")
-    assert "Mean ranks over 5 data sets" in out
-    assert out.count("1.50*") == 4  # the same networks, in F1 and AUC
+    assert "Mean ranks over 5 data sets" in ranks
+    assert ranks.count("1.50*") == 4  # the same networks, in F1 and AUC
+    # One comparison under two names counts once.
+    (tmp_path / "link").symlink_to(folders[0])
+    assert prrfl("compare", "--across", f"{given},{tmp_path / 'link'}")[1] == ranks
     shutil.rmtree(folders[3] / "runs/local-seed0")
     code, _, err = prrfl("compare", "--across", given)
     assert code == 2

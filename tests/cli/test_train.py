@@ -206,6 +206,14 @@ def test_bad_settings(text, said, tmp_path, capsys):
     assert not (tmp_path / "r").exists()
 
 
+@pytest.mark.parametrize("text", ["set = 3", "set = {method = 3}"])
+@pytest.mark.parametrize("flags", [(), ("--set", "method.step=1")])
+def test_settings_of_parts_that_are_no_tables(text, flags, tmp_path, capsys):
+    (tmp_path / "bad.toml").write_text(text)
+    message = refused(capsys, "train", "--config", tmp_path / "bad.toml", *flags, "--out", tmp_path / "r")
+    assert message.endswith("bad.toml: key 'set': expected a table of settings, got 3")
+
+
 def test_bad_flags_and_folders(folder, tmp_path, capsys):
     out = tmp_path / "r"
     assert "--rounds" in refused(capsys, "train", "--data", folder, "--rounds", "0", "--out", out)

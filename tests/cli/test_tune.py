@@ -14,8 +14,9 @@ from prrfl.algorithms import ALGORITHMS
 from prrfl.config import TrainConfig
 from prrfl.errors import ConfigError
 from prrfl.parts.search import parse_searches
-from prrfl.runs import tune
-from prrfl.runs.tuned import read_tuned
+from prrfl.runs import run, tune
+from prrfl.runs.compare import plan
+from prrfl.runs.tuned import Tuned, TunedMethod, read_tuned, write_tuned
 from tests.forked import ForkedCommands
 from tests.sites_on_disk import write_layout
 
@@ -106,8 +107,10 @@ def test_a_killed_search_continues_with_the_trials_that_it_would_have_had(prrfl,
     assert not (out / "tuned.toml").exists()
     with (out / "trials.log").open("ab") as journal:
         journal.write(b'{"op_code":4,"wor')  # it may be killed while it writes
+    (out / ".rest-1").mkdir()  # states of a trial that was killed, too
     assert prrfl(*arguments)[0] == 0
     assert (out / "tuning.csv").read_text() == (searched / "tuning.csv").read_text()
+    assert not (out / ".rest-1").exists()
 
 
 def stored(out):
@@ -115,7 +118,8 @@ def stored(out):
     return journal.read_text().count('"intermediate_values"') if journal.exists() else 0
 
 
-def test_trials_behind_the_median_stop_early(prrfl, data, tmp_path):
+def test_trials_behind_the_median_stop_early(prrfl, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "STATES_IN_MEMORY", 0)
     ranges = "lr=1e-9..0.1"
     small = [*SMALL[:-1], 5, "--lr", 0.05]
     common = ["--methods", "local", "--data", data, *small, "--trials", 8, "--search", ranges]
@@ -123,6 +127,7 @@ def test_trials_behind_the_median_stop_early(prrfl, data, tmp_path):
     rows = trials(tmp_path / "t")
     pruned = [row for row in rows if row["outcome"] == "pruned"]
     assert pruned
+    assert not list((tmp_path / "t").glob(".rest-*"))
     assert all(1 < int(row["rounds"]) < 5 and row["validation_macro_f1"] == "" for row in pruned)
     assert all(row["outcome"] == "complete" for row in rows[: tune.BATCH])
     assert read_tuned(tmp_path / "t").methods["local"].pruned == len(pruned)
@@ -154,6 +159,21 @@ def test_a_comparison_uses_what_was_found(prrfl, searched, data, tmp_path):
     # The report reads the folder alone, and the same command finds nothing to do.
     assert prrfl("report", out)[0] == 0
     assert prrfl(*common, "--methods", "fedavg,fedprox", "--seeds", 0)[0] == 0
+
+
+def test_a_given_setting_may_equal_the_tuned_one_in_other_words(data, tmp_path):
+    (tmp_path / "c.toml").write_text("mu = 1\nadaptive = true\n")
+    found = {"fedprox": {"mu": 1.0}, "apfl": {"adaptive": "true"}}
+    tuned = Tuned(2, 2, 1000, {name: TunedMethod(0.5, 0, 0, values) for name, values in found.items()})
+    planned = plan(tmp_path / "c.toml", {"data": data}, list(found), [0], tmp_path / "c", tuned)
+    assert [(one.config.mu, one.config.adaptive) for one in planned] == [(1.0, True)] * 2
+
+
+def test_what_was_found_can_be_read_whatever_its_characters(tmp_path):
+    values = {"method.größe": "\x7f", "method.𝑥𠀀": "😀|\\", "lr": 1e-5, "method.wide": True}
+    tuned = Tuned(2, 2, 1000, {"Ü:a=😀": TunedMethod(0.5, 0, 0, values)}, source=str(tmp_path / "😀\x7f"))
+    write_tuned(tmp_path, tuned)
+    assert read_tuned(tmp_path) == tuned
 
 
 def test_a_comparison_must_have_the_data_of_its_search(prrfl, searched, data, tmp_path):

@@ -14,13 +14,15 @@ import torch
 from prrfl.algorithms import ALGORITHMS
 from prrfl.config import load_config
 from prrfl.data.sources import load_site
-from prrfl.errors import DataError
+from prrfl.errors import ConfigError, DataError
 from prrfl.flower.messages import Order, OrderRefusedError
 from prrfl.flower.site.orders import SiteSettings, carry_out
 from prrfl.models import NETWORKS
 from prrfl.models.vit import vit
 from prrfl.parts import blamed
 from prrfl.parts.blame import raised_by_a_part
+from prrfl.runs import compare
+from prrfl.runs.tuned import Tuned, TunedMethod
 from prrfl.storage.tensor_files import read_tensors
 from prrfl.tensors import head_keys
 from tests.networks import tiny
@@ -136,13 +138,14 @@ class Headless(nn.Module):
 @dataclass(frozen=True)
 class Scaled:
     scale: float = SCALE
+    more: float = 0.0
     counts: ClassVar = "none"
 
     def constants(self, counts):
         return {}
 
     def __call__(self, logits, labels, constants):
-        return self.scale * functional.cross_entropy(logits, labels)
+        return self.scale * functional.cross_entropy(logits, labels) + self.more
 
 
 class Miscounted(Scaled):
@@ -274,6 +277,47 @@ def test_a_step_of_one_is_fedavg_in_a_comparison(own, prrfl, forked):
     code, _, err = prrfl("compare", "--methods", "./own.py:PartWay,./copy.py:PartWay", *where, "--out", "d")
     assert (code, (own / "d").exists()) == (2, False)
     assert "methods ./own.py:PartWay and ./copy.py:PartWay are both called PartWay" in err
+
+
+IN_A_FILE = """
+method = "./own.py:PartWay"
+loss = "./own.py:Scaled"
+data = "./own.py:load"
+network = "tiny"
+[set.method]
+step = 0.75
+[set.loss]
+scale = 5
+more = 7
+"""
+
+
+def test_a_comparison_uses_the_settings_of_parts_of_file_flags_and_names(own, caplog):
+    (own / "c.toml").write_text(IN_A_FILE)
+    flags = {"set": {"loss": {"scale": "3"}}}
+    methods = ["fedavg", "./own.py:PartWay", "./own.py:PartWay:step=1", "./own.py:Listed"]
+    planned = compare.plan(Path("c.toml"), flags, methods, [0], own / "c")
+    assert [one.config.set["loss"] for one in planned] == [{"scale": 3.0, "more": 7.0}] * 4
+    assert [one.config.set.get("method", {}).get("step") for one in planned] == [None, 0.75, 1.0, None]
+    assert not caplog.messages
+    compare.plan(Path("c.toml"), {}, ["fedavg"], [0], own / "c")
+    assert caplog.messages == ["method.step: no effect on any run"]
+
+
+def test_tuned_settings_must_not_contradict_those_of_a_part_in_a_file(own):
+    (own / "c.toml").write_text(IN_A_FILE)
+    (own / "own.py").write_text(f"{PARTS}\nclass Other(PartWay): ...\n")
+
+    def plan(step):
+        found = {name: TunedMethod(0.5, 0, 0, {"method.step": step}) for name in ("PartWay", "Other")}
+        tuned = Tuned(2, 2, 1000, found, "search")
+        methods = ["./own.py:PartWay", "./own.py:Other"]
+        return compare.plan(Path("c.toml"), {}, methods, [0], own / "c", tuned)
+
+    said = r"method\.step = 0\.75 is given, but search holds 0\.5 for PartWay"
+    with pytest.raises(ConfigError, match=said):
+        plan(0.5)
+    assert [one.config.set["method"]["step"] for one in plan(0.75)] == [0.75, 0.75]
 
 
 @pytest.mark.parametrize(

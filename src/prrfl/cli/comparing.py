@@ -17,7 +17,7 @@ from prrfl.cli.screen import (
     PositionProgress,
     Shown,
     console,
-    going_on,
+    noting_how_to_resume,
     print_next,
     print_table,
     print_watch,
@@ -33,18 +33,24 @@ if TYPE_CHECKING:
 DEFAULT_METHODS = ",".join(described().published)
 """The methods of a comparison or search that names none: those of the paper."""
 
+DEFAULT_SEEDS = "0,1"
+"""The seeds of a comparison that gives none."""
+
 
 @with_flags(
     {
         "methods": Annotated[
-            str,
+            str | None,
             typer.Option(
                 help="methods, separated by commas; name:key=value+key=value changes settings, as in "
                 + escape(f"prrfl:transfer=off [default: {DEFAULT_METHODS}]"),
                 show_default=False,
             ),
         ],
-        "seeds": Annotated[str, typer.Option(help="seeds, separated by commas")],
+        "seeds": Annotated[
+            str | None,
+            typer.Option(help=f"seeds, separated by commas {escape(f'[default: {DEFAULT_SEEDS}]')}"),
+        ],
         "workers": Annotated[
             int | None, typer.Option(min=1, help="runs at a time; by default one per core, one on a GPU")
         ],
@@ -82,13 +88,12 @@ DEFAULT_METHODS = ",".join(described().published)
         ],
         "time_limit": TimeLimit,
     },
-    defaults={
-        **{"methods": DEFAULT_METHODS, "seeds": "0,1", "workers": None},
-        **{"margin": None, "scorers": None, "across": None, "tuned": None, "time_limit": None},
-    },
+    defaults=dict.fromkeys(
+        ("methods", "seeds", "workers", "margin", "scorers", "across", "tuned", "time_limit")
+    ),
     leave_out=("method", "seed", "workers", "threads"),
 )
-def compare(methods: str, seeds: str, config: Path | None, out: Path | None, **flags: Any) -> None:
+def compare(config: Path | None, out: Path | None, **flags: Any) -> None:
     """Run methods x seeds from shared starts, and write one table with confidence intervals.
 
     If --out holds an unfinished comparison, it is resumed.
@@ -99,8 +104,13 @@ def compare(methods: str, seeds: str, config: Path | None, out: Path | None, **f
         if idle := [name for name, value in given.items() if value is not None]:
             flag = idle[0].replace("_", "-")
             raise ConfigError(f"--across reads finished comparisons and trains nothing; leave out --{flag}")
-        _print_standings([Path(folder) for folder in names_in(across)])
+        # A comparison counts once, however its path is written.
+        folders = {Path(folder).resolve(): Path(folder) for folder in names_in(across)}
+        _print_standings(list(folders.values()))
         return
+    methods, seeds = flags.pop("methods"), flags.pop("seeds")
+    methods = DEFAULT_METHODS if methods is None else methods
+    seeds = DEFAULT_SEEDS if seeds is None else seeds
     from prrfl.runs import scorers as measures
     from prrfl.runs.afterwards import after_comparison
     from prrfl.runs.compare import differs_from_search, keep_margin, plan, tabulate
@@ -172,7 +182,7 @@ def _show(
     with (
         reporting(RunFolder(folder), lambda: _position(planned)),
         PositionProgress(look),
-        going_on(lambda: "complete rounds are saved; repeat the command to continue"),
+        noting_how_to_resume(lambda: "complete rounds are saved; repeat the command to continue"),
     ):
         for now in run_all(planned, workers, time_limit):
             failed = now

@@ -15,7 +15,7 @@ from prrfl.cli.screen import (
     PositionProgress,
     Shown,
     console,
-    going_on,
+    noting_how_to_resume,
     print_next,
     print_summary,
     print_watch,
@@ -127,7 +127,7 @@ def _serve(ours: "Server", federation: "Federation", show: bool) -> None:
         )
         print_watch(folder)
         again = "complete rounds are saved; run the same command again to resume"
-        with going_on(lambda: again), serving(ours, federation.sites) as run:
+        with noting_how_to_resume(lambda: again), serving(ours, federation.sites) as run:
             _follow(folder, federation.config.rounds, lambda: outcome(ours, run))
     print_summary(folder)
     console.print(f"Run folder: {folder}", soft_wrap=True)

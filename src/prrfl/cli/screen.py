@@ -117,7 +117,7 @@ def print_next(steps: "Iterable[NextStep]") -> None:
 
 
 @contextmanager
-def going_on(how: Callable[[], str]) -> Iterator[None]:
+def noting_how_to_resume(how: Callable[[], str]) -> Iterator[None]:
     """If the user stops the block, add how to resume to the message."""
     try:
         yield

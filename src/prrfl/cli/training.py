@@ -16,7 +16,7 @@ from prrfl.cli.flags import given_flags, with_flags
 from prrfl.cli.options import MovedData, Subgroups, TimeLimit, names_in
 from prrfl.cli.screen import (
     console,
-    going_on,
+    noting_how_to_resume,
     print_next,
     print_subgroups,
     print_summary,
@@ -92,7 +92,7 @@ def run_training(
         console.print(f"Resuming after round {done} of {settings.rounds}.")
     print_watch(folder)
     with (
-        going_on(
+        noting_how_to_resume(
             lambda: (
                 f"{there.rounds_done} of {settings.rounds} rounds are saved; "
                 f"continue with `{command('resume', folder)}`"

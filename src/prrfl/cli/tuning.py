@@ -15,7 +15,7 @@ from rich.table import Table
 from prrfl.cli.comparing import DEFAULT_METHODS
 from prrfl.cli.flags import described, given_flags, with_flags
 from prrfl.cli.options import names_in
-from prrfl.cli.screen import console, going_on, print_table
+from prrfl.cli.screen import console, noting_how_to_resume, print_table
 from prrfl.errors import ConfigError
 from prrfl.reports.formatting import percent
 
@@ -89,7 +89,7 @@ def tune(methods: str, trials: int, seed: int, config: Path | None, out: Path | 
         )
         with (
             Progress(*columns, console=console, speed_estimate_period=3600) as progress,
-            going_on(
+            noting_how_to_resume(
                 lambda: (
                     f"finished trials are saved; repeat the command with --out {quote(str(folder))} to resume"
                 )

@@ -1,7 +1,15 @@
 """All settings of a run: what they are, and how they are read and checked."""
 
 from prrfl.config.faults import choices
-from prrfl.config.reading import checked, given_settings, load_config, merged, parse_toml, renamed
+from prrfl.config.reading import (
+    checked,
+    given_settings,
+    load_config,
+    merged,
+    parse_settings,
+    parse_toml,
+    renamed,
+)
 from prrfl.config.scope import Scope
 from prrfl.config.settings import (
     LARGEST_FILE,
@@ -11,6 +19,7 @@ from prrfl.config.settings import (
     TRACKERS,
     TrainConfig,
     as_written_now,
+    toml_value,
 )
 
 __all__ = [
@@ -27,6 +36,8 @@ __all__ = [
     "given_settings",
     "load_config",
     "merged",
+    "parse_settings",
     "parse_toml",
     "renamed",
+    "toml_value",
 ]

@@ -39,13 +39,13 @@ def given_settings(path: Path | None, overrides: Mapping[str, object]) -> tuple[
         source, text = "quickstart", resources.files("prrfl").joinpath("quickstart.toml").read_text("utf-8")
     else:
         source, text = "flags", ""
-    return source, merged(parse_toml(text, source), overrides)
+    return source, merged(parse_settings(text, source), overrides)
 
 
 def merged(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings with some overridden; settings of own parts are overridden one by one."""
     whole = {**settings, **overrides}
-    if "set" not in settings or "set" not in overrides or not isinstance(settings["set"], dict):
+    if "set" not in settings or "set" not in overrides:
         return whole
     before, after = settings["set"], overrides["set"]
     tables = {kind: {**before.get(kind, {}), **after.get(kind, {})} for kind in {**before, **after}}
@@ -81,6 +81,20 @@ def renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
     if "track" not in now and isinstance(now.get("tensorboard"), bool):
         now["track"] = ("tensorboard",) if now.pop("tensorboard") else ()
     return now
+
+
+def parse_settings(text: str, source: str) -> dict[str, Any]:
+    """Return the settings of a TOML text, such that :func:`merged` can override them.
+
+    Raises:
+        ConfigError: as :func:`parse_toml`, or if ``set`` does not hold a table for each kind of part.
+    """
+    settings = parse_toml(text, source)
+    tables = settings.get("set", {})
+    for table in (tables, *(tables.values() if isinstance(tables, dict) else ())):
+        if not isinstance(table, dict):
+            raise ConfigError(f"{source}: key 'set': expected a table of settings, got {table!r}")
+    return settings
 
 
 def parse_toml(text: str, source: str) -> dict[str, Any]:

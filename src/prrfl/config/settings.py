@@ -313,7 +313,7 @@ class TrainConfig(BaseModel):
     @field_validator("data", "weights")
     @classmethod
     def _can_be_opened(cls, value: Path | None) -> Path | None:
-        if "\0" in str(value) or len(_toml(str(value)).encode()) > LONGEST_PATH:
+        if "\0" in str(value) or len(toml_value(str(value)).encode()) > LONGEST_PATH:
             raise ValueError(f"expected a path of at most {LONGEST_PATH:,} bytes, without NUL bytes")
         return value
 
@@ -329,7 +329,7 @@ class TrainConfig(BaseModel):
             raise ValueError("expected at least two class names, each once")
         if not all(name.isprintable() for name in value):
             raise ValueError("expected names of printable characters, without line breaks")
-        if len(_toml(value).encode()) > LARGEST_FILE // 2:
+        if len(toml_value(value).encode()) > LARGEST_FILE // 2:
             raise ValueError(f"expected names of at most {LARGEST_FILE // 2:,} bytes in total")
         return value
 
@@ -359,7 +359,7 @@ class TrainConfig(BaseModel):
         if value is not None and (not value or not all(value)):
             raise ValueError("expected patterns of names, such as features.*")
         if value and not (
-            all(map(str.isprintable, value)) and len(_toml(value).encode()) <= LARGEST_FILE // 2
+            all(map(str.isprintable, value)) and len(toml_value(value).encode()) <= LARGEST_FILE // 2
         ):
             raise ValueError(f"expected printable patterns of at most {LARGEST_FILE // 2:,} bytes in total")
         return value
@@ -533,10 +533,11 @@ class TrainConfig(BaseModel):
         """Return the settings as TOML, which :func:`load_config` reads back."""
         settings = self.model_dump(mode="json", exclude_none=True)
         tables = settings.pop("set")
-        lines = [f"{key} = {_toml(value)}" for key, value in settings.items()]
+        lines = [f"{key} = {toml_value(value)}" for key, value in settings.items()]
         for kind, table in tables.items():  # last, because what follows a table's head belongs to it
             # Keys in quotes, because TOML's bare keys are ASCII and Python's names need not be.
-            own = (f"{key if key.isascii() else _toml(key)} = {_toml(value)}" for key, value in table.items())
+            names = (key if key.isascii() else toml_value(key) for key in table)
+            own = (f"{name} = {toml_value(value)}" for name, value in zip(names, table.values(), strict=True))
             lines += [f"[set.{kind}]", *own]
         return "\n".join([*lines, ""])
 
@@ -584,7 +585,8 @@ SEARCHES: Mapping[str, Search] = {
 """Which values of a setting ``prrfl tune`` tries, for settings that declare it."""
 
 
-def _toml(value: object) -> str:
+def toml_value(value: object) -> str:
+    """Return a text, number, boolean or list as TOML. A text can also be a key."""
     # JSON strings, numbers, booleans and lists are valid TOML, with two exceptions: TOML does not allow
     # surrogate pairs, hence ensure_ascii=False, and DEL must be escaped.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -12,7 +12,7 @@ from uuid import uuid4
 from pydantic import TypeAdapter, ValidationError
 
 from prrfl.algorithms import traits_of
-from prrfl.config import LARGEST_FILE, TrainConfig, checked, parse_toml
+from prrfl.config import LARGEST_FILE, TrainConfig, checked, parse_settings
 from prrfl.errors import ConfigError, ParticipationError
 from prrfl.flower.certs import check_names
 from prrfl.flower.consent import SENT
@@ -142,13 +142,13 @@ def read_settings(path: Path) -> dict[str, Any]:
     """Read settings from a TOML file.
 
     Raises:
-        ConfigError: if the file is missing or is not TOML.
+        ConfigError: if the file is missing, is not TOML, or ``set`` holds no tables.
     """
     try:
         text = read_text(path, LARGEST_FILE)
     except (OSError, UnicodeDecodeError) as cause:
         raise ConfigError(f"config file {path} cannot be read: {' '.join(str(cause).split())}") from None
-    return parse_toml(text, str(path))
+    return parse_settings(text, str(path))
 
 
 def check_can_federate(config: TrainConfig, secure: bool) -> None:

@@ -16,16 +16,15 @@ def standings(folders: Sequence[Path]) -> list[Standing]:
     """Return the ranks of methods over the data sets of comparisons, in each measure that all of them have.
 
     Args:
-        folders: of comparisons with the same methods, each on a data set of its own.
+        folders: of comparisons with the same methods, each on a data set of its own; no folder twice.
 
     Raises:
         ConfigError: if there are too few comparisons, or their methods differ.
         DataError: if a comparison cannot be read.
     """
-    places = {folder.resolve() for folder in folders}
-    if len(places) < FEWEST_SETS:
+    if len(folders) < FEWEST_SETS:
         raise ConfigError(
-            f"--across: expected comparisons on at least {FEWEST_SETS} data sets, got {len(places)}; with "
+            f"--across: expected comparisons on at least {FEWEST_SETS} data sets, got {len(folders)}; with "
             "fewer, ranks tell next to nothing"
         )
     found = {folder: mean_scores(read_runs(folder)[0]) for folder in folders}

@@ -1,7 +1,8 @@
 """Methods × seeds on the same data: plan the runs, do those that are missing, and tabulate the results.
 
 A comparison folder holds ``runs/<method>-seed<n>/`` (run folders), ``comparison.{csv,md,tex,png}``,
-``retrogress.csv``, ``scores.csv`` and ``report.html``.
+``retrogress.csv``, ``scores.csv`` and ``report.html``; ``position.json``, for those who follow it; and what
+the command was given for later reports: ``margin.json``, ``scorers.json`` and ``tuned.toml``.
 """
 
 import csv
@@ -26,21 +27,18 @@ from prrfl.data.own import absolute, is_own_data
 from prrfl.data.synthetic import GeneratedData, cached
 from prrfl.errors import ConfigError, DataError
 from prrfl.machine import usable_cores
-from prrfl.parts import is_reference, label
+from prrfl.parts import is_reference, label, placed
 from prrfl.reports import comparison, documents, scores, tables
 from prrfl.reports.meter import measure
 from prrfl.reports.overlay import draw_comparison
 from prrfl.reports.page import ComparisonResults, comparison_page
-from prrfl.reports.summary import validation_f1
-from prrfl.runs.deployed import predictions_path, training_counts
 from prrfl.runs.folder import RunFolder
-from prrfl.runs.report import heading
+from prrfl.runs.report import heading, read_run
 from prrfl.runs.scorers import read_scorers
 from prrfl.runs.setup import load_data
 from prrfl.runs.tuned import TUNED, Tuned, read_tuned
 from prrfl.storage.atomic import write_json, write_text
 from prrfl.storage.reading import parse_json, read_text
-from prrfl.storage.records import read_predictions, read_records
 from prrfl.types import ClientId, Predictions
 
 log = logging.getLogger("prrfl")
@@ -93,44 +91,58 @@ def plan(
     """
     source, given = given_settings(config, {**flags, "workers": 1})
     base = checked(given, source, flags)
-    if (
-        base.data and not base.data.exists() and not is_own_data(base.data)
-    ):  # reported once, instead of by every run
-        raise DataError(f"--data {base.data} does not exist; expected a folder, a manifest .csv or an .npz")
-    data = (
-        absolute(base.data)
-        if base.data
-        else cached(GeneratedData(base.sites, base.images, base.image_size, base.seed))
-    )
+    named = _by_name(methods, seeds)
+    data = _data_of(base)
+    of_all = given if config else flags  # the quickstart's settings give way to tuned ones
+    explicit = {name: _explicit(method, of_all, base) for name, method in named.items()}
+    best = _tuned_settings(tuned, explicit, seeds)
+    planned = []
+    for seed in seeds:
+        for name, method in named.items():
+            settings = {**_settings_of_run(method, given, base), "seed": seed, "data": data}
+            resolved = checked(merged(settings, best[name]), f"method '{method}'", flags)
+            planned.append(Planned(name, seed, resolved, _run_path(out, name, seed)))
+    _warn_of_idle(planned, generated=base.data is None)
+    if not any(_is_that_of(base, method) for method in methods):
+        for setting in given.get("set", {}).get("method", {}):
+            log.warning("method.%s: no effect on any run", setting)
+    _check_folder(out, planned, tuned)
+    return planned
+
+
+def _by_name(methods: Sequence[str], seeds: Sequence[int]) -> dict[str, str]:
+    """Return the methods by their names in tables; raise unless there are some, and seeds, each once."""
     for what, listed in (("method", methods), ("seed", seeds)):
         if not listed:
             raise ConfigError(f"no {what} given; expected at least one")
         if twice := [item for item in listed if list(listed).count(item) > 1]:
             raise ConfigError(f"{what} {twice[0]} is given twice; give each once")
-    names = [_labelled(method) for method in methods]
-    if alike := [method for method, name in zip(methods, names, strict=True) if names.count(name) > 1]:
-        raise ConfigError(
-            f"methods {alike[0]} and {alike[1]} are both called {_labelled(alike[0])} in tables and folders; "
-            "rename the class of one"
-        )
-    explicit = given if config else flags  # the quickstart's settings give way to tuned ones
-    best = _tuned_settings(tuned, names, explicit, seeds)
+    named: dict[str, str] = {}
+    for method in methods:
+        name = _labelled(method)
+        if name in named:
+            raise ConfigError(
+                f"methods {named[name]} and {method} are both called {name} in tables and folders; rename "
+                "the class or file of one"
+            )
+        named[name] = method
+    return named
+
+
+def _data_of(base: TrainConfig) -> Path:
+    """Return where the data of all runs is; raise if it is missing, once instead of in every run."""
+    if base.data is None:
+        return cached(GeneratedData(base.sites, base.images, base.image_size, base.seed))
+    if not base.data.exists() and not is_own_data(base.data):
+        raise DataError(f"--data {base.data} does not exist; expected a folder, a manifest .csv or an .npz")
+    return absolute(base.data)
+
+
+def _check_folder(out: Path, planned: Sequence[Planned], tuned: Tuned | None) -> None:
+    """Raise unless the runs in a comparison's folder, if any, can be compared with the planned ones."""
     if tuned and (out / TUNED).exists() and read_tuned(out) != tuned:
         raise ConfigError(f"{out} holds a comparison with other tuned settings; choose another --out")
-    planned = []
-    for seed in seeds:
-        for method in methods:
-            settings = {**flags, **_settings(method), "seed": seed, "data": data}
-            # What the file or the quickstart gives applies to every run; other settings are its method's.
-            both = {
-                **given,
-                **settings,
-                "set": {**_shared(given), **_shared(flags), **settings.get("set", {})},
-            }
-            name = _labelled(method)
-            resolved = checked(merged(both, best[name]), f"method '{method}'", flags)
-            planned.append(Planned(name, seed, resolved, _run_path(out, name, seed)))
-    _warn_of_idle(planned, generated=base.data is None)
+    data = planned[0].config.data
     before = {folder: RunFolder(folder).settings() for folder in _run_folders(out)}
     started = {folder: _at(folder, config, data) for folder, config in before.items()}
     _check_alike({one.folder: one.config for one in planned} | started, tuned)
@@ -142,7 +154,6 @@ def plan(
     moved = any(_place(config.data) != _place(data) for config in before.values())
     if moved or any(not RunFolder(one.folder).is_finished for one in planned):
         _check_data_unchanged(list(started), planned[0].config)
-    return planned
 
 
 def _warn_of_idle(planned: Sequence[Planned], generated: bool) -> None:
@@ -159,16 +170,16 @@ def _warn_of_idle(planned: Sequence[Planned], generated: bool) -> None:
 
 
 def _tuned_settings(
-    tuned: Tuned | None, methods: Sequence[str], explicit: Mapping[str, object], seeds: Sequence[int]
+    tuned: Tuned | None, explicit: Mapping[str, Mapping[str, object]], seeds: Sequence[int]
 ) -> dict[str, dict[str, Any]]:
     if tuned is None:
-        return {method: {} for method in methods}
+        return {name: {} for name in explicit}
     if tuned.seed in seeds:
         raise ConfigError(
             f"seed {tuned.seed} is that of the search in {tuned.source}, whose settings may suit it by "
             "chance; choose other --seeds"
         )
-    return tuned.settings_of(methods, explicit)
+    return tuned.settings_of(explicit)
 
 
 def _run_path(out: Path, method: str, seed: int) -> Path:
@@ -249,6 +260,7 @@ def _split(method: str) -> tuple[str, str]:
 def _labelled(method: str) -> str:
     """Return a method as the table shows it: a reference without its module or file."""
     name, rest = _split(method)
+    rest = rest.replace("/", "-")  # it is also the name of a folder
     return f"{label(name)}:{rest}" if rest else label(name)
 
 
@@ -281,6 +293,23 @@ def _settings(method: str) -> dict[str, Any]:
             raise ConfigError(f"method '{method}': {name} has no setting {key}; {known}")
         settings[key] = value
     return settings
+
+
+def _is_that_of(base: TrainConfig, method: str) -> bool:
+    """Return whether a method is the one whose settings a file holds, in ``[set.method]``."""
+    return placed(_split(method)[0]) == base.method
+
+
+def _settings_of_run(method: str, given: Mapping[str, Any], base: TrainConfig) -> dict[str, Any]:
+    """Return what is given for all runs, overridden by the settings in the method's name."""
+    parts = given.get("set", {}) if _is_that_of(base, method) else _shared(given)
+    return merged({**given, "set": parts}, _settings(method))
+
+
+def _explicit(method: str, given: Mapping[str, Any], base: TrainConfig) -> dict[str, object]:
+    """Return what is given for a method otherwise than in its name, by the keys of a search."""
+    own = given.get("set", {}).get("method", {}) if _is_that_of(base, method) else {}
+    return {**given, **{f"method.{name}": base.set["method"][name] for name in own}}
 
 
 def _run_folders(out: Path) -> list[Path]:
@@ -431,37 +460,6 @@ def _read_run(folder: Path, config: TrainConfig) -> comparison.FinishedRun:
     if label(config.method) != _method(folder).partition(":")[0]:
         raise ConfigError(f"{folder} holds a run of method {config.method}; rename the folder, or remove it")
     return read_run(folder, config, _method(folder))
-
-
-def read_run(folder: Path, config: TrainConfig, method: str) -> comparison.FinishedRun:
-    """Return a finished run.
-
-    Args:
-        folder: its folder.
-        config: its settings.
-        method: its name in tables.
-
-    Raises:
-        DataError: if its records or predictions are damaged.
-    """
-    summary = RunFolder(folder).summary()
-    sites = summary["best"]["sites"]
-    records = read_records(folder / "metrics.jsonl", classes=len(config.classes))
-    return comparison.FinishedRun(
-        method=method,
-        seed=config.seed,
-        records=records,
-        predictions={
-            site: read_predictions(predictions_path(folder, site, "best", "test"), config.classes)
-            for site in sites
-        },
-        seconds=summary["seconds"],
-        rounds=config.rounds,
-        epochs=config.epochs,
-        training={site: counts for site in sites if (counts := training_counts(folder, site, "best"))},
-        stages=traits_of(ALGORITHMS[config.method]).stages,
-        validation=validation_f1(record for record in records if record.round == summary["best_round"]),
-    )
 
 
 def _check_data_unchanged(folders: Sequence[Path], config: TrainConfig) -> None:

@@ -20,8 +20,9 @@ from prrfl.reports.paper_figures import Curves, Dots
 from prrfl.reports.plotting import Figure, save_for_print
 from prrfl.reports.retrogress import MEASURES, band, caption, curve
 from prrfl.reports.styles import of_networks
-from prrfl.runs.compare import read_margin, read_run, read_runs
+from prrfl.runs.compare import read_margin, read_runs
 from prrfl.runs.folder import RunFolder
+from prrfl.runs.report import read_run
 from prrfl.runs.scorers import read_scorers
 from prrfl.storage.atomic import write_text
 from prrfl.types import Predictions, ScoreRecord

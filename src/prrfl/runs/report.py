@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from prrfl import __version__
-from prrfl.algorithms import BASELINE, traits_of
+from prrfl.algorithms import ALGORITHMS, BASELINE, traits_of
 from prrfl.config import TrainConfig
 from prrfl.data.fingerprint import difference, fingerprints
 from prrfl.data.subgroups import SubgroupColumn, read_tables
@@ -19,7 +19,7 @@ from prrfl.reports.page import Heading, RunResults, Sample, SiteImages, run_page
 from prrfl.reports.retrogress import draw_retrogress
 from prrfl.reports.scores import scores_to_csv
 from prrfl.reports.subgroups import Subgroup, by_subgroup, subgroups_to_csv
-from prrfl.reports.summary import summarise
+from prrfl.reports.summary import summarise, validation_f1
 from prrfl.runs.deployed import Which, predictions_path, training_counts
 from prrfl.runs.folder import RunFolder, first_candidate
 from prrfl.runs.setup import data_folder, read_sites
@@ -73,7 +73,8 @@ def subgroups(folder: Path, columns: Sequence[SubgroupColumn], data: Path | None
             f"--subgroups: predictions and tables of {folder} stay at its sites; there, run `prrfl evaluate` "
             "with --subgroups on the site's own folder"
         )
-    predictions = _predictions(there, settings, summarise(records, first_candidate(settings.rounds)))
+    summary = summarise(records, first_candidate(settings.rounds))
+    predictions = _predictions(there, settings, summary, _reported(settings, summary["rounds"]))
     here = there.at(settings, data, "--data")
     tables = read_tables(
         data_folder(here), columns, list(predictions), classes=here.classes, image_size=here.image_size
@@ -98,9 +99,9 @@ def report(folder: Path, data: Path | None = None, subgroups: Sequence[Subgroup]
     """
     there, settings, records = _read(folder)
     summary = finish(records, settings, there)
-    # In a federation, predictions and images stay at the sites.
-    predictions = {} if there.is_federation else _predictions(there, settings, summary)
     which = _reported(settings, summary["rounds"])
+    run = _run_of(there, settings, settings.method, records, summary, which)
+    predictions = run.predictions
     if subgroups:
         write_text(folder / "subgroups.csv", subgroups_to_csv(subgroups, settings.classes))
     try:
@@ -109,17 +110,6 @@ def report(folder: Path, data: Path | None = None, subgroups: Sequence[Subgroup]
     except DataError as cause:
         log.warning("the page shows no images, because the data cannot be read: %s", cause)
         sites = []
-    run = FinishedRun(
-        method=settings.method,
-        seed=settings.seed,
-        records=records,
-        predictions=predictions,
-        seconds=summary.get("seconds", 0.0),
-        rounds=settings.rounds,
-        epochs=settings.epochs,
-        training={site: counts for site in predictions if (counts := training_counts(folder, site, which))},
-        stages=traits_of(settings.algorithm()).stages,
-    )
     images = {
         site.name: SiteImages(
             class_counts(site, len(settings.classes)),
@@ -144,6 +134,47 @@ def report(folder: Path, data: Path | None = None, subgroups: Sequence[Subgroup]
     return summary
 
 
+def read_run(folder: Path, config: TrainConfig, method: str) -> FinishedRun:
+    """Return a finished run, with the networks of its best round.
+
+    Args:
+        folder: its folder.
+        config: its settings.
+        method: its name in tables.
+
+    Raises:
+        DataError: if its records or predictions are damaged.
+    """
+    there = RunFolder(folder)
+    summary = there.summary()
+    records = read_records(folder / "metrics.jsonl", classes=len(config.classes))
+    return _run_of(there, config, method, records, summary, "best")
+
+
+def _run_of(
+    there: RunFolder,
+    config: TrainConfig,
+    method: str,
+    records: Sequence[RoundRecord],
+    summary: Mapping[str, Any],
+    which: Which,
+) -> FinishedRun:
+    predictions = _predictions(there, config, summary, which)
+    counts = {site: training_counts(there.path, site, which) for site in predictions}
+    return FinishedRun(
+        method=method,
+        seed=config.seed,
+        records=records,
+        predictions=predictions,
+        seconds=summary.get("seconds", 0.0),
+        rounds=config.rounds,
+        epochs=config.epochs,
+        training={site: of for site, of in counts.items() if of},
+        stages=traits_of(ALGORITHMS[config.method]).stages,
+        validation=validation_f1(record for record in records if record.round == summary["best_round"]),
+    )
+
+
 def _read(folder: Path) -> tuple[RunFolder, TrainConfig, list[RoundRecord]]:
     there = RunFolder(folder)
     settings = there.settings()
@@ -162,13 +193,12 @@ def _reported(settings: TrainConfig, rounds: int) -> Which:
 
 
 def _predictions(
-    there: RunFolder, settings: TrainConfig, summary: Mapping[str, Any]
+    there: RunFolder, settings: TrainConfig, summary: Mapping[str, Any], which: Which
 ) -> dict[ClientId, Predictions]:
-    """Return the predictions on test images of the networks that a report is about."""
-    which = _reported(settings, summary["rounds"])
+    """Return the predictions on test images of a run's networks; in a federation they stay at the sites."""
     return {
         site: read_predictions(predictions_path(there.path, site, which, "test"), settings.classes)
-        for site in summary["best"]["sites"]
+        for site in ([] if there.is_federation else summary["best"]["sites"])
     }
 
 

@@ -142,7 +142,7 @@ def open_folder(folder: RunFolder, patience: float = 0.0) -> Iterator[None]:
     """
     with folder.locked(patience), log_file(folder.path / "log.txt"):
         remove_partial(folder.path)
-        for path in set(folder.path.glob(".rest-*")) - {_states_folder(folder.path)}:
+        for path in set(folder.path.glob(".rest-*")) - {states_folder(folder.path, os.getpid())}:
             shutil.rmtree(path)
         yield
 
@@ -259,15 +259,15 @@ STATES_IN_MEMORY = 2**30
 """Largest size of the states of all sites, in bytes, that stays in memory; larger ones are stored on disk."""
 
 
-def _states_folder(folder: Path) -> Path:
-    """Return where this process stores states that are not in use. Another process has another folder."""
-    return folder / f".rest-{os.getpid()}"
+def states_folder(folder: Path, process: int | None) -> Path:
+    """Return where a process, by its id, stores states that are not in use."""
+    return folder / f".rest-{process}"
 
 
 @contextmanager
 def open_engine(run: Run, sites: Sequence[SiteData], folder: Path) -> Iterator[Engine]:
     """Yield the engine that the settings ask for; end its processes and remove its files after the block."""
-    config, stored = run.settings, _states_folder(folder)
+    config, stored = run.settings, states_folder(folder, os.getpid())
     state = run.method.start(run.recipe.initial())
     large = len(sites) * len(to_bytes(state)) > STATES_IN_MEMORY
     kind = Pooled if traits_of(run.method).scope == "pooled" else InProcess

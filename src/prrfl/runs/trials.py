@@ -5,6 +5,7 @@ No test image takes part: :func:`without_test` removes them before the first tri
 
 import json
 import os
+import shutil
 import signal
 import traceback
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ from prrfl.engine.workers import forked
 from prrfl.errors import NonFiniteShareError, PRRFLError
 from prrfl.parts import blamed
 from prrfl.reports.summary import validation_f1
-from prrfl.runs.run import open_engine
+from prrfl.runs.run import open_engine, states_folder
 from prrfl.runs.setup import Run, resolved, with_class_counts
 from prrfl.types import ExchangeRecord, RoundRecord, SiteData
 
@@ -77,6 +78,7 @@ class TrialProcess:
         # A thread that has not computed forks: a child cannot use the team of threads of one that has.
         with ThreadPoolExecutor(1) as thread:
             self._process, self.connection = thread.submit(forked, _serve, config, sites, folder).result()
+        self._folder = folder
 
     def receive(self) -> Message:
         """Return the next message.
@@ -93,15 +95,16 @@ class TrialProcess:
                 "--workers"
             ) from None
 
-    def answer(self, proceed: bool) -> None:
-        """Let it begin the next round, or end it."""
-        self.connection.send_bytes(json.dumps(proceed).encode())
+    def proceed(self) -> None:
+        """Let it begin the next round."""
+        self.connection.send_bytes(b"")
 
     def close(self) -> None:
-        """End the process."""
+        """End the process, and remove the states that it stored."""
         self._process.kill()
         self._process.join()
         self.connection.close()
+        shutil.rmtree(states_folder(self._folder, self._process.pid), ignore_errors=True)
 
 
 def _serve(
@@ -117,8 +120,7 @@ def _serve(
     try:
         for score in validation_by_round(config, sites, folder):
             tell(kind="round", score=score)
-            if not json.loads(connection.recv_bytes()):
-                return
+            connection.recv_bytes()  # waits for leave to proceed
         tell(kind="done")
     except (EOFError, ConnectionError):
         pass  # the parent has ended

@@ -8,12 +8,15 @@ data.json     fingerprints of the data, without test images
 trials.log    all finished trials, a journal of Optuna
 tuning.csv    the same as a table
 tuned.toml    the best settings, see prrfl.runs.tuned
+.lock         lets no other process search in the folder
+.rest-<id>/   states of a running trial's sites if memory is short
 log.txt       warnings and errors, with the traceback of what a part of the user's own raised
 """
 
 import csv
 import fcntl
 import io
+import shutil
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -214,6 +217,8 @@ def _locked_journal(out: Path) -> Iterator[None]:
             journal.seek(0)
             journal.truncate(journal.read().rfind(b"\n") + 1)  # part of a line
         (out / f"{JOURNAL}.lock").unlink(missing_ok=True)  # Optuna's own, for which it would wait
+        for path in out.glob(".rest-*"):
+            shutil.rmtree(path, ignore_errors=True)  # its process may still be ending
         yield
 
 
@@ -362,7 +367,7 @@ class _Running:
             self.trial.report(message.score, len(self.scores) - 1)
             last = len(self.scores) == self.of.search.rounds
             if last or not self.trial.should_prune():
-                self.process.answer(proceed=True)
+                self.process.proceed()
                 return True
         self._end({"round": "pruned", "done": "complete"}.get(message.kind, message.kind), message.said)
         self.close()

@@ -1,15 +1,15 @@
 """``tuned.toml``: the settings that ``prrfl tune`` found for each method, and how."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from prrfl.config import LARGEST_FILE, parse_toml
+from prrfl.config import LARGEST_FILE, parse_toml, toml_value
 from prrfl.errors import ConfigError, nearest
+from prrfl.parts.search import as_choice
 from prrfl.storage.atomic import write_text
 from prrfl.storage.reading import read_text
 
@@ -62,44 +62,42 @@ class Tuned:
         """Return it as TOML, which :func:`read_tuned` reads back."""
         lines = ["# Written by `prrfl tune`. Scores are macro-F1 on validation, as fractions."]
         lines += [f"{key} = {getattr(self, key)}" for key in ("trials", "rounds", "seed")]
-        lines += [f"source = {json.dumps(self.source, ensure_ascii=False)}"] if self.source else []
+        lines += [f"source = {toml_value(self.source)}"] if self.source else []
         for name, method in self.methods.items():
-            head = f"methods.{json.dumps(name, ensure_ascii=False)}"
+            head = f"methods.{toml_value(name)}"
             lines += ["", f"[{head}]", f"score = {method.score!r}"]
             lines += [] if method.default_score is None else [f"default_score = {method.default_score!r}"]
             lines += [f"trial = {method.trial}", f"pruned = {method.pruned}", f"[{head}.settings]"]
-            lines += [f"{json.dumps(key)} = {json.dumps(value)}" for key, value in method.settings.items()]
+            lines += [f"{toml_value(key)} = {toml_value(value)}" for key, value in method.settings.items()]
         return "\n".join([*lines, ""])
 
     def searched(self, name: str) -> set[str]:
         """Return the settings that were searched for a method."""
         return set(self.methods[name].settings) if name in self.methods else set()
 
-    def settings_of(
-        self, methods: Sequence[str], explicit: Mapping[str, object]
-    ) -> dict[str, dict[str, Any]]:
+    def settings_of(self, explicit: Mapping[str, Mapping[str, object]]) -> dict[str, dict[str, Any]]:
         """Return the tuned settings of methods as a settings file would hold them.
 
         Args:
-            methods: names in the table.
-            explicit: settings that are given for all methods otherwise.
+            explicit: for each method, by its name in the table, the settings that are given otherwise.
 
         Raises:
             ConfigError: if a method was not tuned, or a given setting contradicts its tuned value.
         """
-        if missing := [name for name in methods if name not in self.methods]:
+        if missing := [name for name in explicit if name not in self.methods]:
             raise ConfigError(
                 f"{self.source} holds no settings for {', '.join(missing)}"
                 f"{nearest(missing[0], self.methods)}; run `prrfl tune` for all methods of the comparison"
             )
-        for name in methods:
+        for name, given in explicit.items():
             for key, value in self.methods[name].settings.items():
-                if key in explicit and str(explicit[key]) != str(value):
+                # 1 is 1.0, and true is the choice 'true'.
+                if key in given and given[key] != value and as_choice(given[key]) != as_choice(value):
                     raise ConfigError(
-                        f"{key} = {explicit[key]} is given, but {self.source} holds {value} for {name}; "
+                        f"{key} = {given[key]} is given, but {self.source} holds {value} for {name}; "
                         "leave it out, or compare without --tuned"
                     )
-        return {name: as_given(self.methods[name].settings) for name in methods}
+        return {name: as_given(self.methods[name].settings) for name in explicit}
 
 
 def as_given(settings: Settings) -> dict[str, Any]:
