@@ -169,6 +169,17 @@ def test_a_partition_by_dirichlet(here, prrfl):
     assert (code, "use a larger --dirichlet, or fewer --sites" in err) == (2, True)
 
 
+@pytest.mark.parametrize("how", [["--sites", 2, "--least", 1], ["--by", "centre"]])
+def test_a_partition_of_an_unknown_split_is_refused(here, prrfl, how):
+    manifest(here)
+    text = (here / "m.csv").read_text()
+    (here / "m.csv").write_text(text.replace(",valid,", ",val,"))
+    code, _, err = prrfl("data", "partition", "m.csv", *how, "--out", "p.csv")
+    said = "m.csv:5: unknown split 'val'; expected one of train, valid, test (did you mean 'valid'?)"
+    assert (code, said in err, err.count("\n")) == (2, True, 1), err
+    assert not (here / "p.csv").exists()
+
+
 def medmnist(path, labels=None):
     """Write arrays in the shape of MedMNIST; the pixels tell which image is which."""
     arrays = {}

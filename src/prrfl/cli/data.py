@@ -316,15 +316,17 @@ def _divided_manifest(
 ) -> tuple[Sequence[str], Sequence[str]]:
     """Write a manifest with other sites; return the label and the site of each image."""
     from prrfl.data.importing import manifest_of
-    from prrfl.data.manifest import COLUMNS
+    from prrfl.data.manifest import COLUMNS, split_of
     from prrfl.data.partition import by_column, by_skew
     from prrfl.data.tables import read_rows
 
     if out.suffix.lower() != ".csv" or out.resolve() == source.resolve():
         raise DataError(f"--out is {out}; expected a file that ends in .csv and is not the data set itself")
     needed = ("path", "label", "split", *([by] if by else []))
-    rows = [row for _, row in read_rows(source, needed, "manifest", ("site", "group"))]
-    labels, splits, groups = ([row.get(name, "") for row in rows] for name in ("label", "split", "group"))
+    numbered = read_rows(source, needed, "manifest", ("site", "group"))
+    rows = [row for _, row in numbered]
+    splits = [split_of(row["split"], f"{source}:{line}") for line, row in numbered]
+    labels, groups = ([row.get(name, "") for row in rows] for name in ("label", "group"))
     placed = by_skew(labels, splits, groups, skew) if by is None else by_column(rows, by, str(source))
     written = [
         {
