@@ -389,6 +389,20 @@ def test_a_site_checks_its_data_before_it_joins(certs, prrfl, tmp_path, spoil):
     assert not (tmp_path / "home").exists()
 
 
+def test_a_site_with_data_of_ones_own_joins_whatever_its_classes(certs, prrfl, tmp_path, monkeypatch):
+    """Its function can be called once the server has sent the names of the classes."""
+    joined = []
+    monkeypatch.setattr("prrfl.flower.launch.keep_connected", lambda node, _: joined.append(node))
+    (tmp_path / "own.py").write_text("def load(image_size, classes):\n    return classes.index('cat')\n")
+    for function, code in (("load", 0), ("laod", 2)):
+        source = tmp_path / f"own.py:{function}"
+        found, out, err = site_with(prrfl, certs, source, "--port", free_port())
+        assert found == code, err
+        assert ("are loaded when the server has sent" in " ".join(out.split())) == (code == 0)
+    assert err == f"error: data {source}: {tmp_path}/own.py has no laod (did you mean 'load'?)\n"
+    assert [node.config["data"] for node in joined] == [str(tmp_path / "own.py:load")]
+
+
 def test_labels_may_be_anything_before_the_server_sends_the_classes(tmp_path):
     data = write_layout(tmp_path / "data", sites=1)
     assert len(check_data(data, "north", False).train) == 9

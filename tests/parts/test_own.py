@@ -244,6 +244,35 @@ def test_a_single_site_of_ones_own_is_used_whatever_its_name(own):
         load_site(Path("./own.py:load"), "north", **read)
 
 
+TEST_ONLY = """
+from own import load as whole
+from dataclasses import replace
+from prrfl import Examples, SiteData
+
+def load(image_size, classes):
+    (site,) = whole(image_size, classes, 1)
+    none = Examples(site.test.inputs[:0], site.test.labels[:0])
+    return [SiteData("new", none, none, site.test)]
+"""
+
+
+def test_new_sites_may_be_of_ones_own(own, prrfl, caplog):
+    train = ("train", "--data", "./own.py:load", "--set", "data.count=3", "--network", "tiny", *SMALL)
+    assert prrfl(*train, "--workers", "1", "--out", "run")[0] == 0
+    (own / "new.py").write_text(TEST_ONLY)
+    code, out, err = prrfl("evaluate", "run", "--data", "./new.py:load")
+    assert (code, err) == (0, "")
+    assert "best networks on the 9 test images of new" in " ".join(out.split())
+    code, _, err = prrfl("onboard", "run", "--data", "./new.py:load", "--out", "o", "--epochs", "1")
+    assert (code, "site new, split train: no images" in err, err.count("\n")) == (2, True, 1), err
+    # The run's own data has the run's settings.
+    assert prrfl("evaluate", "run", "--data", "./own.py:load", "--json", "e.json")[0] == 0
+    assert list(json.loads((own / "e.json").read_text())) == ["own0", "own1", "own2"]
+    assert "own0, own1, own2 took part in the run" in caplog.text
+    code, _, err = prrfl("onboard", "run", "--data", "./own.py:load", "--out", "o", "--epochs", "1")
+    assert (code, (own / "o/own2/model.safetensors").is_file()) == (0, True), err
+
+
 def test_settings_in_a_file_and_flags_over_them(own, prrfl):
     (own / "run.toml").write_text(
         'method = "./own.py:PartWay"\nnetwork = "tiny"\ndata = "./own.py:load"\n[set.method]\nstep = 1\n'

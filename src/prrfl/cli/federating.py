@@ -208,11 +208,11 @@ def site(
     _warn(warnings)
     node.check()
     there = check_data(data, name, allow_missing)
-    console.print(
-        f"site {name}: {len(there.train)}, {len(there.valid)} and {len(there.test)} images for training, "
-        "validation and test",
-        soft_wrap=True,
-    )
+    images = "its images are loaded when the server has sent the names of the classes"
+    if there is not None:
+        images = f"{len(there.train)}, {len(there.valid)} and {len(there.test)} images for training, "
+        images += "validation and test"
+    console.print(f"site {name}: {images}", soft_wrap=True)
     way = f" through the proxy {proxy} of the environment" if (proxy := node.proxy()) else ""
     console.print(
         f"site {name} connects to {superlink}{way}, and waits for orders; Flower's output is in {node.log}",

@@ -39,9 +39,7 @@ class Skew:
     seed: int = 0
 
 
-def by_skew(
-    labels: Sequence[str], splits: Sequence[Split], groups: Sequence[str], skew: Skew
-) -> list[str]:
+def by_skew(labels: Sequence[str], splits: Sequence[Split], groups: Sequence[str], skew: Skew) -> list[str]:
     """Return the site of each image, ``site1``, ``site2``, ...; groups stay whole.
 
     Args:
