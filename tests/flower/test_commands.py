@@ -20,7 +20,16 @@ from flwr.common.config import parse_config_args
 from prrfl.errors import ConfigError
 from prrfl.flower.certs import check_valid, make_certs
 from prrfl.flower.federation import federate
-from prrfl.flower.launch import Command, FlowerError, Node, Server, _new_lines, _reason, keep_connected
+from prrfl.flower.launch import (
+    Command,
+    FlowerError,
+    Node,
+    Server,
+    _new_lines,
+    _reason,
+    keep_connected,
+    outcome,
+)
 from prrfl.flower.site.ready import check_data
 from prrfl.storage.reading import read_bytes
 from tests.flower.deployment import free_port
@@ -259,6 +268,28 @@ def test_what_a_site_could_not_do_is_said_again_where_it_was_started(tmp_path, m
     assert said[2].startswith("the node ended with exit code 0")
     assert _new_lines(log, 10**6) == ([], log.stat().st_size)  # rotated meanwhile
     assert _new_lines(tmp_path / "moved", 5) == ([], 0)
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        ('{"success": true, "runs": [{"status": "finished:completed", "status-details": ""}]}\nbye {', None),
+        ('hello\n{"success": true, "ru', "flwr list prrfl failed: hello"),
+        ('{"success": true}', "flwr list gives no status of run 7; its answer is "),
+        ('{"success": true, "runs": []}', "flwr list gives no status of run 7; its answer is "),
+        ('{"success": true, "runs": [{}]}', "flwr list gives no status of run 7; its answer is "),
+    ],
+)
+def test_an_answer_of_flower_that_cannot_be_read_is_an_error_in_a_line(tmp_path, monkeypatch, answer, error):
+    program = tmp_path / "flwr"
+    program.write_text(f"#!/bin/sh\ncat << END\n{answer}\nEND\n")
+    program.chmod(0o755)
+    monkeypatch.setattr("prrfl.flower.launch._program", lambda _: str(program))
+    if error is None:
+        assert outcome(Server(tmp_path, tmp_path), "7") == (True, "")
+        return
+    with pytest.raises(FlowerError, match=re.escape(error)):
+        outcome(Server(tmp_path, tmp_path), "7")
 
 
 def test_why_a_node_ended_is_said_in_plain_words(tmp_path):

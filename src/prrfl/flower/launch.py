@@ -76,8 +76,7 @@ class Command:
             text=True,
             check=False,
         )
-        found = re.search(r"^\{.*", done.stdout, re.DOTALL | re.MULTILINE)
-        answer: dict[str, Any] = json.loads(found[0]) if found else {}
+        answer = _json_in(done.stdout)
         if done.returncode or not answer.get("success"):
             error = answer.get("error-message") or done.stderr or done.stdout
             raise FlowerError(f"{shlex.join(self.arguments[:3])} failed: {' '.join(error.split())}")
@@ -99,6 +98,16 @@ class Command:
         # Flower's programs start each other by name.
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         return {**os.environ, "PATH": path, **self.environment}
+
+
+def _json_in(text: str) -> dict[str, Any]:
+    """Return the first JSON object that starts a line; it is empty if there is none, or it is cut off."""
+    found = re.search(r"^\{", text, re.MULTILINE)
+    try:
+        answer: dict[str, Any] = json.JSONDecoder().raw_decode(text, found.start())[0] if found else {}
+    except ValueError:
+        return {}
+    return answer
 
 
 def _program(name: str) -> str:
@@ -228,11 +237,19 @@ def serving(server: Server, sites: Sequence[ClientId]) -> Iterator[str]:
 
 
 def outcome(server: Server, run: str) -> tuple[bool, str]:
-    """Return whether a run has ended, and the error that ended it; empty if it has completed."""
-    (row,) = server.status(run).run()["runs"]
-    status = str(row["status"])
+    """Return whether a run has ended, and the error that ended it; empty if it has completed.
+
+    Raises:
+        FlowerError: if Flower does not tell.
+    """
+    answer = server.status(run).run()
+    try:
+        (row,) = answer["runs"]
+        status, details = str(row["status"]), str(row["status-details"])
+    except (LookupError, TypeError, ValueError):
+        raise FlowerError(f"flwr list gives no status of run {run}; its answer is {answer}") from None
     failed = not status.endswith("completed")
-    error = str(row["status-details"]).removeprefix("ServerApp failed with exception: ")
+    error = details.removeprefix("ServerApp failed with exception: ")
     return status.startswith("finished"), error if failed else ""
 
 
