@@ -101,11 +101,13 @@ def test_a_one_hot_table(here, prrfl):
         ),
         (("loose",), "is in no folder of a class"),
         (("empty",), "holds no image"),
+        (("whole", "--site", "a/b"), "--site: invalid name of a site 'a/b'; expected a name such as"),
     ],
 )
 def test_what_cannot_be_imported_is_one_line(here, prrfl, arguments, error):
     picture(here / "a.png")
     picture(here / "loose" / "b.png")
+    picture(here / "whole" / "nv" / "c.png")
     (here / "empty").mkdir()
     (here / "t.csv").write_text("name,dx,part\na,nv,trian\ngone,nv,test\n")
     code, _, err = prrfl("data", "import", *arguments, "--out", "m.csv")
@@ -220,7 +222,7 @@ def test_arrays_are_divided_into_a_folder_that_can_be_trained_on(here, prrfl):
     [
         (["--by", "centre"], "many.npz holds arrays, which have no columns; give --sites K instead of --by"),
         (["--sites", "3", "--out", "new.csv"], "--out is new.csv; expected a folder, for one .npz file per"),
-        (["--sites", "3", "--out", "full"], "--out full exists already; choose another folder, or remove it"),
+        (["--sites", "3", "--out", "full"], "full exists already; choose another folder, or remove it"),
         (["--sites", "3"], "labels have shape (60, 4); expected one label per image"),
     ],
 )
