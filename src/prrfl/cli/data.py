@@ -12,10 +12,10 @@ from rich.progress import Progress
 from rich.table import Table
 
 from prrfl.cli.screen import console, print_table
-from prrfl.data.files import told
+from prrfl.data.files import check_free, told
 from prrfl.errors import DataError, one_line
 from prrfl.reports.formatting import counted
-from prrfl.storage.atomic import is_free, write_json, write_text
+from prrfl.storage.atomic import write_json, write_text
 
 if TYPE_CHECKING:
     from prrfl.data.check import Findings
@@ -62,6 +62,11 @@ def check(
         write_json(json, asdict(found))
     if found.missing or found.broken:
         raise typer.Exit(1)
+
+
+def _check_csv(out: Path, source: Path) -> None:
+    if out.suffix.lower() != ".csv" or out.resolve() == source.resolve():
+        raise DataError(f"--out is {out}; expected a file that ends in .csv and is not {source} itself")
 
 
 def _names(classes: str) -> tuple[str, ...]:
@@ -184,8 +189,7 @@ def split(
     from prrfl.data.split import Shares
     from prrfl.data.split import split as divide
 
-    if out.suffix.lower() != ".csv" or out.resolve() == source.resolve():
-        raise DataError(f"--out is {out}; expected a file that ends in .csv and is not the data set itself")
+    _check_csv(out, source)
     shares, names = Shares(valid, test), _names(classes)
     entries = read_entries(source, image_size=image_size, classes=names)
     with _progress("reading images", len(entries)) as seen:
@@ -234,8 +238,7 @@ def import_(
     """
     from prrfl.data.importing import from_folders, from_table, manifest_of
 
-    if out.suffix.lower() != ".csv" or out.resolve() == source.resolve():
-        raise DataError(f"--out is {out}; expected a file that ends in .csv and is not the source itself")
+    _check_csv(out, source)
     names = _names(classes) if classes else ()
     if source.is_dir():
         if columns or images:
@@ -320,8 +323,7 @@ def _divided_manifest(
     from prrfl.data.partition import by_column, by_skew
     from prrfl.data.tables import read_rows
 
-    if out.suffix.lower() != ".csv" or out.resolve() == source.resolve():
-        raise DataError(f"--out is {out}; expected a file that ends in .csv and is not the data set itself")
+    _check_csv(out, source)
     needed = ("path", "label", "split", *([by] if by else []))
     numbered = read_rows(source, needed, "manifest", ("site", "group"))
     rows = [row for _, row in numbered]
@@ -351,8 +353,7 @@ def _divided_arrays(
         raise DataError(f"{source} holds arrays, which have no columns; give --sites K instead of --by")
     if out.suffix.lower() in (".csv", ".npz"):
         raise DataError(f"--out is {out}; expected a folder, for one .npz file per site of {source}")
-    if not is_free(out):
-        raise DataError(f"--out {out} exists already; choose another folder, or remove it")
+    check_free(out)
     return divide_arrays(source, out, skew)
 
 
