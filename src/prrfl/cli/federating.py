@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from prrfl.cli.flags import described, given_flags, with_flags
+from prrfl.cli.options import names_in
 from prrfl.cli.screen import (
     PositionProgress,
     Shown,
@@ -90,13 +91,13 @@ def server(
     The exit code is 3 if the run is complete, but some sites were absent in some rounds.
     """
     needs_flower()
-    from prrfl.config import merged
-    from prrfl.flower.federation import federate, read_settings
+    from prrfl.config import given_settings
+    from prrfl.flower.federation import federate
     from prrfl.flower.launch import Server
 
-    settings = read_settings(config) if config else {}
-    settings = merged(settings, given_flags(flags))
-    names = [name.strip() for name in sites.split(",") if name.strip()]
+    given = given_flags(flags)
+    settings = given_settings(config, given)[1] if config else given
+    names = names_in(sites)
     folder = (out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-federation").absolute()
     ours = Server(folder, certs.absolute(), host, port)
     ours.check(names)
@@ -241,7 +242,7 @@ def certs(
     needs_flower()
     from prrfl.flower.certs import make_certs, renew_certs
 
-    names, where = ([part.strip() for part in text.split(",") if part.strip()] for text in (sites, hosts))
+    names, where = names_in(sites), names_in(hosts)
     if ca is not None:
         if names:
             raise ConfigError("--ca renews only the server's certificate; leave out --sites")

@@ -12,7 +12,7 @@ from uuid import uuid4
 from pydantic import TypeAdapter, ValidationError
 
 from prrfl.algorithms import traits_of
-from prrfl.config import LARGEST_FILE, TrainConfig, checked, parse_toml
+from prrfl.config import TrainConfig, checked
 from prrfl.errors import ConfigError, ParticipationError
 from prrfl.flower.certs import check_names
 from prrfl.flower.consent import SENT
@@ -21,7 +21,7 @@ from prrfl.losses import CPA
 from prrfl.parts import is_installed
 from prrfl.runs.folder import RunFolder
 from prrfl.storage.atomic import write_json
-from prrfl.storage.reading import read_bytes, read_text
+from prrfl.storage.reading import read_bytes
 from prrfl.types import ClientId, RoundContext
 
 
@@ -71,7 +71,7 @@ def federate(
 
     Args:
         folder: the run's folder.
-        settings: settings of the training, from :func:`read_settings` and flags.
+        settings: settings of the training, from a file and flags.
         sites: names of all sites.
         quorum: number of sites that a round needs; 0 means all.
         deadline: seconds that a step waits for sites; 0 waits without end.
@@ -136,19 +136,6 @@ def read_federation(folder: Path) -> Federation:
         return TypeAdapter(Federation).validate_json(read_bytes(path))
     except (OSError, ValidationError) as cause:
         raise ConfigError(f"{path} cannot be read: {' '.join(str(cause).split())}") from None
-
-
-def read_settings(path: Path) -> dict[str, Any]:
-    """Read settings from a TOML file.
-
-    Raises:
-        ConfigError: if the file is missing or is not TOML.
-    """
-    try:
-        text = read_text(path, LARGEST_FILE)
-    except (OSError, UnicodeDecodeError) as cause:
-        raise ConfigError(f"config file {path} cannot be read: {' '.join(str(cause).split())}") from None
-    return parse_toml(text, str(path))
 
 
 def check_can_federate(config: TrainConfig, secure: bool) -> None:
