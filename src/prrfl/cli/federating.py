@@ -272,8 +272,8 @@ def _follow(folder: Path, rounds: int, outcome: Callable[[], tuple[bool, str]]) 
         FlowerError: if the SuperLink repeatedly fails to report the run's status.
         ParticipationError: if the run failed, with the error of the server app.
     """
-    from prrfl.live.tail import Tail
     from prrfl.runs.position import read_position
+    from prrfl.storage.tail import Tail
 
     def look() -> Shown | None:
         now = read_position(folder)

@@ -26,6 +26,7 @@ from prrfl.errors import ConfigError, PRRFLError, one_line
 from prrfl.flower.certs import check_readable, check_valid, open_keys
 from prrfl.storage.atomic import write_text
 from prrfl.storage.reading import read_text
+from prrfl.storage.tail import Tail
 from prrfl.types import ClientId
 
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
@@ -359,7 +360,10 @@ def keep_connected(node: Node, say: Callable[[str], None]) -> None:
 def _run_node(node: Node, say: Callable[[str], None], warned: set[str]) -> tuple[str, int]:
     """Run a node to its end; return the last lines of its output, and its exit code."""
     log = node.log
-    began = read = log.stat().st_size if log.is_file() else 0
+    here = 0 if log.is_file() else None  # it holds the output of earlier nodes
+    whole, new = Tail(log, here), Tail(log, here)
+    for tail in (whole, new):
+        tail.restarted()
     line = re.compile(rf"(?:\d{{4}}-\S+ \S+ [A-Z]+ )?site {re.escape(str(node.config['name']))}: (.*)")
     process = node.supernode().start(log)
     try:
@@ -371,12 +375,11 @@ def _run_node(node: Node, say: Callable[[str], None], warned: set[str]) -> tuple
                     f"warning: the server asks this site to run the app {one_line(app)}, which is not "
                     "prrfl's and can read what this user can; stop the site, and ask the server's operator"
                 )
-            lines, read = _new_lines(log, read)
-            for found in filter(None, map(line.fullmatch, lines)):
+            for found in filter(None, map(line.fullmatch, _new_lines(new))):
                 say(one_line(found[1]))
     finally:
         _stop(process)
-    return "\n".join(_new_lines(log, began)[0]) + "\n", process.returncode
+    return "\n".join(_new_lines(whole)) + "\n", process.returncode
 
 
 def _is_ours(app: Path) -> bool:
@@ -444,16 +447,9 @@ def check_port(host: str, port: int, left_over: str) -> None:
         ) from None
 
 
-def _new_lines(log: Path, read: int) -> tuple[list[str], int]:
-    """Return the complete lines of a log after the bytes already read, and the number of bytes read then."""
-    if not log.is_file():  # it was moved
-        return [], 0
-    with log.open("rb") as file:
-        # A log that was rotated by copying starts again at 0.
-        file.seek(min(read, log.stat().st_size))
-        at = file.tell()
-        whole, end, _ = file.read().rpartition(b"\n")
-    return whole.decode(errors="replace").splitlines(), at + len(whole + end)
+def _new_lines(log: Tail) -> list[str]:
+    log.restarted()
+    return [line.decode(errors="replace") for line in log.lines()]
 
 
 def _reason(output: str) -> str:
