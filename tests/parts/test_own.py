@@ -19,7 +19,7 @@ from prrfl.flower.messages import Order, OrderRefusedError
 from prrfl.flower.site.orders import SiteSettings, carry_out
 from prrfl.models import NETWORKS
 from prrfl.models.vit import vit
-from prrfl.parts import blamed
+from prrfl.parts import blamed, collection
 from prrfl.parts.blame import raised_by_a_part
 from prrfl.storage.tensor_files import read_tensors
 from prrfl.tensors import head_keys
@@ -199,8 +199,10 @@ def installed(own, monkeypatch):
     (about / "entry_points.txt").write_text("[prrfl.methods]\npart-way = acme.parts:PartWay\n")
     monkeypatch.syspath_prepend(own / "lib")
     vars(ALGORITHMS).pop("installed", None)  # found before the package was installed
+    collection._distributions.cache_clear()
     yield own
     vars(ALGORITHMS).pop("installed", None)
+    collection._distributions.cache_clear()
     vars(ALGORITHMS)["_found"].pop("part-way", None)
     for name in [name for name in sys.modules if name.partition(".")[0] == "acme"]:
         del sys.modules[name]
@@ -439,6 +441,16 @@ def test_installed_parts_have_names_and_a_version(installed, prrfl):
     assert (code, "part-way" in out) == (0, True)
     parts = json.loads((installed / "r" / "environment.json").read_text())["parts"]
     assert parts == {"method": "acme 1.2", "network": "acme 1.2", "data": "acme 1.2"}
+
+
+def test_installed_distributions_are_scanned_once_and_only_for_modules(installed, monkeypatch):
+    scans = []
+    scan = collection.packages_distributions
+    monkeypatch.setattr(collection, "packages_distributions", lambda: scans.append(1) or scan())
+    assert (ALGORITHMS.origin("part-way"), scans) == ("acme 1.2", [])
+    for _ in range(2):
+        assert NETWORKS.origin("acme.parts:net") == "acme 1.2"
+    assert scans == [1]
 
 
 def test_a_saved_network_without_its_part_says_what_to_install(installed, prrfl):
