@@ -175,17 +175,11 @@ def site(
     """
     needs_flower()
     from prrfl.data.own import absolute, is_own_data
-    from prrfl.flower.certs import check_private_key, check_readable, check_valid, open_keys
     from prrfl.flower.consent import parse_methods
     from prrfl.flower.launch import Node, keep_connected
     from prrfl.flower.site.ready import check_data
 
-    ends = check_valid(certs / "ca.crt", datetime.now(UTC))
-    keys = [certs / key for key in ["node.key", *(["sign.key"] if secure else [])]]
-    for key in keys:
-        check_private_key(key)
-    if secure:
-        check_readable(certs / "roster.txt")
+    credentials, warnings = _credentials(certs, secure)
     if not data.exists() and not is_own_data(data):
         raise ConfigError(f"data {data} does not exist; give a folder, a manifest .csv or an .npz file")
     own: dict[str, str | int | bool] = {
@@ -196,12 +190,9 @@ def site(
         "threads": threads,
         "allow-missing": allow_missing,
         "methods": ",".join(parse_methods(methods)),
+        **credentials,
     }
-    if secure:
-        own |= {"roster": str((certs / "roster.txt").absolute())}
-        own |= {"signing-key": str((certs / "sign.key").absolute())}
     node = Node(superlink, certs.absolute(), home.absolute(), port, own)
-    warnings = [*([ends] if ends else []), *open_keys(keys)]
     if show:
         _warn(warnings, to=errors)
         print(node.supernode())
@@ -221,6 +212,25 @@ def site(
     )
     with only_for_this_user():
         keep_connected(node, lambda line: console.print(f"site {name}: {line}", soft_wrap=True))
+
+
+def _credentials(certs: Path, secure: bool) -> tuple[dict[str, str], list[str]]:
+    """Return a site's settings of secure summation, and warnings about its certificate and keys.
+
+    Raises:
+        ConfigError: if a file of the site's cannot be used.
+    """
+    from prrfl.flower.certs import check_private_key, check_readable, check_valid, open_keys
+
+    ends = check_valid(certs / "ca.crt", datetime.now(UTC))
+    keys = [certs / key for key in ["node.key", *(["sign.key"] if secure else [])]]
+    for key in keys:
+        check_private_key(key)
+    warnings = [*([ends] if ends else []), *open_keys(keys)]
+    if not secure:
+        return {}, warnings
+    check_readable(roster := certs / "roster.txt")
+    return {"roster": str(roster.absolute()), "signing-key": str(keys[-1].absolute())}, warnings
 
 
 def certs(

@@ -82,18 +82,8 @@ def federate(
         ParticipationError: if there are too few sites, or a name is invalid or given twice.
     """
     names = tuple(sorted(sites))
-    check_names(names)
-    if len(set(names)) < len(names):
-        raise ParticipationError(f"sites are {', '.join(names)}; name each site only once")
-    fewest = FEWEST if secure else 2
-    if len(names) < fewest:
-        kind = "secure summation" if secure else "a federation"
-        raise ParticipationError(f"{kind} needs at least {fewest} sites; got {len(names)} (--sites)")
     quorum = quorum or len(names)
-    if not fewest <= quorum <= len(names):
-        raise ConfigError(f"quorum is {quorum}; expected {fewest} to {len(names)}, the number of sites")
-    if not 0 <= deadline < math.inf:
-        raise ConfigError(f"deadline is {deadline:g}; expected seconds, or 0 to wait without end")
+    _check_sites(names, quorum, deadline, secure)
     if own := sorted(TrainConfig.where(of_site=True) & settings.keys()):
         raise ConfigError(
             f"the server cannot set '{own[0]}': each site chooses its data and machine with prrfl site; "
@@ -108,11 +98,12 @@ def federate(
     check_can_federate(config, secure)
     if started is not None:
         given = Federation(started.experiment, settings, names, quorum, deadline, secure)
+        before = asdict(started)
         for key, value in asdict(given).items():
-            if asdict(started)[key] != value:
+            if before[key] != value:
                 raise ConfigError(
-                    f"run folder {folder} was started with {key} = {asdict(started)[key]!r}, not "
-                    f"{value!r}; use the same to resume it, or choose another folder"
+                    f"run folder {folder} was started with {key} = {before[key]!r}, not {value!r}; "
+                    "use the same to resume it, or choose another folder"
                 )
         if not (folder / "config.toml").is_file():  # the process was killed between the two files
             RunFolder(folder).begin(config)
@@ -123,6 +114,20 @@ def federate(
     write_json(path, asdict(federation))
     RunFolder(folder).begin(config)
     return federation
+
+
+def _check_sites(names: Sequence[ClientId], quorum: int, deadline: float, secure: bool) -> None:
+    check_names(names)
+    if len(set(names)) < len(names):
+        raise ParticipationError(f"sites are {', '.join(names)}; name each site only once")
+    fewest = FEWEST if secure else 2
+    if len(names) < fewest:
+        kind = "secure summation" if secure else "a federation"
+        raise ParticipationError(f"{kind} needs at least {fewest} sites; got {len(names)} (--sites)")
+    if not fewest <= quorum <= len(names):
+        raise ConfigError(f"quorum is {quorum}; expected {fewest} to {len(names)}, the number of sites")
+    if not 0 <= deadline < math.inf:
+        raise ConfigError(f"deadline is {deadline:g}; expected seconds, or 0 to wait without end")
 
 
 def read_federation(folder: Path) -> Federation:
