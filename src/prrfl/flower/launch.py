@@ -102,7 +102,7 @@ class Command:
 
 
 def _json_in(text: str) -> dict[str, Any]:
-    """Return the first JSON object that starts a line; it is empty if there is none, or it is cut off."""
+    """Return the first JSON object that starts a line; without one, or if it is cut off, an empty one."""
     found = re.search(r"^\{", text, re.MULTILINE)
     try:
         answer: dict[str, Any] = json.JSONDecoder().raw_decode(text, found.start())[0] if found else {}
