@@ -53,6 +53,15 @@ def test_a_method_takes_its_own_settings_only(prrfl, data, tmp_path, method, sai
 
 
 @pytest.mark.parametrize(
+    ("methods", "said"),
+    [("fedavg,,local, fedavg,", "method fedavg is given twice"), (" ,", "no method given")],
+)
+def test_empty_names_in_a_list_are_left_out(prrfl, data, tmp_path, methods, said):
+    code, _, err = prrfl("compare", "--methods", methods, "--data", data, *SMALL, "--out", tmp_path / "c")
+    assert (code, said in err) == (2, True), err
+
+
+@pytest.mark.parametrize(
     ("methods", "flags", "said"),
     [
         ("fedavg:beta=0.5", (), ["fedavg:beta=0.5: beta has no effect"]),

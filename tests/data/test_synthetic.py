@@ -176,6 +176,9 @@ def test_an_existing_folder_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=re.escape(f"{tmp_path} exists already")):
         write_generated(SMALL, tmp_path)
     assert files(tmp_path) == {"mine.txt": b"precious"}
+    (tmp_path / "mine.txt").unlink()
+    write_generated(SMALL, tmp_path)
+    assert files(tmp_path)
 
 
 def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

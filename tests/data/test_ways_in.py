@@ -101,11 +101,13 @@ def test_a_one_hot_table(here, prrfl):
         ),
         (("loose",), "is in no folder of a class"),
         (("empty",), "holds no image"),
+        (("whole", "--site", "a/b"), "--site: invalid name of a site 'a/b'; expected a name such as"),
     ],
 )
 def test_what_cannot_be_imported_is_one_line(here, prrfl, arguments, error):
     picture(here / "a.png")
     picture(here / "loose" / "b.png")
+    picture(here / "whole" / "nv" / "c.png")
     (here / "empty").mkdir()
     (here / "t.csv").write_text("name,dx,part\na,nv,trian\ngone,nv,test\n")
     code, _, err = prrfl("data", "import", *arguments, "--out", "m.csv")
@@ -169,6 +171,17 @@ def test_a_partition_by_dirichlet(here, prrfl):
     assert (code, "use a larger --dirichlet, or fewer --sites" in err) == (2, True)
 
 
+@pytest.mark.parametrize("how", [["--sites", 2, "--least", 1], ["--by", "centre"]])
+def test_a_partition_of_an_unknown_split_is_refused(here, prrfl, how):
+    manifest(here)
+    text = (here / "m.csv").read_text()
+    (here / "m.csv").write_text(text.replace(",valid,", ",val,"))
+    code, _, err = prrfl("data", "partition", "m.csv", *how, "--out", "p.csv")
+    said = "m.csv:5: unknown split 'val'; expected one of train, valid, test (did you mean 'valid'?)"
+    assert (code, said in err, err.count("\n")) == (2, True, 1), err
+    assert not (here / "p.csv").exists()
+
+
 def medmnist(path, labels=None):
     """Write arrays in the shape of MedMNIST; the pixels tell which image is which."""
     arrays = {}
@@ -209,7 +222,7 @@ def test_arrays_are_divided_into_a_folder_that_can_be_trained_on(here, prrfl):
     [
         (["--by", "centre"], "many.npz holds arrays, which have no columns; give --sites K instead of --by"),
         (["--sites", "3", "--out", "new.csv"], "--out is new.csv; expected a folder, for one .npz file per"),
-        (["--sites", "3", "--out", "full"], "--out full exists already; choose another folder, or remove it"),
+        (["--sites", "3", "--out", "full"], "full exists already; choose another folder, or remove it"),
         (["--sites", "3"], "labels have shape (60, 4); expected one label per image"),
     ],
 )

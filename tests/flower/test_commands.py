@@ -20,7 +20,15 @@ from flwr.common.config import parse_config_args
 from prrfl.errors import ConfigError
 from prrfl.flower.certs import check_valid, make_certs
 from prrfl.flower.federation import federate
-from prrfl.flower.launch import Command, FlowerError, Node, Server, _new_lines, _reason, keep_connected
+from prrfl.flower.launch import (
+    Command,
+    FlowerError,
+    Node,
+    Server,
+    _reason,
+    keep_connected,
+    outcome,
+)
 from prrfl.flower.site.ready import check_data
 from prrfl.storage.reading import read_bytes
 from tests.flower.deployment import free_port
@@ -180,6 +188,7 @@ def test_the_sites_command_can_be_printed_for_a_supervisor(certs, prrfl, tmp_pat
         (["server", "--sites", "north,west", "--certs", "my certs/server"], "west.pub does not exist"),
         (["server", "--sites", "north,south", "--certs", "nowhere"], "ca.crt does not exist"),
         (["server", "--sites", "north,south", "--method", "fedavgg"], "did you mean 'fedavg'"),
+        (["server", "--sites", "north,south,", "--config", "gone.toml"], "gone.toml does not exist; give"),
         (["site", "--name", "north", "--certs", "nowhere"], "ca.crt does not exist"),
         (["site", "--name", "north", "--certs", "my certs/sites/north"], "data DIR does not exist"),
         (
@@ -241,7 +250,6 @@ def test_the_rest_of_the_package_does_without_flower():
 
 def test_what_a_site_could_not_do_is_said_again_where_it_was_started(tmp_path, monkeypatch):
     node = Node("here:1", tmp_path, tmp_path / "home", free_port(), {"name": "north"})
-    log = tmp_path / "home/flower/supernode.log"
     first, rest = "INFO: x\\nsite north: 1 of 6 images missing\\nsite n", "orth: half\\n"
     words = f"printf '{first}'; sleep 2; printf '{rest}'; sleep 2"
     monkeypatch.setattr(Node, "supernode", lambda _: Command(["sh", "-c", words], {}))
@@ -257,8 +265,28 @@ def test_what_a_site_could_not_do_is_said_again_where_it_was_started(tmp_path, m
         keep_connected(node, say)
     assert said[:2] == ["1 of 6 images missing", "half"]
     assert said[2].startswith("the node ended with exit code 0")
-    assert _new_lines(log, 10**6) == ([], log.stat().st_size)  # rotated meanwhile
-    assert _new_lines(tmp_path / "moved", 5) == ([], 0)
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        ('{"success": true, "runs": [{"status": "finished:completed", "status-details": ""}]}\nbye {', None),
+        ('hello\n{"success": true, "ru', "flwr list prrfl failed: hello"),
+        ('{"success": true}', "flwr list gives no status of run 7; its answer is "),
+        ('{"success": true, "runs": []}', "flwr list gives no status of run 7; its answer is "),
+        ('{"success": true, "runs": [{}]}', "flwr list gives no status of run 7; its answer is "),
+    ],
+)
+def test_an_answer_of_flower_that_cannot_be_read_is_an_error_in_a_line(tmp_path, monkeypatch, answer, error):
+    program = tmp_path / "flwr"
+    program.write_text(f"#!/bin/sh\ncat << END\n{answer}\nEND\n")
+    program.chmod(0o755)
+    monkeypatch.setattr("prrfl.flower.launch._program", lambda _: str(program))
+    if error is None:
+        assert outcome(Server(tmp_path, tmp_path), "7") == (True, "")
+        return
+    with pytest.raises(FlowerError, match=re.escape(error)):
+        outcome(Server(tmp_path, tmp_path), "7")
 
 
 def test_why_a_node_ended_is_said_in_plain_words(tmp_path):
@@ -387,6 +415,20 @@ def test_a_site_checks_its_data_before_it_joins(certs, prrfl, tmp_path, spoil):
     assert (code, err.count("\n")) == (2, 1)
     assert named in err
     assert not (tmp_path / "home").exists()
+
+
+def test_a_site_with_data_of_ones_own_joins_whatever_its_classes(certs, prrfl, tmp_path, monkeypatch):
+    """Its function can be called once the server has sent the names of the classes."""
+    joined = []
+    monkeypatch.setattr("prrfl.flower.launch.keep_connected", lambda node, _: joined.append(node))
+    (tmp_path / "own.py").write_text("def load(image_size, classes):\n    return classes.index('cat')\n")
+    for function, code in (("load", 0), ("laod", 2)):
+        source = tmp_path / f"own.py:{function}"
+        found, out, err = site_with(prrfl, certs, source, "--port", free_port())
+        assert found == code, err
+        assert ("are loaded when the server has sent" in " ".join(out.split())) == (code == 0)
+    assert err == f"error: data {source}: {tmp_path}/own.py has no laod (did you mean 'load'?)\n"
+    assert [node.config["data"] for node in joined] == [str(tmp_path / "own.py:load")]
 
 
 def test_labels_may_be_anything_before_the_server_sends_the_classes(tmp_path):

@@ -199,6 +199,20 @@ def test_onboard_needs_no_validation_images(prrfl, folder):
     assert "train_clientA.csv is missing" in err
 
 
+def test_weights_that_are_gone_are_named_before_anything_is_trained(prrfl, folder, monkeypatch):
+    weights = (folder / "run/models/clientA/last.safetensors").rename(folder / "start.safetensors")
+    out = ("--out", folder / "second")
+    assert prrfl("train", "--data", folder / "data", *SMALL, "--weights", weights, *out)[0] == 0
+    weights.unlink()
+    trained = []
+    monkeypatch.setattr("prrfl.inference.onboarding._train", lambda *_: trained.append(1))
+    command = ["onboard", folder / "second", "--data", folder / "data", "--out", folder / "o"]
+    code, _, err = prrfl(*command)
+    assert (code, str(weights) in err, err.count("\n")) == (2, True, 1), err
+    assert not trained
+    assert not (folder / "o").exists()
+
+
 def warnings(caplog):
     return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
 

@@ -7,7 +7,6 @@ import pytest
 
 from prrfl.errors import ConfigError
 from prrfl.live.following import follow
-from prrfl.live.tail import Tail
 from prrfl.runs.folder import RunFolder
 from prrfl.runs.position import read_position
 from tests.live.conftest import until
@@ -102,27 +101,6 @@ def test_records_that_were_cut_off_are_read_again(going):
     path.write_bytes(b"".join(lines))
     followed.state()
     assert followed.drawn == two
-
-
-def test_only_whole_and_new_lines_are_read(tmp_path):
-    path, tail = tmp_path / "log.txt", Tail(tmp_path / "log.txt")
-    assert not tail.restarted()
-    assert tail.lines() == []
-    path.write_bytes(b"one\ntw")
-    assert not tail.restarted()
-    assert tail.lines() == [b"one"]
-    with path.open("ab") as file:
-        file.write(b"o\nthree\n")
-    assert not tail.restarted()
-    assert tail.lines() == [b"two", b"three"]
-    path.write_bytes(b"four\n")
-    assert tail.restarted()
-    assert tail.lines() == [b"four"]
-    # Of a long file its end is enough.
-    path.write_bytes(b"0123456789\n" * 10)
-    end = Tail(path, most=22)
-    end.restarted()
-    assert end.lines() == [b"0123456789"] * 2
 
 
 def test_a_comparison_has_a_line_for_each_method(prrfl, forked, undrawn, data, tmp_path):

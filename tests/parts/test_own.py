@@ -19,7 +19,7 @@ from prrfl.flower.messages import Order, OrderRefusedError
 from prrfl.flower.site.orders import SiteSettings, carry_out
 from prrfl.models import NETWORKS
 from prrfl.models.vit import vit
-from prrfl.parts import blamed
+from prrfl.parts import blamed, collection
 from prrfl.parts.blame import raised_by_a_part
 from prrfl.runs import compare
 from prrfl.runs.tuned import Tuned, TunedMethod
@@ -202,8 +202,10 @@ def installed(own, monkeypatch):
     (about / "entry_points.txt").write_text("[prrfl.methods]\npart-way = acme.parts:PartWay\n")
     monkeypatch.syspath_prepend(own / "lib")
     vars(ALGORITHMS).pop("installed", None)  # found before the package was installed
+    collection._distributions.cache_clear()
     yield own
     vars(ALGORITHMS).pop("installed", None)
+    collection._distributions.cache_clear()
     vars(ALGORITHMS)["_found"].pop("part-way", None)
     for name in [name for name in sys.modules if name.partition(".")[0] == "acme"]:
         del sys.modules[name]
@@ -245,6 +247,35 @@ def test_a_single_site_of_ones_own_is_used_whatever_its_name(own):
     assert load_site(Path("./one.py:load"), "north", **read).name == "north"
     with pytest.raises(DataError, match="has no site 'north'; its sites are own0, own1"):
         load_site(Path("./own.py:load"), "north", **read)
+
+
+TEST_ONLY = """
+from own import load as whole
+from dataclasses import replace
+from prrfl import Examples, SiteData
+
+def load(image_size, classes):
+    (site,) = whole(image_size, classes, 1)
+    none = Examples(site.test.inputs[:0], site.test.labels[:0])
+    return [SiteData("new", none, none, site.test)]
+"""
+
+
+def test_new_sites_may_be_of_ones_own(own, prrfl, caplog):
+    train = ("train", "--data", "./own.py:load", "--set", "data.count=3", "--network", "tiny", *SMALL)
+    assert prrfl(*train, "--workers", "1", "--out", "run")[0] == 0
+    (own / "new.py").write_text(TEST_ONLY)
+    code, out, err = prrfl("evaluate", "run", "--data", "./new.py:load")
+    assert (code, err) == (0, "")
+    assert "best networks on the 9 test images of new" in " ".join(out.split())
+    code, _, err = prrfl("onboard", "run", "--data", "./new.py:load", "--out", "o", "--epochs", "1")
+    assert (code, "site new, split train: no images" in err, err.count("\n")) == (2, True, 1), err
+    # The run's own data has the run's settings.
+    assert prrfl("evaluate", "run", "--data", "./own.py:load", "--json", "e.json")[0] == 0
+    assert list(json.loads((own / "e.json").read_text())) == ["own0", "own1", "own2"]
+    assert "own0, own1, own2 took part in the run" in caplog.text
+    code, _, err = prrfl("onboard", "run", "--data", "./own.py:load", "--out", "o", "--epochs", "1")
+    assert (code, (own / "o/own2/model.safetensors").is_file()) == (0, True), err
 
 
 def test_settings_in_a_file_and_flags_over_them(own, prrfl):
@@ -454,6 +485,16 @@ def test_installed_parts_have_names_and_a_version(installed, prrfl):
     assert (code, "part-way" in out) == (0, True)
     parts = json.loads((installed / "r" / "environment.json").read_text())["parts"]
     assert parts == {"method": "acme 1.2", "network": "acme 1.2", "data": "acme 1.2"}
+
+
+def test_installed_distributions_are_scanned_once_and_only_for_modules(installed, monkeypatch):
+    scans = []
+    scan = collection.packages_distributions
+    monkeypatch.setattr(collection, "packages_distributions", lambda: scans.append(1) or scan())
+    assert (ALGORITHMS.origin("part-way"), scans) == ("acme 1.2", [])
+    for _ in range(2):
+        assert NETWORKS.origin("acme.parts:net") == "acme 1.2"
+    assert scans == [1]
 
 
 def test_a_saved_network_without_its_part_says_what_to_install(installed, prrfl):

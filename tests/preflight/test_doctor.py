@@ -197,6 +197,29 @@ def test_arrays_are_looked_at(call, small):
     assert re.search(r"✗ +data +.*labels run from 0 to 5", out)
 
 
+OWN = """
+import torch
+from prrfl import Examples, SiteData
+
+def load(image_size, classes, fails: bool = False):
+    labels = torch.arange(6) % 3 + 5 * fails
+    examples = Examples(torch.zeros(6, 3, image_size, image_size, dtype=torch.uint8), labels)
+    return [SiteData(name, examples, examples, examples) for name in ("north", "south")]
+"""
+
+
+def test_data_of_ones_own_is_looked_at(call, small):
+    (small / "checked_by_doctor.py").write_text(OWN)  # a name of its own: parts are found once
+    code, out = call("--data", "./checked_by_doctor.py:load")
+    assert code == 0, out
+    assert "2 sites, images of train/valid/test: north 6/6/6, south 6/6/6" in out
+    with (small / "small.toml").open("a") as settings:
+        settings.write("set = { data = { fails = true } }\n")
+    code, out = call("--data", "./checked_by_doctor.py:load")
+    assert code == 1
+    assert re.search(r"✗ +data +.*north, split train: expected int64 labels from 0 to 2", out)
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [

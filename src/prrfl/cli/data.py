@@ -12,10 +12,10 @@ from rich.progress import Progress
 from rich.table import Table
 
 from prrfl.cli.screen import console, print_table
-from prrfl.data.files import told
+from prrfl.data.files import check_free, told
 from prrfl.errors import DataError, one_line
 from prrfl.reports.formatting import counted
-from prrfl.storage.atomic import is_free, write_json, write_text
+from prrfl.storage.atomic import write_json, write_text
 
 if TYPE_CHECKING:
     from prrfl.data.check import Findings
@@ -64,6 +64,11 @@ def check(
         raise typer.Exit(1)
 
 
+def _check_csv(out: Path, source: Path) -> None:
+    if out.suffix.lower() != ".csv" or out.resolve() == source.resolve():
+        raise DataError(f"--out is {out}; expected a file that ends in .csv and is not {source} itself")
+
+
 def _names(classes: str) -> tuple[str, ...]:
     """Return the class names of a flag, checked like those in a run's settings."""
     from prrfl.config import checked
@@ -73,6 +78,27 @@ def _names(classes: str) -> tuple[str, ...]:
 
 
 def _print(found: "Findings", classes: tuple[str, ...], batch: int) -> None:
+    print_table(_table(found, classes), names=2)
+    for topic, message, images in _kinds(found):
+        if images:
+            if message:
+                console.print(f"{topic}: {message}")
+            _list(topic, images)
+    for folder, others in found.passed_over.items():
+        console.print(one_line(f"passed over: {folder}: {told(others)}"), soft_wrap=True)
+    for site, split in found.empty:
+        console.print(f"empty: {site}, {split}: no images; training needs some in each split")
+    for site, split, name, count in found.few:
+        many = counted(count, "image") if count else "no image"
+        console.print(f"few: {site}, {split}: {many} of {name}; its scores are mostly chance")
+    for site, count in found.lone:
+        console.print(
+            f"lone: {site}: {count} training images leave one image over in batches of {batch}; it is "
+            "added to the last full batch"
+        )
+
+
+def _table(found: "Findings", classes: tuple[str, ...]) -> Table:
     table = Table(title="Images")
     for name in ("site", "split", *classes, "all", "group also in training"):
         table.add_column(name, justify="left" if name in ("site", "split") else "right")
@@ -81,30 +107,27 @@ def _print(found: "Findings", classes: tuple[str, ...], batch: int) -> None:
         site, _, split = key.rpartition("/")
         unknown = "no group ids" if site in found.without_groups else "–"
         table.add_row(site, split, *map(str, counts), str(sum(counts)), leaks.get(key, unknown))
-    print_table(table, names=2)
+    return table
+
+
+def _kinds(found: "Findings") -> Iterator[tuple[str, str, Sequence[str]]]:
+    """Yield the topic of each kind of finding, a sentence about it, and its images; there may be none."""
     for leak in found.leaks:
-        if leak.images:
-            console.print(
-                f"leakage: {leak.images} of {counted(leak.of, f'{leak.split} image')} of {leak.site} show a "
-                "group that is also in its training set; make new splits with `prrfl data split`"
-            )
-            _list("leakage", leak.names)
+        yield (
+            "leakage",
+            f"{leak.images} of {counted(leak.of, f'{leak.split} image')} of {leak.site} show a group that is "
+            "also in its training set; make new splits with `prrfl data split`",
+            leak.names,
+        )
     for leak in found.selected:
-        if leak.images:
-            console.print(
-                f"selection: {leak.images} of {counted(leak.of, 'test image')} of {leak.site} show a group "
-                "that is also in its validation set, which chooses the best round; make new splits with "
-                "`prrfl data split`"
-            )
-            _list("selection", leak.names)
+        yield (
+            "selection",
+            f"{leak.images} of {counted(leak.of, 'test image')} of {leak.site} show a group that is also in "
+            "its validation set, which chooses the best round; make new splits with `prrfl data split`",
+            leak.names,
+        )
     for what, names in (("pixels", found.copies_selected), ("group id", found.groups_selected)):
-        if names:
-            has = "has" if len(names) == 1 else "have"
-            console.print(
-                f"selection: {counted(len(names), 'test image')} {has} the {what} of a validation image of "
-                "another site"
-            )
-            _list("selection", names)
+        yield "selection", f"{_have(names, 'test image', what)} of a validation image of another site", names
     for what, names, then in (
         ("pixels", found.copies_across_names, "every shared network has been trained on them"),
         (
@@ -113,40 +136,26 @@ def _print(found: "Findings", classes: tuple[str, ...], batch: int) -> None:
             "if ids are unique across sites, every shared network has been trained on the group",
         ),
     ):
-        if names:
-            has = "has" if len(names) == 1 else "have"
-            console.print(
-                f"across sites: {counted(len(names), 'valid or test image')} {has} the {what} of a training "
-                f"image of another site; {then}"
-            )
-            _list("across sites", names)
-    for what, paths in (("missing", found.missing), ("broken", list(found.broken.values()))):
-        _list(what, paths)
-    copies = sum(len(group) for group in found.duplicates)
-    if copies:
-        console.print(
-            f"duplicates: {copies} images in {counted(len(found.duplicates), 'set')} are copies, with the "
-            "same pixels"
-        )
-        _list("duplicates", [", ".join(group) for group in found.duplicates])
-    if found.contradictions:
-        console.print(
-            f"contradictions: in {counted(len(found.contradictions), 'set')}, copies of one image have "
-            "different labels; correct the labels, or remove the images"
-        )
-        _list("contradictions", [", ".join(group) for group in found.contradictions])
-    for folder, others in found.passed_over.items():
-        console.print(one_line(f"passed over: {folder}: {told(others)}"), soft_wrap=True)
-    for site, split in found.empty:
-        console.print(f"empty: {site}, {split}: no images; training needs some in each split")
-    for site, split, name, count in found.few:
-        images = counted(count, "image") if count else "no image"
-        console.print(f"few: {site}, {split}: {images} of {name}; its scores are mostly chance")
-    for site, count in found.lone:
-        console.print(
-            f"lone: {site}: {count} training images leave one image over in batches of {batch}; it is "
-            "added to the last full batch"
-        )
+        has = _have(names, "valid or test image", what)
+        yield "across sites", f"{has} of a training image of another site; {then}", names
+    yield "missing", "", found.missing
+    yield "broken", "", list(found.broken.values())
+    yield (
+        "duplicates",
+        f"{sum(map(len, found.duplicates))} images in {counted(len(found.duplicates), 'set')} are copies, "
+        "with the same pixels",
+        [", ".join(group) for group in found.duplicates],
+    )
+    yield (
+        "contradictions",
+        f"in {counted(len(found.contradictions), 'set')}, copies of one image have different labels; correct "
+        "the labels, or remove the images",
+        [", ".join(group) for group in found.contradictions],
+    )
+
+
+def _have(names: Sequence[str], image: str, what: str) -> str:
+    return f"{counted(len(names), image)} {'has' if len(names) == 1 else 'have'} the {what}"
 
 
 def _list(what: str, images: Sequence[str]) -> None:
@@ -184,8 +193,7 @@ def split(
     from prrfl.data.split import Shares
     from prrfl.data.split import split as divide
 
-    if out.suffix.lower() != ".csv" or out.resolve() == source.resolve():
-        raise DataError(f"--out is {out}; expected a file that ends in .csv and is not the data set itself")
+    _check_csv(out, source)
     shares, names = Shares(valid, test), _names(classes)
     entries = read_entries(source, image_size=image_size, classes=names)
     with _progress("reading images", len(entries)) as seen:
@@ -234,8 +242,7 @@ def import_(
     """
     from prrfl.data.importing import from_folders, from_table, manifest_of
 
-    if out.suffix.lower() != ".csv" or out.resolve() == source.resolve():
-        raise DataError(f"--out is {out}; expected a file that ends in .csv and is not the source itself")
+    _check_csv(out, source)
     names = _names(classes) if classes else ()
     if source.is_dir():
         if columns or images:
@@ -316,15 +323,16 @@ def _divided_manifest(
 ) -> tuple[Sequence[str], Sequence[str]]:
     """Write a manifest with other sites; return the label and the site of each image."""
     from prrfl.data.importing import manifest_of
-    from prrfl.data.manifest import COLUMNS
+    from prrfl.data.manifest import COLUMNS, split_of
     from prrfl.data.partition import by_column, by_skew
     from prrfl.data.tables import read_rows
 
-    if out.suffix.lower() != ".csv" or out.resolve() == source.resolve():
-        raise DataError(f"--out is {out}; expected a file that ends in .csv and is not the data set itself")
+    _check_csv(out, source)
     needed = ("path", "label", "split", *([by] if by else []))
-    rows = [row for _, row in read_rows(source, needed, "manifest", ("site", "group"))]
-    labels, splits, groups = ([row.get(name, "") for row in rows] for name in ("label", "split", "group"))
+    numbered = read_rows(source, needed, "manifest", ("site", "group"))
+    rows = [row for _, row in numbered]
+    splits = [split_of(row["split"], f"{source}:{line}") for line, row in numbered]
+    labels, groups = ([row.get(name, "") for row in rows] for name in ("label", "group"))
     placed = by_skew(labels, splits, groups, skew) if by is None else by_column(rows, by, str(source))
     written = [
         {
@@ -349,8 +357,7 @@ def _divided_arrays(
         raise DataError(f"{source} holds arrays, which have no columns; give --sites K instead of --by")
     if out.suffix.lower() in (".csv", ".npz"):
         raise DataError(f"--out is {out}; expected a folder, for one .npz file per site of {source}")
-    if not is_free(out):
-        raise DataError(f"--out {out} exists already; choose another folder, or remove it")
+    check_free(out)
     return divide_arrays(source, out, skew)
 
 

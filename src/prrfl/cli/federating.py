@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from prrfl.cli.flags import described, given_flags, with_flags
+from prrfl.cli.options import names_in
 from prrfl.cli.screen import (
     PositionProgress,
     Shown,
@@ -90,13 +91,13 @@ def server(
     The exit code is 3 if the run is complete, but some sites were absent in some rounds.
     """
     needs_flower()
-    from prrfl.config import merged
-    from prrfl.flower.federation import federate, read_settings
+    from prrfl.config import given_settings
+    from prrfl.flower.federation import federate
     from prrfl.flower.launch import Server
 
-    settings = read_settings(config) if config else {}
-    settings = merged(settings, given_flags(flags))
-    names = [name.strip() for name in sites.split(",") if name.strip()]
+    given = given_flags(flags)
+    settings = given_settings(config, given)[1] if config else given
+    names = names_in(sites)
     folder = (out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-federation").absolute()
     ours = Server(folder, certs.absolute(), host, port)
     ours.check(names)
@@ -174,17 +175,11 @@ def site(
     """
     needs_flower()
     from prrfl.data.own import absolute, is_own_data
-    from prrfl.flower.certs import check_private_key, check_readable, check_valid, open_keys
     from prrfl.flower.consent import parse_methods
     from prrfl.flower.launch import Node, keep_connected
     from prrfl.flower.site.ready import check_data
 
-    ends = check_valid(certs / "ca.crt", datetime.now(UTC))
-    keys = [certs / key for key in ["node.key", *(["sign.key"] if secure else [])]]
-    for key in keys:
-        check_private_key(key)
-    if secure:
-        check_readable(certs / "roster.txt")
+    credentials, warnings = _credentials(certs, secure)
     if not data.exists() and not is_own_data(data):
         raise ConfigError(f"data {data} does not exist; give a folder, a manifest .csv or an .npz file")
     own: dict[str, str | int | bool] = {
@@ -195,12 +190,9 @@ def site(
         "threads": threads,
         "allow-missing": allow_missing,
         "methods": ",".join(parse_methods(methods)),
+        **credentials,
     }
-    if secure:
-        own |= {"roster": str((certs / "roster.txt").absolute())}
-        own |= {"signing-key": str((certs / "sign.key").absolute())}
     node = Node(superlink, certs.absolute(), home.absolute(), port, own)
-    warnings = [*([ends] if ends else []), *open_keys(keys)]
     if show:
         _warn(warnings, to=errors)
         print(node.supernode())
@@ -208,11 +200,11 @@ def site(
     _warn(warnings)
     node.check()
     there = check_data(data, name, allow_missing)
-    console.print(
-        f"site {name}: {len(there.train)}, {len(there.valid)} and {len(there.test)} images for training, "
-        "validation and test",
-        soft_wrap=True,
-    )
+    images = "its images are loaded when the server has sent the names of the classes"
+    if there is not None:
+        images = f"{len(there.train)}, {len(there.valid)} and {len(there.test)} images for training, "
+        images += "validation and test"
+    console.print(f"site {name}: {images}", soft_wrap=True)
     way = f" through the proxy {proxy} of the environment" if (proxy := node.proxy()) else ""
     console.print(
         f"site {name} connects to {superlink}{way}, and waits for orders; Flower's output is in {node.log}",
@@ -220,6 +212,25 @@ def site(
     )
     with only_for_this_user():
         keep_connected(node, lambda line: console.print(f"site {name}: {line}", soft_wrap=True))
+
+
+def _credentials(certs: Path, secure: bool) -> tuple[dict[str, str], list[str]]:
+    """Return a site's settings of secure summation, and warnings about its certificate and keys.
+
+    Raises:
+        ConfigError: if a file of the site's cannot be used.
+    """
+    from prrfl.flower.certs import check_private_key, check_readable, check_valid, open_keys
+
+    ends = check_valid(certs / "ca.crt", datetime.now(UTC))
+    keys = [certs / key for key in ["node.key", *(["sign.key"] if secure else [])]]
+    for key in keys:
+        check_private_key(key)
+    warnings = [*([ends] if ends else []), *open_keys(keys)]
+    if not secure:
+        return {}, warnings
+    check_readable(roster := certs / "roster.txt")
+    return {"roster": str(roster.absolute()), "signing-key": str(keys[-1].absolute())}, warnings
 
 
 def certs(
@@ -241,7 +252,7 @@ def certs(
     needs_flower()
     from prrfl.flower.certs import make_certs, renew_certs
 
-    names, where = ([part.strip() for part in text.split(",") if part.strip()] for text in (sites, hosts))
+    names, where = names_in(sites), names_in(hosts)
     if ca is not None:
         if names:
             raise ConfigError("--ca renews only the server's certificate; leave out --sites")
@@ -271,8 +282,8 @@ def _follow(folder: Path, rounds: int, outcome: Callable[[], tuple[bool, str]]) 
         FlowerError: if the SuperLink repeatedly fails to report the run's status.
         ParticipationError: if the run failed, with the error of the server app.
     """
-    from prrfl.live.tail import Tail
     from prrfl.runs.position import read_position
+    from prrfl.storage.tail import Tail
 
     def look() -> Shown | None:
         now = read_position(folder)

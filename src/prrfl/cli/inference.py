@@ -202,6 +202,6 @@ def export(
         difference = exporting.export(saved, run_folder, network, out, tables)
     console.print(
         f"{out / 'model.onnx'}: {_named(saved, network)}; onnxruntime's probabilities differ from its own by "
-        f" at most {difference:.0e}. Read {out / 'model_card.md'} before use.",
+        f"at most {difference:.0e}. Read {out / 'model_card.md'} before use.",
         soft_wrap=True,
     )

@@ -45,7 +45,7 @@ def inspect(
 
     module = build_network(network, classes)
     state, local = module.state_dict(), norm_keys(module)
-    frozen = frozen_keys(module, names_in(freeze) if freeze else ())
+    frozen = frozen_keys(module, names_in(freeze or ""))
     sent = low_band_amplitudes({key: state[key] for key in state if key not in frozen}, ratio, local)
     table = Table(title=f"{network} at low-frequency ratio {ratio}")
     for name in ("tensor", "shape", "treatment", "sent (values)"):

@@ -91,15 +91,16 @@ def _sites(data: Path, last: "LastRound", needed: "Sequence[Split]") -> "list[Si
     from prrfl.engine.in_process import POOL
 
     config = last.run.settings
+    same = config.data is not None and os.path.realpath(config.data) == os.path.realpath(data)
     sites = load_sites(
         data,
         image_size=config.image_size,
         classes=config.classes,
         allow_missing=config.allow_missing,
         needed=needed,
+        settings=config.set.get("data", {}) if same else {},
     )
-    own = config.data is not None and os.path.realpath(config.data) == os.path.realpath(data)
-    known = [site.name for site in sites if own and last.states.keys() & {site.name, POOL}]
+    known = [site.name for site in sites if same and last.states.keys() & {site.name, POOL}]
     if known:
         log.warning(
             "%s took part in the run with this data; the scores are not those of a new site",

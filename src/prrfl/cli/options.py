@@ -7,8 +7,8 @@ import typer
 
 
 def names_in(text: str) -> list[str]:
-    """Return the names in a list that is separated by commas."""
-    return [name.strip() for name in text.split(",")]
+    """Return the names in a list that is separated by commas; empty ones are left out."""
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 TimeLimit = Annotated[

@@ -244,9 +244,9 @@ def _print_page(folder: Path) -> None:
 def _write_for_paper(folder: Path, metrics: str | None, methods: str | None, out: Path | None) -> None:
     from prrfl.runs.paper import write_comparison, write_run
 
-    place, chosen = out or folder / "paper", names_in(metrics) if metrics else ["f1", "auc"]
+    place, chosen = out or folder / "paper", names_in(metrics or "") or ["f1", "auc"]
     if (folder / "runs").is_dir():
-        written = write_comparison(folder, place, chosen, names_in(methods) if methods else [])
+        written = write_comparison(folder, place, chosen, names_in(methods or ""))
     else:
         written = write_run(folder, place, chosen)
     console.print(

@@ -12,13 +12,13 @@ from typing import BinaryIO
 from PIL import Image
 
 from prrfl.data.columns import group_ids, whole_number
-from prrfl.data.files import IMAGE_SUFFIXES, is_hidden, unread_name, walk
+from prrfl.data.files import IMAGE_SUFFIXES, check_free, is_hidden, unread_name, walk
 from prrfl.data.images import MAX_BYTES, SPLITS, Entry, other_columns, read_image
 from prrfl.data.layout import CLASSES, image_path, write_table
 from prrfl.data.split import Shares, split
 from prrfl.data.tables import is_plain_name, read_rows
 from prrfl.errors import DataError
-from prrfl.storage.atomic import is_free, replace_folder
+from prrfl.storage.atomic import replace_folder
 from prrfl.storage.reading import opened, read_bytes
 
 SITES = {"vidir_modern": "clientA", "vidir_molemax": "clientB", "rosendahl": "clientC"}
@@ -227,8 +227,7 @@ def build(
         DataError: if the folder is not empty, all images are missing, one is damaged, or a class of a site
             has too few groups for three splits.
     """
-    if not is_free(out):
-        raise DataError(f"{out} exists already; choose another folder, or remove it")
+    check_free(out)
     missing = [e.name for e in entries if e.name not in source.places]
     present = [e for e in entries if e.name in source.places]
     if not present:

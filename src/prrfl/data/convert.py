@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from prrfl.data.files import IMAGE_SUFFIXES, walk
+from prrfl.data.files import IMAGE_SUFFIXES, check_free, walk
 from prrfl.data.images import MAX_PIXELS, has_deep_colours, upright
 from prrfl.errors import DataError
-from prrfl.storage.atomic import is_free, replace_folder
+from prrfl.storage.atomic import replace_folder
 from prrfl.storage.reading import opened
 
 DICOM_SUFFIXES = {".dcm", ".dicom"}
@@ -71,8 +71,7 @@ def convert(
     Raises:
         DataError: if an image cannot be read, or needs a window and none is given.
     """
-    if not is_free(out):
-        raise DataError(f"{out} exists already; choose another folder, or remove it")
+    check_free(out)
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; expected a folder of images")
     paths, others = walk(folder, IMAGE_SUFFIXES | DICOM_SUFFIXES)

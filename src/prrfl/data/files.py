@@ -1,4 +1,4 @@
-"""Which files in a folder are images, and which are passed over."""
+"""Which files in a folder are images, which are passed over, and whether a new folder can be written."""
 
 import logging
 import os
@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path, PurePath
 
 from prrfl.errors import DataError, one_line
+from prrfl.storage.atomic import is_free
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif"})
 """Endings of the names of images that are read, in lower case."""
@@ -28,6 +29,16 @@ def is_file(path: Path) -> bool:
         return path.is_file()
     except OSError:
         return False
+
+
+def check_free(folder: Path) -> None:
+    """Check that a folder can be written there: nothing is, or an empty folder.
+
+    Raises:
+        DataError: if something is.
+    """
+    if not is_free(folder):
+        raise DataError(f"{folder} exists already; choose another folder, or remove it")
 
 
 def walk(folder: Path, suffixes: Collection[str]) -> tuple[list[Path], Counter[str]]:

@@ -48,8 +48,9 @@ def from_folders(folder: Path, classes: Sequence[str] = (), site: str = "all") -
         site: name of the site.
 
     Raises:
-        DataError: if the folder does not look like that.
+        DataError: if the folder does not look like that, or the site cannot have that name.
     """
+    _check_site(site, "--site")
     images, passed_over = walk(folder, IMAGE_SUFFIXES)
     if not images:
         raise DataError(f"folder {folder} holds no image; expected a folder for each class")
@@ -136,8 +137,7 @@ def from_table(
             passed_over[f"rows of class {label or '(empty)'}"] += 1
             continue
         place = row[given["site"]] if given["site"] in header else site
-        if not is_plain_name(place):
-            raise DataError(f"{where}: invalid name of a site '{place}'; expected a name such as hospital-3")
+        _check_site(place, where)
         rows.append({
             "path": str(files.find(row[given["path"]], where)),
             "label": label,
@@ -149,6 +149,11 @@ def from_table(
     if not rows:
         raise DataError(f"{table}: no row has one of the labels {', '.join(names)}")
     return Imported(rows, names, passed_over)
+
+
+def _check_site(name: str, where: str) -> None:
+    if not is_plain_name(name):
+        raise DataError(f"{where}: invalid name of a site '{name}'; expected a name such as hospital-3")
 
 
 def in_order(label: str) -> tuple[int, str]:

@@ -51,13 +51,21 @@ def _site_and_split(cells: Mapping[str, str], where: str) -> tuple[ClientId, Spl
     site = cells["site"]
     if not is_plain_name(site):
         raise DataError(f"{where}: invalid name of a site '{site}'; expected a name such as hospital-3")
-    split = next((name for name in SPLITS if name == cells["split"]), None)
-    if split is None:
-        raise DataError(
-            f"{where}: unknown split '{cells['split']}'; expected one of {', '.join(SPLITS)}"
-            f"{nearest(cells['split'], SPLITS)}"
-        )
-    return site, split
+    return site, split_of(cells["split"], where)
+
+
+def split_of(text: str, where: str) -> Split:
+    """Return the split that a manifest's cell names.
+
+    Raises:
+        DataError: if it names none.
+    """
+    for name in SPLITS:
+        if name == text:
+            return name
+    raise DataError(
+        f"{where}: unknown split '{text}'; expected one of {', '.join(SPLITS)}{nearest(text, SPLITS)}"
+    )
 
 
 def _paths(rows: Sequence[NumberedRow], manifest: Path) -> list[Path]:

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
+from prrfl.data.images import SPLITS
 from prrfl.data.tables import is_plain_name
 from prrfl.errors import DataError
 from prrfl.parts import PartError, Parts, construct, placed
-from prrfl.types import Examples, SiteData
+from prrfl.types import Examples, SiteData, Split
 
 DATA_SETS: Parts[Any] = Parts("data", "prrfl.data", {})
 """Functions ``load(image_size, classes, **settings) -> Sequence[SiteData]``. The package has none of its own:
@@ -27,7 +28,11 @@ def absolute(source: Path) -> Path:
 
 
 def load_own(
-    source: Path, image_size: int, classes: Sequence[str], settings: Mapping[str, object]
+    source: Path,
+    image_size: int,
+    classes: Sequence[str],
+    settings: Mapping[str, object],
+    needed: Sequence[Split] = SPLITS,
 ) -> list[SiteData]:
     """Return the sites that a function of the user's own loads, checked.
 
@@ -36,6 +41,7 @@ def load_own(
         image_size: width and height of the images, in pixels.
         classes: names of the labels 0, 1, ...
         settings: of the function.
+        needed: the splits that every site must have; the others are not checked.
 
     Raises:
         DataError: naming the site and what is wrong with what the function returned.
@@ -56,7 +62,7 @@ def load_own(
                 f"{whole}: invalid name of a site '{site.name}'; expected a name such as hospital-3, because "
                 "files get it"
             )
-        for split in ("train", "valid", "test"):
+        for split in needed:
             _check(site.split(split), f"{whole}: site {site.name}, split {split}", image_size, len(classes))
     return list(sites)
 
@@ -65,7 +71,7 @@ def _check(examples: Examples, where: str, image_size: int, classes: int) -> Non
     images, labels, n = examples.inputs, examples.labels, len(examples)
     expected = (n, 3, image_size, image_size)
     if not n:
-        raise DataError(f"{where}: no images; every site needs images in every split")
+        raise DataError(f"{where}: no images; every site needs some in this split")
     if images.dtype != torch.uint8 or tuple(images.shape) != expected:
         raise DataError(
             f"{where}: inputs are {str(images.dtype).removeprefix('torch.')} of shape {tuple(images.shape)}; "

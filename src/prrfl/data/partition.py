@@ -13,6 +13,7 @@ from prrfl.data.sources import STEMS, read_arrays
 from prrfl.data.tables import is_plain_name
 from prrfl.errors import DataError
 from prrfl.storage.atomic import replace_folder
+from prrfl.types import Split
 
 DIVISIONS = 100
 """Random divisions that are tried until each site has enough images."""
@@ -38,7 +39,7 @@ class Skew:
     seed: int = 0
 
 
-def by_skew(labels: Sequence[str], splits: Sequence[str], groups: Sequence[str], skew: Skew) -> list[str]:
+def by_skew(labels: Sequence[str], splits: Sequence[Split], groups: Sequence[str], skew: Skew) -> list[str]:
     """Return the site of each image, ``site1``, ``site2``, ...; groups stay whole.
 
     Args:
@@ -72,10 +73,10 @@ class _Unit:
 
     images: tuple[int, ...]
     label: str
-    split: str
+    split: Split
 
 
-def _units(labels: Sequence[str], splits: Sequence[str], groups: Sequence[str]) -> list[_Unit]:
+def _units(labels: Sequence[str], splits: Sequence[Split], groups: Sequence[str]) -> list[_Unit]:
     members: dict[object, list[int]] = {}
     for image, group in enumerate(groups):
         members.setdefault(group or image, []).append(image)

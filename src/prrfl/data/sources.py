@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -38,21 +39,27 @@ def load_sites(
     classes: Sequence[str],
     allow_missing: bool = False,
     needed: Sequence[Split] = SPLITS,
+    settings: Mapping[str, object] = MappingProxyType({}),
 ) -> list[SiteData]:
     """Load every site of a data set, decoding each image once.
 
     Args:
-        source: a folder in the published layout, a manifest (.csv), an .npz file (one site) or a folder of
-            .npz files (one site each).
+        source: a folder in the published layout, a manifest (.csv), an .npz file (one site), a folder of .npz
+            files (one site each), or a function of the user's own.
         image_size: side in pixels. Images of another size are resized (bilinear, antialiased), with a
             warning if some are smaller.
         classes: names of the labels 0, 1, ...
         allow_missing: leave out images whose files are missing, instead of raising an error.
-        needed: the splits that every site must have; the others are not read and are empty.
+        needed: the splits that every site must have; the others are not read and are empty, unless a function
+            of the user's own gives them.
+        settings: of a function of the user's own.
 
     Raises:
         DataError: naming the file, line or site, what was expected, and what to do.
+        PartError: if a function of the user's own cannot be used, or raises.
     """
+    if is_own_data(source):
+        return load_own(source, image_size, classes, settings, needed)
     if arrays := npz_files(source):
         _check_arrays(source, arrays)
         loaded = [_load_arrays(path, image_size, classes, needed) for path in arrays]
@@ -104,7 +111,7 @@ def load_site(
         DataError: as in :func:`load_sites`; or if there are several sites, and none has this name.
     """
     if is_own_data(source):
-        own = {site.name: site for site in load_own(source, image_size, classes, {})}
+        own = {site.name: site for site in load_own(source, image_size, classes, {}, needed)}
         return replace(_the_one(source, name, own), name=name)
     if arrays := npz_files(source):
         _check_arrays(source, arrays)

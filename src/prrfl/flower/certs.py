@@ -24,7 +24,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from prrfl.data.tables import is_plain_name
 from prrfl.errors import ConfigError, ParticipationError
-from prrfl.storage.atomic import replacing
+from prrfl.storage.atomic import is_free, replacing
 from prrfl.storage.reading import read_bytes
 from prrfl.types import ClientId
 
@@ -189,10 +189,8 @@ class Authority:
 
 
 def _check(folder: Path, hosts: Sequence[str], days: int) -> None:
-    if folder.exists() and any(folder.iterdir()):
-        raise ConfigError(
-            f"folder {folder} is not empty, and keys are never overwritten; choose another folder"
-        )
+    if not is_free(folder):
+        raise ConfigError(f"{folder} exists already, and keys are never overwritten; choose another folder")
     if not hosts:
         raise ConfigError("no host given; name at least one of the server with --hosts")
     for host in hosts:

@@ -12,7 +12,7 @@ from uuid import uuid4
 from pydantic import TypeAdapter, ValidationError
 
 from prrfl.algorithms import traits_of
-from prrfl.config import LARGEST_FILE, TrainConfig, checked, parse_settings
+from prrfl.config import TrainConfig, checked
 from prrfl.errors import ConfigError, ParticipationError
 from prrfl.flower.certs import check_names
 from prrfl.flower.consent import SENT
@@ -21,7 +21,7 @@ from prrfl.losses import CPA
 from prrfl.parts import is_installed
 from prrfl.runs.folder import RunFolder
 from prrfl.storage.atomic import write_json
-from prrfl.storage.reading import read_bytes, read_text
+from prrfl.storage.reading import read_bytes
 from prrfl.types import ClientId, RoundContext
 
 
@@ -71,7 +71,7 @@ def federate(
 
     Args:
         folder: the run's folder.
-        settings: settings of the training, from :func:`read_settings` and flags.
+        settings: settings of the training, from a file and flags.
         sites: names of all sites.
         quorum: number of sites that a round needs; 0 means all.
         deadline: seconds that a step waits for sites; 0 waits without end.
@@ -82,18 +82,8 @@ def federate(
         ParticipationError: if there are too few sites, or a name is invalid or given twice.
     """
     names = tuple(sorted(sites))
-    check_names(names)
-    if len(set(names)) < len(names):
-        raise ParticipationError(f"sites are {', '.join(names)}; name each site only once")
-    fewest = FEWEST if secure else 2
-    if len(names) < fewest:
-        kind = "secure summation" if secure else "a federation"
-        raise ParticipationError(f"{kind} needs at least {fewest} sites; got {len(names)} (--sites)")
     quorum = quorum or len(names)
-    if not fewest <= quorum <= len(names):
-        raise ConfigError(f"quorum is {quorum}; expected {fewest} to {len(names)}, the number of sites")
-    if not 0 <= deadline < math.inf:
-        raise ConfigError(f"deadline is {deadline:g}; expected seconds, or 0 to wait without end")
+    _check_sites(names, quorum, deadline, secure)
     if own := sorted(TrainConfig.where(of_site=True) & settings.keys()):
         raise ConfigError(
             f"the server cannot set '{own[0]}': each site chooses its data and machine with prrfl site; "
@@ -108,11 +98,12 @@ def federate(
     check_can_federate(config, secure)
     if started is not None:
         given = Federation(started.experiment, settings, names, quorum, deadline, secure)
+        before = asdict(started)
         for key, value in asdict(given).items():
-            if asdict(started)[key] != value:
+            if before[key] != value:
                 raise ConfigError(
-                    f"run folder {folder} was started with {key} = {asdict(started)[key]!r}, not "
-                    f"{value!r}; use the same to resume it, or choose another folder"
+                    f"run folder {folder} was started with {key} = {before[key]!r}, not {value!r}; "
+                    "use the same to resume it, or choose another folder"
                 )
         if not (folder / "config.toml").is_file():  # the process was killed between the two files
             RunFolder(folder).begin(config)
@@ -123,6 +114,20 @@ def federate(
     write_json(path, asdict(federation))
     RunFolder(folder).begin(config)
     return federation
+
+
+def _check_sites(names: Sequence[ClientId], quorum: int, deadline: float, secure: bool) -> None:
+    check_names(names)
+    if len(set(names)) < len(names):
+        raise ParticipationError(f"sites are {', '.join(names)}; name each site only once")
+    fewest = FEWEST if secure else 2
+    if len(names) < fewest:
+        kind = "secure summation" if secure else "a federation"
+        raise ParticipationError(f"{kind} needs at least {fewest} sites; got {len(names)} (--sites)")
+    if not fewest <= quorum <= len(names):
+        raise ConfigError(f"quorum is {quorum}; expected {fewest} to {len(names)}, the number of sites")
+    if not 0 <= deadline < math.inf:
+        raise ConfigError(f"deadline is {deadline:g}; expected seconds, or 0 to wait without end")
 
 
 def read_federation(folder: Path) -> Federation:
@@ -136,19 +141,6 @@ def read_federation(folder: Path) -> Federation:
         return TypeAdapter(Federation).validate_json(read_bytes(path))
     except (OSError, ValidationError) as cause:
         raise ConfigError(f"{path} cannot be read: {' '.join(str(cause).split())}") from None
-
-
-def read_settings(path: Path) -> dict[str, Any]:
-    """Read settings from a TOML file.
-
-    Raises:
-        ConfigError: if the file is missing, is not TOML, or ``set`` holds no tables.
-    """
-    try:
-        text = read_text(path, LARGEST_FILE)
-    except (OSError, UnicodeDecodeError) as cause:
-        raise ConfigError(f"config file {path} cannot be read: {' '.join(str(cause).split())}") from None
-    return parse_settings(text, str(path))
 
 
 def check_can_federate(config: TrainConfig, secure: bool) -> None:

@@ -26,6 +26,7 @@ from prrfl.errors import ConfigError, PRRFLError, one_line
 from prrfl.flower.certs import check_readable, check_valid, open_keys
 from prrfl.storage.atomic import write_text
 from prrfl.storage.reading import read_text
+from prrfl.storage.tail import Tail
 from prrfl.types import ClientId
 
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
@@ -76,8 +77,7 @@ class Command:
             text=True,
             check=False,
         )
-        found = re.search(r"^\{.*", done.stdout, re.DOTALL | re.MULTILINE)
-        answer: dict[str, Any] = json.loads(found[0]) if found else {}
+        answer = _json_in(done.stdout)
         if done.returncode or not answer.get("success"):
             error = answer.get("error-message") or done.stderr or done.stdout
             raise FlowerError(f"{shlex.join(self.arguments[:3])} failed: {' '.join(error.split())}")
@@ -99,6 +99,16 @@ class Command:
         # Flower's programs start each other by name.
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         return {**os.environ, "PATH": path, **self.environment}
+
+
+def _json_in(text: str) -> dict[str, Any]:
+    """Return the first JSON object that starts a line; without one, or if it is cut off, an empty one."""
+    found = re.search(r"^\{", text, re.MULTILINE)
+    try:
+        answer: dict[str, Any] = json.JSONDecoder().raw_decode(text, found.start())[0] if found else {}
+    except ValueError:
+        return {}
+    return answer
 
 
 def _program(name: str) -> str:
@@ -228,11 +238,19 @@ def serving(server: Server, sites: Sequence[ClientId]) -> Iterator[str]:
 
 
 def outcome(server: Server, run: str) -> tuple[bool, str]:
-    """Return whether a run has ended, and the error that ended it; empty if it has completed."""
-    (row,) = server.status(run).run()["runs"]
-    status = str(row["status"])
+    """Return whether a run has ended, and the error that ended it; empty if it has completed.
+
+    Raises:
+        FlowerError: if Flower does not tell.
+    """
+    answer = server.status(run).run()
+    try:
+        (row,) = answer["runs"]
+        status, details = str(row["status"]), str(row["status-details"])
+    except (LookupError, TypeError, ValueError):
+        raise FlowerError(f"flwr list gives no status of run {run}; its answer is {answer}") from None
     failed = not status.endswith("completed")
-    error = str(row["status-details"]).removeprefix("ServerApp failed with exception: ")
+    error = details.removeprefix("ServerApp failed with exception: ")
     return status.startswith("finished"), error if failed else ""
 
 
@@ -342,7 +360,10 @@ def keep_connected(node: Node, say: Callable[[str], None]) -> None:
 def _run_node(node: Node, say: Callable[[str], None], warned: set[str]) -> tuple[str, int]:
     """Run a node to its end; return the last lines of its output, and its exit code."""
     log = node.log
-    began = read = log.stat().st_size if log.is_file() else 0
+    here = 0 if log.is_file() else None  # it holds the output of earlier nodes
+    whole, new = Tail(log, here), Tail(log, here)
+    for tail in (whole, new):
+        tail.restarted()
     line = re.compile(rf"(?:\d{{4}}-\S+ \S+ [A-Z]+ )?site {re.escape(str(node.config['name']))}: (.*)")
     process = node.supernode().start(log)
     try:
@@ -354,12 +375,11 @@ def _run_node(node: Node, say: Callable[[str], None], warned: set[str]) -> tuple
                     f"warning: the server asks this site to run the app {one_line(app)}, which is not "
                     "prrfl's and can read what this user can; stop the site, and ask the server's operator"
                 )
-            lines, read = _new_lines(log, read)
-            for found in filter(None, map(line.fullmatch, lines)):
+            for found in filter(None, map(line.fullmatch, _new_lines(new))):
                 say(one_line(found[1]))
     finally:
         _stop(process)
-    return "\n".join(_new_lines(log, began)[0]) + "\n", process.returncode
+    return "\n".join(_new_lines(whole)) + "\n", process.returncode
 
 
 def _is_ours(app: Path) -> bool:
@@ -427,16 +447,9 @@ def check_port(host: str, port: int, left_over: str) -> None:
         ) from None
 
 
-def _new_lines(log: Path, read: int) -> tuple[list[str], int]:
-    """Return the complete lines of a log after the bytes already read, and the number of bytes read then."""
-    if not log.is_file():  # it was moved
-        return [], 0
-    with log.open("rb") as file:
-        # A log that was rotated by copying starts again at 0.
-        file.seek(min(read, log.stat().st_size))
-        at = file.tell()
-        whole, end, _ = file.read().rpartition(b"\n")
-    return whole.decode(errors="replace").splitlines(), at + len(whole + end)
+def _new_lines(log: Tail) -> list[str]:
+    log.restarted()
+    return [line.decode(errors="replace") for line in log.lines()]
 
 
 def _reason(output: str) -> str:

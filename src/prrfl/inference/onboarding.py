@@ -134,13 +134,16 @@ def onboard(last: LastRound, site: SiteData, epochs: int = 5, seed: int = 0) -> 
         site: the new site.
         epochs: local epochs of training.
         seed: source of all randomness.
+
+    Raises:
+        StateMismatchError: if the weights that the run started from cannot be used.
     """
     run, recipe = last.run, last.run.recipe
+    start = make_recipe(run.settings).initial()  # needs the file of weights: an error comes before training
     place = Site(site, recipe)
     moment = replace(run.moment(0), rounds=1, epochs=epochs, seed=seed)
     adapted = reestimate_norms(last.mean, site.train, recipe)
     ours = _train(run.method, adapted, place, moment)
-    start = make_recipe(run.settings).initial()
     alone = _train(ALGORITHMS[BASELINE](), start, place, moment)
     length = f"{epochs} epoch" if epochs == 1 else f"{epochs} epochs"
     steps = {

@@ -15,12 +15,12 @@ from typing import Any, Protocol
 
 from prrfl.config import TrainConfig, checked
 from prrfl.errors import ConfigError, PRRFLError, one_line
-from prrfl.live.tail import Tail
 from prrfl.runs.afterwards import NextStep, after_comparison, after_run, command, with_networks
 from prrfl.runs.folder import RunFolder
 from prrfl.runs.position import Position, SitePosition, read_position
 from prrfl.storage.reading import parse_json, read_bytes, read_text
 from prrfl.storage.records import from_line
+from prrfl.storage.tail import Tail
 from prrfl.types import AbsenceRecord, ClientId, ExchangeRecord, RoundRecord, ScoreRecord
 
 LOG_LINES, MOST_WARNINGS = 40, 30

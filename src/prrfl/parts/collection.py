@@ -4,7 +4,7 @@ import importlib.util
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from hashlib import blake2b, sha256
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points, packages_distributions, version
@@ -123,12 +123,14 @@ class Parts(Mapping[str, T]):
 
         Nothing is imported.
         """
+        if name in self.installed and (dist := self.installed[name].dist):
+            return f"{dist.name} {dist.version}"
         place = (self.installed[name].value if name in self.installed else name).rpartition(":")[0]
         if place.endswith(".py"):
             content = Path(place).read_bytes() if Path(place).is_file() else b""
             return f"sha256 {sha256(content).hexdigest()}"
         top = place.partition(".")[0]
-        found = packages_distributions().get(top, [])
+        found = _distributions().get(top, [])
         return f"{found[0]} {version(found[0])}" if found else f"module {top}"
 
     def _load(self, name: str, target: str) -> T:
@@ -156,6 +158,12 @@ class Parts(Mapping[str, T]):
             raise PartError(
                 f"{whole} has no {missing[0]}; it needs {', '.join(self._needs)}, see docs/extending.md"
             )
+
+
+@cache
+def _distributions() -> Mapping[str, Sequence[str]]:
+    """Return the distributions of each installed package. Scanning them takes most of a second."""
+    return packages_distributions()
 
 
 def _annotated(kind: type) -> Sequence[str]:

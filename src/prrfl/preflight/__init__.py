@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from prrfl.config import TrainConfig, checked, load_config
+from prrfl.data.own import is_own_data
 from prrfl.data.sources import npz_files
 from prrfl.errors import PRRFLError
 from prrfl.machine import available_memory
@@ -56,8 +57,9 @@ def preflight(
     settings, faults = _read_settings(config, data)
     yield from faults
     data = settings.data  # from the argument, or from the file
-    source = DataSet((), len(npz_files(data)) if data else settings.sites)
-    if data and not npz_files(data):
+    arrays = npz_files(data) if data else []
+    source = DataSet((), len(arrays) or settings.sites)
+    if data and not arrays and not is_own_data(data):
         source, faults = check_images(settings, data, seen)
         yield from faults
     try:

@@ -23,8 +23,8 @@ class DataSet:
     """A data set's images, before they are loaded.
 
     Attributes:
-        entries: the images that are files; empty for arrays.
-        sites: number of sites.
+        entries: the images that are files; empty for arrays and for data that the user's own code loads.
+        sites: number of sites, or the setting's if the user's own code loads them.
         usable: whether no fault is known that loading would fail on.
     """
 

@@ -13,7 +13,7 @@ from prrfl.algorithms.prototyped import Prototyped
 from prrfl.capture import on_gpu
 from prrfl.config import TrainConfig
 from prrfl.data.images import SPLITS
-from prrfl.data.own import absolute, is_own_data, load_own
+from prrfl.data.own import absolute
 from prrfl.data.sources import load_sites
 from prrfl.errors import ConfigError, ParticipationError, StateMismatchError
 from prrfl.losses import CPA
@@ -108,15 +108,13 @@ def read_sites(config: TrainConfig, needed: Sequence[Split] = SPLITS) -> list[Si
     Raises:
         DataError: if the data cannot be used.
     """
-    folder = data_folder(config)
-    if is_own_data(folder):
-        return load_own(folder, config.image_size, config.classes, config.set.get("data", {}))
     return load_sites(
-        folder,
+        data_folder(config),
         image_size=config.image_size,
         classes=config.classes,
         allow_missing=config.allow_missing,
         needed=needed,
+        settings=config.set.get("data", {}),
     )
 
 

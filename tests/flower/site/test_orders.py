@@ -52,20 +52,33 @@ def test_the_message_of_an_unexpected_error_stays_at_the_site(data, tmp_path, ca
     assert "GEN_A_000009" in capfd.readouterr().err
 
 
-def test_a_part_that_raises_at_a_site_is_named_there(data, tmp_path, monkeypatch, capfd):
-    (tmp_path / "acme9.py").write_text(
+def train_by_a_part(data, folder, monkeypatch, line):
+    """Return the name of a module, and a site's reply to an order to train by a method that runs a line."""
+    module = f"acme{len(line)}"
+    (folder / f"{module}.py").write_text(
         "from prrfl.algorithms import FedAvg\n\nclass Fails(FedAvg):\n"
-        "    def train(self, client, site, ctx):\n        raise ValueError('GEN_A is in the way')\n"
+        f"    def train(self, client, site, ctx):\n        {line}\n"
     )
-    monkeypatch.syspath_prepend(tmp_path)
-    grid = grid_of(data, tmp_path)
-    grid.configs["clientA"] = {**grid.configs["clientA"], "methods": "acme9:Fails"}
-    settings = json.dumps({**SETTINGS, "method": "acme9:Fails"}, sort_keys=True)
-    reply = asked(grid, Order("train", "e", "clientA", 0, settings, version("prrfl")))
+    monkeypatch.syspath_prepend(folder)
+    grid = grid_of(data, folder)
+    grid.configs["clientA"] = {**grid.configs["clientA"], "methods": f"{module}:Fails"}
+    settings = json.dumps({**SETTINGS, "method": f"{module}:Fails"}, sort_keys=True)
+    return module, asked(grid, Order("train", "e", "clientA", 0, settings, version("prrfl")))
+
+
+@pytest.mark.parametrize("how", ["raise ValueError", "import sys; sys.exit"])
+def test_a_part_that_raises_at_a_site_is_named_there(data, tmp_path, monkeypatch, capfd, how):
+    module, reply = train_by_a_part(data, tmp_path, monkeypatch, f"{how}('GEN_A is in the way')")
     assert "site clientA: its process failed" in from_records(Answer, reply.content).error
     said = capfd.readouterr().err
-    place = f"{tmp_path}/acme9.py, line 5, in train: ValueError: GEN_A is in the way"
-    assert f"site clientA: method acme9:Fails: {place}\n" in said
+    error = "SystemExit" if "exit" in how else "ValueError"
+    place = f"{tmp_path}/{module}.py, line 5, in train: {error}: GEN_A is in the way"
+    assert f"site clientA: method {module}:Fails: {place}\n" in said
+
+
+def test_a_site_that_flower_stops_while_a_part_trains_sends_no_answer(data, tmp_path, monkeypatch):
+    with pytest.raises(SystemExit):
+        train_by_a_part(data, tmp_path, monkeypatch, "exec('raise SystemExit', {'__name__': 'flwr.exit'})")
 
 
 def asked(grid, order):

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from prrfl.data.files import check_free
 from prrfl.data.images import SPLITS, check_memory
 from prrfl.data.layout import CLASSES, image_path, write_table
 from prrfl.data.synthetic.drawing import SiteStyle, draw_images
@@ -177,16 +178,15 @@ def write_generated(spec: GeneratedData, folder: Path) -> Path:
 
     Args:
         spec: the data set.
-        folder: the folder to create, with its parents; it must not exist.
+        folder: the folder to create, with its parents; which must be absent or empty.
 
     Returns:
         The folder.
 
     Raises:
-        DataError: if the folder exists or cannot be written, or the disk has too little space.
+        DataError: if the folder holds anything or cannot be written, or the disk has too little space.
     """
-    if folder.exists():
-        raise DataError(f"{folder} exists already; choose another folder, or remove it")
+    check_free(folder)
     _check_room(spec, folder)
     try:
         with replace_folder(folder) as temporary:

@@ -12,9 +12,10 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from prrfl.algorithms import traits_of
+from prrfl.config import given_settings
 from prrfl.engine import Arrival
 from prrfl.engine.site import packed
-from prrfl.flower.federation import Federation, federate, read_federation, read_settings
+from prrfl.flower.federation import Federation, federate, read_federation
 from prrfl.flower.messages import COUNTING, Answer, OrderStep
 from prrfl.flower.secure_sum import SignedKey
 from prrfl.flower.server.admission import (
@@ -57,7 +58,7 @@ def _run(grid: Grid, given: Mapping[str, Any]) -> None:
     else:
         federation = federate(
             folder,
-            read_settings(Path(str(given["config"]))) if given["config"] else {},
+            given_settings(Path(str(given["config"])), {})[1] if given["config"] else {},
             [name.strip() for name in str(given["sites"]).split(",") if name.strip()],
             int(given["quorum"]),
             float(given["deadline"]),

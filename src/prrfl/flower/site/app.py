@@ -72,8 +72,8 @@ def _answer(message: Message, context: Context) -> Message:
         order = from_records(Order, message.content)
         try:
             done = carry_out(order, local)
-        except Exception as cause:
-            known = raised_by_a_part(cause) or cause
+        except (Exception, SystemExit) as cause:  # a part may call sys.exit
+            known = cause if _is_flowers_end(cause) else raised_by_a_part(cause) or cause
             if not isinstance(known, PRRFLError | OSError):
                 raise
             if known is not cause:
@@ -86,6 +86,14 @@ def _answer(message: Message, context: Context) -> Message:
         _print_error(name, cause)
         reason = reason_for_server(cause, name)
     raise AtSiteError(reason)  # outside the block, so that the cause is not attached to it
+
+
+def _is_flowers_end(cause: BaseException) -> bool:
+    """Return whether Flower ends the process, as it does at a signal, wherever the process then is."""
+    if not isinstance(cause, SystemExit):
+        return False
+    *_, (innermost, _) = traceback.walk_tb(cause.__traceback__)
+    return str(innermost.f_globals.get("__name__")).startswith("flwr.")
 
 
 def settings_of(node: Mapping[str, Any]) -> SiteSettings:
@@ -103,7 +111,7 @@ def settings_of(node: Mapping[str, Any]) -> SiteSettings:
     )
 
 
-def reason_for_server(why: Exception, name: ClientId) -> str:
+def reason_for_server(why: BaseException, name: ClientId) -> str:
     """Return what the server may know of an error at a site.
 
     The message of an error can quote files: image names, cells of tables, paths, row numbers. So the server

@@ -5,21 +5,27 @@ from pathlib import Path
 from prrfl.config import checked
 from prrfl.data.images import SPLITS
 from prrfl.data.layout import find_sites, table_path
+from prrfl.data.own import DATA_SETS, is_own_data
 from prrfl.data.sources import load_site, npz_files
 from prrfl.data.tables import read_rows
 from prrfl.errors import DataError
 from prrfl.types import ClientId, SiteData
 
 
-def check_data(source: Path, name: ClientId, allow_missing: bool) -> SiteData:
+def check_data(source: Path, name: ClientId, allow_missing: bool) -> SiteData | None:
     """Load a site's data as training does, and return it.
 
     The names of the classes are in the settings that the server will send. Until then, those in the tables
-    are taken for them.
+    are taken for them. A function of the site's own needs the right names: it is imported, but not called,
+    and ``None`` is returned.
 
     Raises:
         DataError: naming the file, line or image that cannot be used, or the split that is missing.
+        PartError: if a function of the site's own cannot be imported.
     """
+    if is_own_data(source):
+        DATA_SETS[str(source)]
+        return None
     defaults = checked({"device": "cpu"}, "the defaults")
     return load_site(
         source,

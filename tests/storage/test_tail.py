@@ -1,0 +1,27 @@
+"""New lines of a file that another process appends to."""
+
+from prrfl.storage.tail import Tail
+
+
+def test_only_whole_and_new_lines_are_read(tmp_path):
+    path, tail = tmp_path / "log.txt", Tail(tmp_path / "log.txt")
+    assert not tail.restarted()
+    assert tail.lines() == []
+    path.write_bytes(b"one\ntw")
+    assert not tail.restarted()
+    assert tail.lines() == [b"one"]
+    with path.open("ab") as file:
+        file.write(b"o\nthree\n")
+    assert not tail.restarted()
+    assert tail.lines() == [b"two", b"three"]
+    path.write_bytes(b"four\n")
+    assert tail.restarted()
+    assert tail.lines() == [b"four"]
+    # Of a long file its end is enough.
+    path.write_bytes(b"0123456789\n" * 10)
+    end = Tail(path, most=22)
+    end.restarted()
+    assert end.lines() == [b"0123456789"] * 2
+    path.rename(tmp_path / "moved")
+    assert not end.restarted()
+    assert end.lines() == []
