@@ -2,6 +2,8 @@
 
 from torch import nn
 
+FEATURES = 16
+
 
 def tiny(classes: int) -> nn.Module:
     return nn.Sequential(
@@ -10,5 +12,5 @@ def tiny(classes: int) -> nn.Module:
         nn.ReLU(),
         nn.AdaptiveAvgPool2d(2),
         nn.Flatten(),
-        nn.Linear(16, classes),
+        nn.Linear(FEATURES, classes),
     )

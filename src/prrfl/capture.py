@@ -23,6 +23,9 @@ V = TypeVar("V")
 MOST = 16
 """Recordings of one function, one for each shape of its inputs. Further shapes run without recording."""
 
+_KEPT = 4
+"""Objects that a :class:`ThreadCache` keeps in each thread."""
+
 _recording = threading.Lock()
 """One thread records at a time."""
 
@@ -177,15 +180,13 @@ def used_here(tensor: Tensor, device: str) -> Tensor:
 class ThreadCache(threading.local, Generic[K, V]):
     """The last few objects that each thread made, by key. Threads share none, because streams differ."""
 
-    def __init__(self, most: int = 4) -> None:
-        """Keep at most this many objects in each thread."""
-        self._most = most
+    def __init__(self) -> None:
         self._made: dict[K, V] = {}
 
     def get(self, key: K, make: Callable[[], V]) -> V:
         """Return this thread's object for a key; make it if it does not exist."""
         value = self._made.pop(key) if key in self._made else make()
         self._made[key] = value  # the newest is last
-        while len(self._made) > self._most:
+        while len(self._made) > _KEPT:
             del self._made[next(iter(self._made))]
         return value

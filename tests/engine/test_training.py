@@ -1,6 +1,7 @@
 """The batch loop, the schedule, optimiser memory, and files that are whole or absent."""
 
 import os
+import resource
 from dataclasses import replace
 
 import pytest
@@ -274,3 +275,23 @@ def test_layers_with_two_names_stay_at_the_site_under_both():
 
     network = Twice()
     assert {key for key in network.state_dict() if "stem.0" not in key} == norm_keys(network)
+
+
+def test_records_that_cannot_be_written_leave_the_file_as_it_was(tmp_path):
+    path, record = tmp_path / "m.jsonl", TrainRecord(0, 1, "a", {"loss": 0.25})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for before in ([], [record]):
+        append_records(path, before)
+        whole = path.read_bytes()
+        # The system refuses to write beyond the first few kB, as on a full disk.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
+        try:
+            with pytest.raises(OSError, match="File too large"):
+                append_records(path, [record] * 50)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert path.read_bytes() == whole
+        assert read_records(path) == before
+        path.unlink()
+    with pytest.raises(FileNotFoundError, match="absent"):
+        append_records(tmp_path / "absent" / "m.jsonl", [record])

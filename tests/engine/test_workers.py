@@ -75,6 +75,34 @@ def test_scores_are_those_of_the_networks_at_that_moment(method):
                 assert score(logits, site.split(split).labels) == scores
 
 
+class FedAvgEachEpoch(FedAvg):
+    """FedAvg whose sites also average their weights after each local epoch."""
+
+    def meets(self, ctx):
+        return True
+
+    epoch_share, epoch_aggregator, epoch_receive = FedAvg.share, FedAvg.aggregator, FedAvg.receive
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_weights_that_change_at_a_meeting_are_scored_again(on_disk, tmp_path):
+    method, sites = FedAvgEachEpoch(), tiny_sites()
+    recipe = recipe_of(method, lr=0.1)
+    engine = InProcess(method, sites, recipe, rest_in=tmp_path / "rest" if on_disk else None)
+    records = list(rounds_from(moment(recipe), method, engine))
+    losses = {
+        (r.round, r.client, r.moment): r.scores.loss
+        for r in records
+        if isinstance(r, ScoreRecord) and r.split == "test"
+    }
+    for index in range(2):
+        for site in sites:
+            # All sites have the same weights since the last meeting, so the communication changes nothing.
+            after = losses[index, site.name, "after"]
+            assert losses[index, site.name, "before"] == pytest.approx(after, rel=1e-5)
+            assert losses[index, site.name, "epoch"] != pytest.approx(after, rel=1e-5)
+
+
 def test_states_on_disk_are_scored_no_more_often_than_those_in_memory(tmp_path, monkeypatch):
     from prrfl.engine import site
 

@@ -1,20 +1,17 @@
-"""What the tests of federations share: data, keys, and a network of 12 kB."""
+"""What the tests of federations share: data and keys."""
 
 import pytest
 
 from prrfl.flower.certs import make_certs
 from prrfl.flower.server import transport
-from prrfl.models import NETWORKS
 from tests.flower.grid import NAMES, grid_of, networks, run
-from tests.flower.tiny import tiny
 from tests.sites_on_disk import write_layout
 
 
 @pytest.fixture(autouse=True, scope="package")
-def small_and_quick():
-    """Register the tiny network as ``tiny``, check for answers without a pause, and draw nothing."""
+def quick():
+    """Check for answers without a pause, and draw nothing."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(NETWORKS, "builtin", {**NETWORKS.builtin, "tiny": tiny})
         patch.setattr(transport, "POLL", 0.01)
         patch.setattr("prrfl.runs.report.draw_retrogress", lambda *_: None)
         yield

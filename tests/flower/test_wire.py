@@ -10,7 +10,7 @@ from prrfl.models import build_network
 from prrfl.pfa import low_band_amplitudes
 from prrfl.tensors import norm_keys
 from tests.flower.grid import grid_of, run
-from tests.flower.tiny import FEATURES
+from tests.networks import FEATURES
 
 
 def test_only_the_documented_fields_leave_a_site(data, tmp_path):

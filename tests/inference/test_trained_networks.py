@@ -232,13 +232,13 @@ def test_what_calibration_error_is_chance():
 def test_calibration_error_by_hand():
     p = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.3, 0.7]], dtype=torch.float64)
     predictions = Predictions(tuple("abcd"), torch.tensor([0, 1, 0, 0]), p)
-    bins = reliability(predictions, bins=10)
+    bins = reliability(predictions)
     assert [(b.images, round(b.confidence, 6), b.accuracy) for b in bins] == [
         (1, 0.6, 1.0),
         (1, 0.7, 0.0),
         (2, 0.9, 0.5),
     ]
-    assert calibration_error(predictions, bins=10) == pytest.approx((0.4 + 0.7 + 2 * 0.4) / 4)
+    assert calibration_error(predictions) == pytest.approx((0.4 + 0.7 + 2 * 0.4) / 4)
 
 
 def test_an_assessment_is_scikit_learns():

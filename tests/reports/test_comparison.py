@@ -79,7 +79,7 @@ def test_measures_by_class_of_samples_are_scikit_learns_even_where_a_class_is_lo
     predicted = values.argmax(1)
     recalls = statistics.recalls_of(statistics.resampled_confusions(counts, LABELS, predicted, 4))
     balanced = statistics.mean_of_defined(recalls)
-    found = [statistics.resampled_sensitivity(counts, c == LABELS, values[:, c]) for c in range(3)]
+    found = [statistics.Ranking.of(counts, c == LABELS, values[:, c]).sensitivity() for c in range(3)]
     for k, row in enumerate(counts):
         chosen = np.repeat(np.arange(len(LABELS)), row.astype(int))
         truth, answers = LABELS[chosen], predicted[chosen]
@@ -98,7 +98,7 @@ def test_the_sensitivity_by_hand():
         positive = np.array([True] * len(positives) + [False] * len(negatives))
         values = np.array([*positives, *negatives])
         once = np.ones((1, len(values)), dtype=np.float32)
-        return statistics.resampled_sensitivity(once, positive, values).item()
+        return statistics.Ranking.of(once, positive, values).sensitivity().item()
 
     negatives = [0.9, 0.5, 0.4, *[0.1] * 7]
     # One of ten other images may reach the threshold: at 0.6 the specificity is 90 %, at 0.45 only 80 %.

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -278,6 +280,14 @@ def test_the_environment_of_each_resumption_is_written(settings, tmp_path):
         assert found == first
         assert [one["after_round"] for one in resumed] == list(range(1, round_ + 1))
         assert resumed[-1]["versions"] == first["versions"]
+
+
+def test_the_free_space_is_that_of_the_disk_with_the_run(settings, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    space = {folder: 7, Path.cwd(): 1}
+    monkeypatch.setattr(run.shutil, "disk_usage", lambda path: SimpleNamespace(free=space[Path(path)]))
+    stopped(settings, folder, 0, 0)
+    assert json.loads((folder / "environment.json").read_text())["free_disk_bytes"] == 7
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

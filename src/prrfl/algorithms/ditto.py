@@ -41,7 +41,8 @@ class Ditto:
 
     def start(self, initial: Tensors) -> DittoState:
         """Start both networks from the common initial weights."""
-        return DittoState(Learner(detached(initial)), Learner(detached(initial)), detached(initial))
+        weights = detached(initial)
+        return DittoState(Learner(weights), Learner(weights), weights)
 
     def train(
         self, client: DittoState, site: Site, ctx: RoundContext
@@ -70,7 +71,8 @@ class Ditto:
 
     def receive(self, client: DittoState, mean: Tensors, ctx: RoundContext) -> DittoState:
         """Replace the global network by the mean, to which the personalised one is pulled from now on."""
-        return replace(client, shared=Learner(detached(mean)), received=detached(mean))
+        weights = detached(mean)
+        return replace(client, shared=Learner(weights), received=weights)
 
     def models(self, client: DittoState) -> Mapping[str, Tensors]:
         """Return both networks; the personalised one is deployed."""

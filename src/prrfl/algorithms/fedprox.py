@@ -32,7 +32,8 @@ class FedProx:
 
     def start(self, initial: Tensors) -> FedProxState:
         """Start from the common initial network, which is also the first anchor."""
-        return FedProxState(Learner(detached(initial)), detached(initial))
+        weights = detached(initial)
+        return FedProxState(Learner(weights), weights)
 
     def train(
         self, client: FedProxState, site: Site, ctx: RoundContext
@@ -54,7 +55,8 @@ class FedProx:
 
     def receive(self, client: FedProxState, mean: Tensors, ctx: RoundContext) -> FedProxState:
         """Replace the network by the mean, which becomes the anchor of the next round."""
-        return FedProxState(Learner(detached(mean)), detached(mean))
+        weights = detached(mean)
+        return FedProxState(Learner(weights), weights)
 
     def models(self, client: FedProxState) -> Mapping[str, Tensors]:
         """Return the one network."""

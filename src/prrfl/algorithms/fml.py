@@ -35,7 +35,8 @@ class FML:
 
     def start(self, initial: Tensors) -> FMLState:
         """Start both networks from the common initial weights."""
-        return FMLState(Learner(detached(initial)), Learner(detached(initial)))
+        learner = Learner(detached(initial))
+        return FMLState(learner, learner)
 
     def train(self, client: FMLState, site: Site, ctx: RoundContext) -> tuple[FMLState, Mapping[str, float]]:
         """Train both networks for one local epoch, each teaching the other."""

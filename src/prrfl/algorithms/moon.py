@@ -52,7 +52,8 @@ class MOON:
 
     def start(self, initial: Tensors) -> MOONState:
         """Start from the common initial network."""
-        return MOONState(Learner(detached(initial)), detached(initial), detached(initial))
+        weights = detached(initial)
+        return MOONState(Learner(weights), weights, weights)
 
     def train(
         self, client: MOONState, site: Site, ctx: RoundContext
@@ -79,7 +80,8 @@ class MOON:
 
     def receive(self, client: MOONState, mean: Tensors, ctx: RoundContext) -> MOONState:
         """Replace the network by the mean; the next round is compared with both."""
-        return MOONState(Learner(detached(mean)), detached(mean), client.learner.weights)
+        weights = detached(mean)
+        return MOONState(Learner(weights), weights, client.learner.weights)
 
     def models(self, client: MOONState) -> Mapping[str, Tensors]:
         """Return the one network."""

@@ -79,7 +79,8 @@ class PRRFL:
 
     def start(self, initial: Tensors) -> PRRFLState:
         """Start both networks from the common initial weights."""
-        return PRRFLState(Learner(detached(initial)), Learner(detached(initial)))
+        learner = Learner(detached(initial))
+        return PRRFLState(learner, learner)
 
     def train(
         self, client: PRRFLState, site: Site, ctx: RoundContext

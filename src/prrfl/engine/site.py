@@ -90,7 +90,9 @@ class Visitor(Generic[C]):
 
     def meet(self, client: C, mean: Tensors, ctx: RoundContext) -> C:
         """Give the site the mean of what all sites sent after an epoch; return the new state."""
+        self._recognise(client)
         after: C = meeting(self.algorithm).epoch_receive(client, self._unpacked(mean), ctx)
+        self._rest(after)
         return after
 
     def share(self, client: C, ctx: RoundContext) -> Generator[RoundRecord, Any, Share]:

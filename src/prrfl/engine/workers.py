@@ -207,12 +207,7 @@ class _Worker:
         self._thread = ThreadPoolExecutor(1)
         # The thread that forks has not computed: OpenMP keeps a team of threads per calling thread, and a
         # child that inherited a team would wait for threads that fork does not copy.
-        self._process, self._connection = self._thread.submit(self._start, make, sites, threads).result()
-
-    def _start(
-        self, make: Callable[[Sequence[SiteData]], InProcess], sites: Sequence[SiteData], threads: int
-    ) -> tuple[multiprocessing.process.BaseProcess, Connection]:
-        return forked(_serve, make, sites, threads)
+        self._process, self._connection = self._thread.submit(forked, _serve, make, sites, threads).result()
 
     def give(self, order: _Order) -> "SimpleQueue[bytes]":
         """Send an order after the earlier ones are done; return the queue that its results come through."""

@@ -45,8 +45,8 @@ def check_images(
         entries, config.classes, config.batch, (lambda done: seen(done, len(entries))) if seen else None
     )
     usable = not found.broken and (config.allow_missing or not found.missing)
-    counted = Counter((entry.site, entry.split) for entry in entries)
-    counts = {site: [counted[site, split] for split in SPLITS] for site, _ in counted}
+    images = Counter((entry.site, entry.split) for entry in entries)
+    counts = {site: [images[site, split] for split in SPLITS] for site, _ in images}
     return DataSet(entries, len(counts), usable), [_overview(counts), *_in_brief(found, config.allow_missing)]
 
 

@@ -15,7 +15,7 @@ from prrfl.reports.styles import PALETTE
 from prrfl.types import Predictions
 
 BINS = 15
-"""As in Guo et al., ICML 2017."""
+"""Number of bins of confidence, as in Guo et al., ICML 2017."""
 
 
 @dataclass(frozen=True)
@@ -34,32 +34,32 @@ class Bin:
     accuracy: float
 
 
-def reliability(predictions: Predictions, bins: int = BINS) -> list[Bin]:
+def reliability(predictions: Predictions) -> list[Bin]:
     """Return the bins, of equal width, that hold an image, in order of confidence."""
     confidence, predicted = (t.numpy() for t in predictions.probabilities.max(1))
     right = predicted == predictions.labels.numpy()
-    index = _bin_of(confidence, bins)
+    index = _bin_of(confidence)
     return [
         Bin(
-            k / bins,
-            (k + 1) / bins,
+            k / BINS,
+            (k + 1) / BINS,
             int(here.sum()),
             float(confidence[here].mean()),
             float(right[here].mean()),
         )
-        for k in range(bins)
+        for k in range(BINS)
         if (here := index == k).any()
     ]
 
 
-def _bin_of(confidence: NDArray[np.floating[Any]], bins: int) -> NDArray[np.int64]:
-    index: NDArray[np.int64] = np.ceil(confidence * bins).astype(np.int64) - 1
-    return index.clip(0, bins - 1)
+def _bin_of(confidence: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
+    index: NDArray[np.int64] = np.ceil(confidence * BINS).astype(np.int64) - 1
+    return index.clip(0, BINS - 1)
 
 
-def calibration_error(predictions: Predictions, bins: int = BINS) -> float:
+def calibration_error(predictions: Predictions) -> float:
     """Return the expected calibration error: |accuracy - confidence| of the bins, averaged over images."""
-    there = reliability(predictions, bins)
+    there = reliability(predictions)
     total = sum(b.images for b in there)
     return sum(b.images * abs(b.accuracy - b.confidence) for b in there) / total
 
@@ -73,7 +73,7 @@ def chance_error(predictions: Predictions, seed: int = 0, draws: int = 200) -> f
     draw = torch.Generator().manual_seed(seed)
     labels = torch.multinomial(values, draws, replacement=True, generator=draw)  # (N, draws)
     confidence, predicted = values.max(1)
-    in_bin = np.eye(BINS)[_bin_of(confidence.numpy(), BINS)]
+    in_bin = np.eye(BINS)[_bin_of(confidence.numpy())]
     gaps = in_bin.T @ ((labels == predicted[:, None]).double() - confidence[:, None]).numpy()
     return float(np.abs(gaps).sum(0).mean() / len(values))
 

@@ -107,20 +107,6 @@ def one_hot(labels: Ints, classes: Ints) -> Floats:
     return chosen.astype(np.float64)
 
 
-def resampled_sensitivity(counts: SampleCounts, positive: NDArray[np.bool_], values: Floats) -> Floats:
-    """Return the sensitivity for a class at 90 % specificity in each sample, (B,).
-
-    It is the largest among the thresholds whose specificity is at least 90 %, as on scikit-learn's
-    ``roc_curve`` with all its points. NaN for a sample that lacks the class, or has no other.
-
-    Args:
-        counts: (B, N), see :func:`resamples`.
-        positive: (N,) whether an image is of the class.
-        values: (N,) its probability of the class.
-    """
-    return Ranking.of(counts, positive, values).sensitivity()
-
-
 @dataclass(frozen=True, eq=False)
 class Ranking:
     """How the images of a class rank among the others, in each sample.
@@ -143,7 +129,13 @@ class Ranking:
 
     @classmethod
     def of(cls, counts: SampleCounts, positive: NDArray[np.bool_], values: Floats) -> Self:
-        """Return the ranking of N images by their values; arguments as for :func:`resampled_sensitivity`."""
+        """Return the ranking of N images by their values.
+
+        Args:
+            counts: (B, N), see :func:`resamples`.
+            positive: (N,) whether an image is of the class.
+            values: (N,) its probability of the class.
+        """
         levels = np.unique(values[positive])
         at = np.searchsorted(levels, values)
         equal = np.append(levels, np.nan)[at] == values
@@ -169,7 +161,11 @@ class Ranking:
         return area
 
     def sensitivity(self) -> Floats:
-        """Return the sensitivity of each sample at 90 % specificity, (B,)."""
+        """Return the sensitivity of each sample at 90 % specificity, (B,).
+
+        It is the largest among the thresholds whose specificity is at least 90 %, as on scikit-learn's
+        ``roc_curve`` with all its points. NaN for a sample that lacks the class, or has no other.
+        """
         # In float64, because 0.9 times a whole number must not be rounded up beyond one.
         needed = np.ceil(SPECIFICITY * self.negatives.astype(np.float64) - ROUNDING)
         specific = self.below >= needed

@@ -53,12 +53,6 @@ class Variance:
         """The variance of the mean."""
         return self.images + self.trainings
 
-    @property
-    def df(self) -> float:
-        """Degrees of freedom of the total (Satterthwaite, 1946); for information only, see :meth:`half`."""
-        parts = self.trainings**2 / (self.seeds - 1) + self.images**2 / (self.groups - 1)
-        return self.total**2 / parts if parts else math.inf
-
     def half(self, tail: float = LEVEL / 2) -> float:
         """Return half the width of an interval without ``tail`` at each end (Banerjee, Sankhya 1960).
 

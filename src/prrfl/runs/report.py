@@ -29,6 +29,9 @@ from prrfl.types import ClientId, Predictions, RoundRecord, SiteData, Split
 
 log = logging.getLogger("prrfl")
 
+_SAMPLES = 4
+"""Wrong predictions, and correct ones, that the page shows with their images, of each site."""
+
 
 def finish(
     records: Sequence[RoundRecord], config: TrainConfig, folder: RunFolder, seconds: float | None = None
@@ -233,14 +236,14 @@ def class_counts(site: SiteData, classes: int) -> dict[str, list[int]]:
     return {name: site.split(name).labels.bincount(minlength=classes).tolist() for name in splits}
 
 
-def samples(site: SiteData, predictions: Predictions, classes: Sequence[str], each: int = 4) -> list[Sample]:
+def samples(site: SiteData, predictions: Predictions, classes: Sequence[str]) -> list[Sample]:
     """Return the test images with the most confident predictions: wrong ones first, then correct ones."""
     sure, predicted = predictions.probabilities.max(1)
     wrong = predicted != predictions.labels
     rows = {name: row for row, name in enumerate(site.test.ids)}
     shown = []
     for chosen in (wrong, ~wrong):
-        ranked = [k for k in sure.argsort(descending=True).tolist() if chosen[k]][:each]
+        ranked = [k for k in sure.argsort(descending=True).tolist() if chosen[k]][:_SAMPLES]
         for k in ranked:
             if (row := rows.get(predictions.ids[k])) is not None:
                 png = io.BytesIO()

@@ -186,7 +186,7 @@ def remaining_rounds(
         )
     if data is not None and start == 0:
         folder.write_data(data)
-    folder.write_environment(environment(config, data), start)
+    folder.write_environment(environment(config, folder.path, data), start)
     history = records_until(folder, done)
     unsaved: list[RoundRecord] = []
     with tracking(config.track, _tracked(run, folder.path, data)) as trackers:
@@ -298,8 +298,14 @@ def open_engine(run: Run, sites: Sequence[SiteData], folder: Path) -> Iterator[E
         shutil.rmtree(stored, ignore_errors=True)
 
 
-def environment(config: TrainConfig, data: Fingerprints | None = None) -> dict[str, Any]:
-    """Return what is needed to understand or repeat a run: machine, versions, command, own parts and data."""
+def environment(config: TrainConfig, folder: Path, data: Fingerprints | None = None) -> dict[str, Any]:
+    """Return what is needed to understand or repeat a run: machine, versions, command, own parts and data.
+
+    Args:
+        config: the run's settings.
+        folder: the run's folder, which exists.
+        data: fingerprints of the sites' data; ``None`` if it is not on this machine.
+    """
     names = ("prrfl", "torch", "numpy", "scikit-learn", "monai", "safetensors")
     return {
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -308,7 +314,7 @@ def environment(config: TrainConfig, data: Fingerprints | None = None) -> dict[s
         "threads": torch.get_num_threads(),
         "device": config.device,
         "gpu": found.name if (found := gpu()) else None,
-        "free_disk_bytes": shutil.disk_usage(Path.cwd()).free,
+        "free_disk_bytes": shutil.disk_usage(folder).free,
         "versions": {name: version(name) for name in names},
         "command": _without_secrets(sys.argv),
         "parts": config.own_parts(),

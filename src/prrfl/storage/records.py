@@ -63,16 +63,18 @@ def to_line(record: RoundRecord) -> str:
 
 
 def append_records(path: Path, records: Iterable[RoundRecord]) -> None:
-    """Append records. If that fails, for example on a full disk, the file is restored."""
-    with path.open("a", encoding="utf-8") as file:
-        end = file.tell()
-        try:
+    """Append records. If that fails, for example on a full disk, the file is restored; a new one is empty."""
+    path.touch()
+    end = path.stat().st_size
+    try:
+        with path.open("a", encoding="utf-8") as file:
             file.write("".join(to_line(record) for record in records))
             file.flush()
             os.fsync(file.fileno())
-        except OSError:
-            os.truncate(path, end)
-            raise
+    except OSError:
+        # After the file is closed, which would write the rest of its buffer into the room just freed.
+        os.truncate(path, end)
+        raise
 
 
 def from_line(line: str | bytes) -> RoundRecord:

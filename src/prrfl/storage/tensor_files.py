@@ -30,13 +30,14 @@ def write_tensors(path: Path, tensors: Tensors, notes: Mapping[str, object] | No
 def _safetensors(tensors: Tensors, notes: Mapping[str, object] | None) -> bytes:
     # A single entry, because safetensors does not write several in a fixed order.
     header = {"prrfl": json.dumps(notes)} if notes else None
-    unshared: dict[int, Tensor] = {}  # safetensors refuses tensors in one memory, as tied weights are
+    # safetensors refuses tensors in one memory, as tied weights are, or the weights of equal networks.
+    taken: set[int] = set()
     separate = {}
     for key, tensor in tensors.items():
-        whole_tensor = tensor.contiguous()
-        if unshared.setdefault(whole_tensor.untyped_storage().data_ptr(), whole_tensor) is not whole_tensor:
-            whole_tensor = whole_tensor.clone()
-        separate[key] = whole_tensor
+        packed = tensor.resolve_conj().resolve_neg().contiguous()  # safetensors reads the bare memory
+        memory = packed.untyped_storage().data_ptr()
+        separate[key] = packed.clone() if memory in taken else packed
+        taken.add(memory)
     whole: bytes = save(separate, metadata=header)
     return whole
 
@@ -191,8 +192,7 @@ def _flatten(
         for name, part in _parts(kind).items():
             _flatten(part, getattr(value, name), f"{prefix}{name}/", tensors, values)
     elif kind == Tensors:
-        # Copies, because safetensors refuses tensors that share memory, as those of equal networks may.
-        tensors.update({f"{prefix}{key}": tensor.clone() for key, tensor in value.items()})  # type: ignore[attr-defined]
+        tensors.update({f"{prefix}{key}": tensor for key, tensor in value.items()})  # type: ignore[attr-defined]
     else:
         values[prefix] = adapter(kind).dump_python(value, mode="json")
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prrfl.algorithms import Algorithm, traits_of
+from prrfl.algorithms.base import C
 from prrfl.algorithms.prototyped import Prototyped, taken_apart
 from prrfl.engine import InProcess, rounds_from
 from prrfl.errors import NonFiniteShareError
@@ -180,20 +181,33 @@ def check_breakdown(method: Algorithm[Any]) -> None:
 
 
 def check_storage(method: Algorithm[Any]) -> None:
-    """A state that was written and read again trains on to the same bits."""
+    """A state that was written and read again trains on to the same bits: at any moment of a round."""
     site = Site(tiny_sites()[0], recipe_of(method, optimizer="adam"))
     ctx = moment(site.recipe)
-    state, _ = method.train(method.start(site.recipe.network.state_dict()), site, ctx)
+    start = method.start(site.recipe.network.state_dict())
+    trained, _ = method.train(start, site, ctx)
+    aggregator = method.aggregator(ctx)
+    aggregator.add("a", method.share(trained, ctx))
+    received = method.receive(trained, aggregator.result(), ctx)
+    for state, later in (
+        (start, ctx),
+        (trained, replace(ctx, epoch=1)),
+        (received, replace(ctx, round=1)),
+    ):
+        back = _stored(state)
+        assert type(back) is type(state), f"expected {type(state).__name__}, read {type(back).__name__}"
+        expected, found = (method.train(one, site, later)[0] for one in (state, back))
+        assert _equal(tensors_of(expected), tensors_of(found)), (
+            "a state that was written and read again trains to other weights"
+        )
+
+
+def _stored(state: C) -> C:
+    """Return a state as it is read from a file that it was written to."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "s.safetensors"
         write_state(path, state)
-        back = read_state(path, type(state))
-    assert type(back) is type(state), f"expected {type(state).__name__}, read {type(back).__name__}"
-    later = replace(ctx, epoch=1)
-    expected, found = method.train(state, site, later)[0], method.train(back, site, later)[0]
-    assert _equal(tensors_of(expected), tensors_of(found)), (
-        "a state that was written and read again trains to other weights"
-    )
+        return read_state(path, type(state))
 
 
 def check_frozen(method: Algorithm[Any]) -> None:

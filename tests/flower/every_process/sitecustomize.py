@@ -19,7 +19,7 @@ class _RegisterTiny(MetaPathFinder):
 
         def load_and_register(module):
             load(module)
-            from tests.flower.tiny import tiny
+            from tests.networks import tiny
 
             module.NETWORKS.builtin = {**module.NETWORKS.builtin, "tiny": tiny}
 

@@ -7,6 +7,7 @@ Flower starts a new process for every order, so all that a site remembers is in 
     data.json                       fingerprints of the data that it was started with
     state/<round>-<n>-<done>/       the site's state, its share and its records after training (n = 1) and
                                     after the mean (n = 2); the last three of them
+    config.toml                     all settings, from which `prrfl evaluate` learns where the data is
     models/<site>/{best,last}.safetensors, predictions/<site>/{best,last}.csv
     own_counts.safetensors, class_counts.json
                                     if the loss needs them: training images of each class, here and everywhere
@@ -14,6 +15,7 @@ Flower starts a new process for every order, so all that a site remembers is in 
     received.json, masked.json, revealed.json
                                     what is done only once, see prrfl.flower.site.ledger
     position.json                   while the site trains: where it is, see prrfl.runs.position
+    lock                            held by the process that carries out an order
 
 If an order comes again, the site answers it from this folder. So a message that arrives twice, or a node or
 server that was killed, never trains a round twice.
