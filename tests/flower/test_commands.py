@@ -422,12 +422,12 @@ def test_a_site_with_data_of_ones_own_joins_whatever_its_classes(certs, prrfl, t
     joined = []
     monkeypatch.setattr("prrfl.flower.launch.keep_connected", lambda node, _: joined.append(node))
     (tmp_path / "own.py").write_text("def load(image_size, classes):\n    return classes.index('cat')\n")
-    for function, code in (("load", 0), ("laod", 2)):
+    for function, code in (("load", 0), ("loads", 2)):
         source = tmp_path / f"own.py:{function}"
         found, out, err = site_with(prrfl, certs, source, "--port", free_port())
         assert found == code, err
         assert ("are loaded when the server has sent" in " ".join(out.split())) == (code == 0)
-    assert err == f"error: data {source}: {tmp_path}/own.py has no laod (did you mean 'load'?)\n"
+    assert err == f"error: data {source}: {tmp_path}/own.py has no loads (did you mean 'load'?)\n"
     assert [node.config["data"] for node in joined] == [str(tmp_path / "own.py:load")]
 
 
