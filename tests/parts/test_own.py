@@ -333,6 +333,8 @@ def test_a_comparison_uses_the_settings_of_parts_of_file_flags_and_names(own, ca
     assert not caplog.messages
     compare.plan(Path("c.toml"), {}, ["fedavg"], [0], own / "c")
     assert caplog.messages == ["method.step: no effect on any run"]
+    with pytest.raises(ConfigError, match=r"give it with that method's name: --methods NAME:step=1$"):
+        compare.plan(None, {"set": {"method": {"step": "1"}}}, ["./own.py:PartWay"], [0], own / "c")
 
 
 def test_tuned_settings_must_not_contradict_those_of_a_part_in_a_file(own):

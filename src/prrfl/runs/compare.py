@@ -90,6 +90,12 @@ def plan(
         DataError: if the data is missing, or has changed since runs in the folder were started.
     """
     source, given = given_settings(config, {**flags, "workers": 1})
+    if (of_method := given.get("set", {}).get("method")) and "method" not in given:
+        key, value = next(iter(of_method.items()))
+        raise ConfigError(
+            f"method.{key} is a setting of one method; give it with that method's name: --methods "
+            f"NAME:{key}={value}"
+        )
     base = checked(given, source, flags)
     named = _by_name(methods, seeds)
     data = _data_of(base)
