@@ -178,7 +178,7 @@ def write_generated(spec: GeneratedData, folder: Path) -> Path:
 
     Args:
         spec: the data set.
-        folder: the folder to create, with its parents; which must be absent or empty.
+        folder: the folder to create, with its parents; it must be absent or empty.
 
     Returns:
         The folder.
