@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 import numpy as np
@@ -106,17 +106,17 @@ def to_records(value: Order | Answer) -> RecordDict:
     """
     plain: dict[str, Any] = {}
     arrays: dict[str, Array] = {}
-    for one in fields(value):
-        part = getattr(value, one.name)
-        if get_type_hints(type(value))[one.name] == Tensors:
-            plain[f"{one.name}.layout"] = json.dumps(
+    for name, hint in get_type_hints(type(value)).items():
+        part = getattr(value, name)
+        if hint == Tensors:
+            plain[f"{name}.layout"] = json.dumps(
                 [[key, str(tensor.numpy().dtype), list(tensor.shape)] for key, tensor in part.items()]
             )
             for dtype in sorted({str(tensor.numpy().dtype) for tensor in part.values()}):
                 flat = [t.reshape(-1).numpy() for t in part.values() if str(t.numpy().dtype) == dtype]
-                arrays[f"{one.name}.{dtype}"] = Array(np.concatenate(flat))
+                arrays[f"{name}.{dtype}"] = Array(np.concatenate(flat))
         else:
-            plain[one.name] = part
+            plain[name] = part
     return RecordDict({"plain": ConfigRecord(plain), "arrays": ArrayRecord(arrays)})
 
 
