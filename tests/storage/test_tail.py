@@ -25,3 +25,14 @@ def test_only_whole_and_new_lines_are_read(tmp_path):
     path.rename(tmp_path / "moved")
     assert not end.restarted()
     assert end.lines() == []
+
+
+def test_a_file_is_followed_from_its_present_end(tmp_path):
+    path, absent = tmp_path / "log.txt", Tail.from_end(tmp_path / "absent.txt")
+    path.write_bytes(b"before\n")
+    present = Tail.from_end(path)
+    assert absent.texts() == present.texts() == []
+    for tail, name in ((present, "log.txt"), (absent, "absent.txt")):
+        with (tmp_path / name).open("ab") as file:
+            file.write(b"new \xff\npart")
+        assert tail.texts() == ["new \ufffd"]

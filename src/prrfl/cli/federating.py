@@ -289,15 +289,12 @@ def _follow(folder: Path, rounds: int, outcome: Callable[[], tuple[bool, str]]) 
         now = read_position(folder)
         return Shown(_answers(now, rounds), now.done, time_left(now.seconds_left)) if now else None
 
-    path = folder / "log.txt"
-    log = Tail(path, most=0 if path.is_file() else None)  # a resumed run has lines of before
+    log = Tail.from_end(folder / "log.txt")  # a resumed run has lines of before
 
     def show_log() -> None:
-        log.restarted()
-        for line in log.lines():
-            if b" ERROR " not in line:
-                text = line.decode("utf-8", "replace")
-                progress.console.print(text, soft_wrap=True, highlight=False)
+        for line in log.texts():
+            if " ERROR " not in line:
+                progress.console.print(line, soft_wrap=True, highlight=False)
 
     with PositionProgress(look) as progress:
         ended, error, failures, asked = False, "", 0, -math.inf

@@ -360,10 +360,7 @@ def keep_connected(node: Node, say: Callable[[str], None]) -> None:
 def _run_node(node: Node, say: Callable[[str], None], warned: set[str]) -> tuple[str, int]:
     """Run a node to its end; return the last lines of its output, and its exit code."""
     log = node.log
-    here = 0 if log.is_file() else None  # it holds the output of earlier nodes
-    whole, new = Tail(log, here), Tail(log, here)
-    for tail in (whole, new):
-        tail.restarted()
+    whole, new = Tail.from_end(log), Tail.from_end(log)  # it holds the output of earlier nodes
     line = re.compile(rf"(?:\d{{4}}-\S+ \S+ [A-Z]+ )?site {re.escape(str(node.config['name']))}: (.*)")
     process = node.supernode().start(log)
     try:
@@ -375,11 +372,11 @@ def _run_node(node: Node, say: Callable[[str], None], warned: set[str]) -> tuple
                     f"warning: the server asks this site to run the app {one_line(app)}, which is not "
                     "prrfl's and can read what this user can; stop the site, and ask the server's operator"
                 )
-            for found in filter(None, map(line.fullmatch, _new_lines(new))):
+            for found in filter(None, map(line.fullmatch, new.texts())):
                 say(one_line(found[1]))
     finally:
         _stop(process)
-    return "\n".join(_new_lines(whole)) + "\n", process.returncode
+    return "\n".join(whole.texts()) + "\n", process.returncode
 
 
 def _is_ours(app: Path) -> bool:
@@ -445,11 +442,6 @@ def check_port(host: str, port: int, left_over: str) -> None:
             f"another program listens at {host}:{port}, perhaps a {left_over} that is left over; stop it, or "
             "choose another --port"
         ) from None
-
-
-def _new_lines(log: Tail) -> list[str]:
-    log.restarted()
-    return [line.decode(errors="replace") for line in log.lines()]
 
 
 def _reason(output: str) -> str:

@@ -241,7 +241,7 @@ def _defined(metrics: Sequence[Metric]) -> str:
     """Return the sentences that define some of the measures."""
     over = {"worst_f1": "worst site: lowest score of a site", "spread_f1": "spread: highest less lowest"}
     text = _sentence([over[metric.key] for metric in metrics if metric.key in over])
-    if any(metric.key.startswith(SENSITIVE) for metric in metrics):
+    if any(metric.key.startswith(f"{SENSITIVE}_") for metric in metrics):
         text += f" {SENSITIVITY}"
     return f" {text.strip()}" if text else ""
 

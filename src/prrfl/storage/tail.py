@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Self
 
 from prrfl.storage.reading import opened
 
@@ -18,6 +19,13 @@ class Tail:
         """
         self._path, self._most = path, most
         self._inode, self._read = 0, 0
+
+    @classmethod
+    def from_end(cls, path: Path) -> Self:
+        """Follow a file from its present end, or from its beginning if it does not exist yet."""
+        tail = cls(path, 0 if path.is_file() else None)
+        tail.restarted()
+        return tail
 
     def restarted(self) -> bool:
         """Return whether the file is another one, or shorter than what was read; then it is read again."""
@@ -44,3 +52,8 @@ class Tail:
             return []
         self._read += len(whole + end)
         return whole.splitlines()
+
+    def texts(self) -> list[str]:
+        """Return the lines that are new and complete as text, also if the file is another one."""
+        self.restarted()
+        return [line.decode("utf-8", "replace") for line in self.lines()]
